@@ -1,0 +1,1 @@
+"""Artifacts on disk: one module a format, each with ``export`` and ``load``."""

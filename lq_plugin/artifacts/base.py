@@ -1,0 +1,246 @@
+"""Artifacts: written to a temporary folder and renamed, checked by checksum, loaded back as modules.
+
+An artifact's folder holds the runtime's own files and ``artifact.json``: format, call signature, coverage and the
+sha256 of every file, itself included. Nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lq_plugin.artifacts import onnx, openvino, pt2
+from lq_plugin.candidate import Candidate
+from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, require, unknown_name
+from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.signature import Signature
+
+DESCRIPTION = "artifact.json"
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format is written and read.
+
+    Args:
+        runtime: what executes it, and so where quantize/dequantize pairs are placed.
+        extra: the extra that installs what it needs; ``None`` where the core is enough.
+        packages: the modules of that extra which must be importable.
+        export: writes the converted graph's files into a folder.
+        load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
+    """
+
+    runtime: str
+    extra: str | None
+    packages: tuple[str, ...]
+    export: Callable[[FloatGraph, Path], None]
+    load: Callable[[Path, int | None], Run]
+
+
+FORMATS: Mapping[str, Format] = {
+    "onnx": Format("onnxruntime", "onnx", ("onnx", "onnxscript", "onnxruntime"), onnx.export, onnx.load),
+    "openvino": Format("openvino", "openvino", ("onnx", "onnxscript", "openvino"), openvino.export, openvino.load),
+    "pt2": Format("torch", None, (), pt2.export, pt2.load),
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A candidate exported for one runtime.
+
+    Args:
+        path: its folder; ``lq_plugin.load(path)`` makes a module of it.
+        candidate: name of the candidate.
+        method: the scheme's method.
+        format: a key of ``FORMATS``.
+        runtime: what executes it.
+        signature: how it is called.
+        files: sha256 by file name, without ``artifact.json``.
+        quantized_ops: ``{"name", "op"}`` of every operator that computes on integers.
+        float_ops: ``{"name", "op", "reason"}`` of every operator that stays float.
+    """
+
+    path: Path
+    candidate: str
+    method: str
+    format: str
+    runtime: str
+    signature: Signature
+    files: Mapping[str, str]
+    quantized_ops: Sequence[Mapping[str, str]]
+    float_ops: Sequence[Mapping[str, str]]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the runtime's files on disk."""
+        return sum((self.path / name).stat().st_size for name in self.files)
+
+
+class ArtifactModule(nn.Module):
+    """An artifact as a module, called like its target and returning what its target returns.
+
+    Tensors given on another device are copied to the CPU, where artifacts run.
+    """
+
+    def __init__(self, signature: Signature, run: Run) -> None:
+        super().__init__()
+        self.signature = signature
+        self.run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the artifact.
+
+        Raises:
+            ArtifactError: the call does not fit the captured signature.
+        """
+        tensors = [tensor.detach().cpu().contiguous() for tensor in self.signature.flatten(args, kwargs)]
+        return self.signature.unflatten(self.run(tensors))
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Check that formats exist and that what they need is installed.
+
+    Raises:
+        ConfigError: an unknown format, with the nearest valid names, or none at all.
+        MissingExtraError: naming the extra to install.
+    """
+    if isinstance(formats, str) or not formats:
+        raise ConfigError(f"formats: {formats!r} is not a list of formats. Allowed: {', '.join(map(repr, FORMATS))}.")
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown_name("formats", str(name), FORMATS)
+        for package in FORMATS[name].packages:
+            require(package, FORMATS[name].extra or "", f"formats: {name!r}")
+    return tuple(formats)
+
+
+def export(
+    candidate: Candidate, folder: str | os.PathLike[str], formats: Sequence[str] = tuple(FORMATS)
+) -> dict[str, Artifact]:
+    """Export a candidate, one folder a format.
+
+    Args:
+        candidate: what to export.
+        folder: where the formats' folders are made; one that exists already is replaced when the new one is complete.
+        formats: keys of ``FORMATS``.
+
+    Returns:
+        The artifacts by format.
+
+    Raises:
+        ConfigError: an unknown format.
+        MissingExtraError: a format needs a package that is not installed.
+        ExportError: a runtime's exporter refused the graph.
+    """
+    return {name: export_one(candidate, Path(folder) / name, name) for name in check_formats(formats)}
+
+
+def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
+    """Export a candidate in one format to ``path``; see :func:`export`."""
+    chosen = FORMATS[format_name]
+    placement = candidate.placed(chosen.runtime)
+    content: dict[str, Any] = {
+        "schema_version": 1,
+        "candidate": candidate.name,
+        "method": candidate.scheme.method,
+        "format": format_name,
+        "runtime": chosen.runtime,
+        "signature": candidate.graph.signature.to_json(),
+        "quantized_ops": [{"name": name, "op": op} for name, op in placement.quantized.items()],
+        "float_ops": [vars(op) for op in placement.float_ops],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{format_name}-", dir=path.parent))
+    try:
+        try:
+            chosen.export(candidate.converted(chosen.runtime), scratch)
+        except (LqError, OSError):
+            raise
+        except Exception as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            raise ExportError(
+                f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} "
+                f"({type(error).__name__}: {reason}). The other formats are not affected."
+            ) from error
+        content["files"] = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
+        content["sha256"] = _digest(content)
+        (scratch / DESCRIPTION).write_text(json.dumps(content, indent=1))
+        shutil.rmtree(path, ignore_errors=True)
+        scratch.chmod(0o755)
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return read(path)
+
+
+def read(path: str | os.PathLike[str]) -> Artifact:
+    """Read an artifact's description and check every file against it.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or a file in it is missing or was changed.
+    """
+    folder = Path(path)
+    try:
+        content = json.loads((folder / DESCRIPTION).read_text())
+        intact = content.pop("sha256") == _digest(content)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"path: {str(folder)!r} holds no artifact ({DESCRIPTION} is missing). Give the folder of one format, such "
+            "as '…/quantized/static/onnx'."
+        ) from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"path: {str(folder / DESCRIPTION)!r} cannot be read ({error}). Export again.") from error
+    if not intact:
+        raise ArtifactError(f"path: {str(folder / DESCRIPTION)!r} was changed after export. Export again.")
+    for name, expected in content["files"].items():
+        if not (folder / name).is_file():
+            raise ArtifactError(f"path: {str(folder / name)!r} is missing. Copy the whole folder, or export again.")
+        if sha256(folder / name) != expected:
+            raise ArtifactError(
+                f"path: {str(folder / name)!r} was changed or truncated after export: its sha256 differs from the "
+                f"one in {DESCRIPTION}. Copy it again from where it was exported, or export again."
+            )
+    return Artifact(
+        path=folder,
+        signature=Signature.from_json(content["signature"]),
+        **{key: content[key] for key in ("candidate", "method", "format", "runtime", "files")},
+        **{key: content[key] for key in ("quantized_ops", "float_ops")},
+    )
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None) -> ArtifactModule:
+    """Load an artifact as a module with the call signature and output structure of its target.
+
+    Neither the user's code nor Lightning is needed, and nothing is unpickled.
+
+    Args:
+        path: an artifact's folder.
+        threads: size of onnxruntime's or OpenVINO's thread pool; their own choice by default. A ``.pt2`` uses the
+            threads of torch, see ``torch.set_num_threads``.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or a file in it is missing or was changed.
+        MissingExtraError: its runtime is not installed.
+    """
+    artifact = read(path)
+    return ArtifactModule(artifact.signature, FORMATS[artifact.format].load(artifact.path, threads))
+
+
+def sha256(file: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

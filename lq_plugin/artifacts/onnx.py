@@ -1,0 +1,54 @@
+"""ONNX with explicit QuantizeLinear/DequantizeLinear pairs, run by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lq_plugin.artifacts.pt2 import program_of
+from lq_plugin.errors import require
+from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.noise import muted
+
+FILE = "model.onnx"
+_SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
+
+
+def export(graph: FloatGraph, folder: Path) -> None:
+    """Write ``model.onnx`` (with ``model.onnx.data`` for weights beyond 2 GB) and check it."""
+    checker = require("onnx", "onnx", "formats: 'onnx'").checker
+    names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
+    weights = sum(tensor.nbytes for tensor in graph.module.state_dict().values())
+    with muted():
+        program = torch.onnx.export(
+            program_of(graph), dynamo=True, verbose=False, input_names=_unique(names), output_names=None
+        )
+        assert program is not None
+        program.save(str(folder / FILE), external_data=weights > _SINGLE_FILE_LIMIT)
+    checker.check_model(str(folder / FILE), full_check=True)
+
+
+def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """Open the model in an onnxruntime session on the CPU."""
+    ort = require("onnxruntime", "onnx", "load: an ONNX artifact")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+    inputs = {value.name for value in session.get_inputs()}
+    names = [value.name for value in session.get_inputs()]
+    assert len(inputs) == len(names)
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+        results = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
+        return [torch.from_numpy(result) for result in results]
+
+    return run
+
+
+def _unique(names: list[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]

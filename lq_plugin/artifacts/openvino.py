@@ -1,0 +1,41 @@
+"""OpenVINO's intermediate representation, read from the quantized graph's ONNX form."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lq_plugin.artifacts import onnx
+from lq_plugin.errors import require
+from lq_plugin.graph.capture import FloatGraph
+
+FILE = "model.xml"
+
+
+def export(graph: FloatGraph, folder: Path) -> None:
+    """Write ``model.xml`` and ``model.bin``."""
+    ov = require("openvino", "openvino", "formats: 'openvino'")
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.export(graph, Path(scratch))
+        model = ov.convert_model(str(Path(scratch) / onnx.FILE))
+        ov.save_model(model, str(folder / FILE), compress_to_fp16=False)
+
+
+def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """Compile the model for the CPU; what is not INT8 is computed in float32 on every CPU."""
+    ov = require("openvino", "openvino", "load: an OpenVINO artifact")
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    compiled = ov.Core().compile_model(str(folder / FILE), "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+        results = request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
+        return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
+
+    return run

@@ -1,0 +1,1 @@
+"""Thin adapters from Trainer hooks to the plain functions of the package."""

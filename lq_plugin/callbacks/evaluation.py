@@ -1,0 +1,160 @@
+"""Every reloaded artifact in the module's own loop, its latency and size, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+from torchmetrics import Metric
+
+from lq_plugin import selection
+from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks.export import ArtifactExport, on_one_process, quantizing
+from lq_plugin.callbacks.quantizing import data_of
+from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.evaluation.compare import Comparison, Measurement, Protocol, Subject, compare
+from lq_plugin.evaluation.latency import Latency
+from lq_plugin.evaluation.loop import SPLITS
+from lq_plugin.report import manifest, table
+from lq_plugin.report.manifest import Outcome
+from lq_plugin.selection import Budget
+
+
+class Int8Evaluation(Callback):
+    """Evaluate every artifact, reloaded from disk, when fit ends: metrics, latency, size, fidelity.
+
+    The LightningModule's own ``validation_step`` (and ``test_step``) runs with the target's forward replaced by the
+    artifact. FP32 runs the same way, with the same weights. The budget is judged on validation metrics alone.
+
+    Args:
+        splits: ``"validate"`` and ``"test"``; one without a loader is left out.
+        metrics: torchmetrics by name for modules that log nothing, updated with
+            ``(output of the target, batch[label])`` and reported as ``<split>/<name>``.
+        label: index or key of the labels in a batch, for ``metrics``.
+        budget: how much of a metric may be lost.
+        latency: how latency is measured; ``None`` leaves it out, and nothing is selected then.
+
+    Attributes:
+        manifest: the content of ``manifest.json`` after fit.
+
+    Raises:
+        ConfigError: an unknown split, or no :class:`ArtifactExport` beside this callback.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[str] = SPLITS,
+        metrics: Mapping[str, Metric] | None = None,
+        label: int | str = 1,
+        budget: Budget = Budget(),
+        latency: Latency | None = Latency(),
+    ) -> None:
+        for split in (splits,) if isinstance(splits, str) else splits:
+            if split not in SPLITS:
+                raise unknown_name("splits", split, SPLITS)
+        self.protocol = Protocol(tuple(splits), dict(metrics or {}), label, latency)
+        self.budget = budget
+        self.manifest: Mapping[str, Any] | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check that there are artifacts to evaluate."""
+        if stage == "fit":
+            _exporter(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Evaluate, write the manifest, log and print."""
+        with on_one_process(trainer) as alone:
+            if alone:
+                self.manifest = self._evaluate(trainer, pl_module)
+                log(trainer, self.manifest)
+                table.show(self.manifest, _exporter(trainer).folder)
+
+    def _evaluate(self, trainer: Any, pl_module: Any) -> Mapping[str, Any]:
+        exporter = _exporter(trainer)
+        outcomes = exporter.outcomes(trainer, pl_module)
+        comparisons: list[Comparison] = []
+        measured: dict[str, Measurement] = {}
+        for subject in _subjects(trainer, outcomes):
+            comparison = compare(subject, data_of(trainer), self.protocol, table.note)
+            comparisons.append(comparison)
+            measured |= {
+                f"{artifact.candidate}/{artifact.format}": measurement
+                for artifact, measurement in zip(subject.artifacts, comparison.measurements, strict=True)
+            }
+        fp32 = comparisons[0].fp32 if comparisons else manifest.NO_FP32
+        monitor = checkpoints.monitored(trainer)
+        budget = selection.resolve(
+            self.budget, fp32["metrics"], getattr(monitor, "monitor", None), getattr(monitor, "mode", None)
+        )
+        entries = [
+            manifest.entry(
+                _judged(outcome, measured.get(outcome.label), budget), exporter.folder, measured.get(outcome.label)
+            )
+            for outcome in outcomes
+        ]
+        return exporter.write(
+            trainer,
+            entries,
+            fp32=fp32,
+            budget=asdict(budget),
+            selected=selection.select(entries),
+            evaluation=self.options(),
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Return this callback's exact configuration as builtins, for the manifest."""
+        return {
+            "splits": list(self.protocol.splits),
+            "metrics": {name: repr(metric) for name, metric in self.protocol.metrics.items()},
+            "label": self.protocol.label,
+            "latency": asdict(self.protocol.latency) if self.protocol.latency else None,
+        }
+
+
+def log(trainer: Any, content: Mapping[str, Any]) -> None:
+    """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``."""
+    figures = {}
+    for entry in content["artifacts"]:
+        prefix = f"quantized/{entry['candidate']}/{entry['format']}"
+        figures |= {f"{prefix}/{name}": value for name, value in entry["metrics"].items()}
+        figures |= {f"{prefix}/{name}": entry[name] for name in ("size_bytes", "sqnr_db") if entry[name] is not None}
+        if entry["latency_ms"] is not None:
+            figures[f"{prefix}/latency_ms"] = entry["latency_ms"]["median"]
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=trainer.global_step)
+        logger.save()
+
+
+def _judged(outcome: Outcome, measurement: Measurement | None, budget: Budget) -> Outcome:
+    if outcome.artifact is None or measurement is None:
+        return outcome
+    if not measurement.metrics and measurement.error is not None:
+        return replace(outcome, status="failed", error=measurement.error)
+    lost = selection.lost(budget, measurement.metrics, measurement.delta)
+    status = "ok" if lost is None or lost <= budget.max_loss else "over_budget"
+    return replace(outcome, status=status, error=measurement.error)
+
+
+def _subjects(trainer: Any, outcomes: Sequence[Outcome]) -> list[Subject]:
+    """Unite the artifacts that share target and weights: one FP32 model is measured for all of them."""
+    subjects: dict[tuple[str | None, str], Subject] = {}
+    for callback in quantizing(trainer):
+        artifacts = [o.artifact for o in outcomes if o.candidate == callback.name and o.artifact is not None]
+        if callback.candidate is None or callback.model is None or not artifacts:
+            continue
+        key = (callback.target, callback.candidate.calibration.provenance.checkpoint)
+        known = subjects.get(key, Subject(callback.model, callback.target, callback.candidate.graph, ()))
+        subjects[key] = replace(known, artifacts=(*known.artifacts, *artifacts))
+    return list(subjects.values())
+
+
+def _exporter(trainer: Any) -> Any:
+    exporter = next((callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)), None)
+    if exporter is None:
+        raise ConfigError(
+            "Int8Evaluation: no ArtifactExport is among the callbacks of this Trainer, and what is evaluated is the "
+            "artifact on disk. Add ArtifactExport() to callbacks."
+        )
+    return exporter

@@ -1,0 +1,166 @@
+"""Artifacts of every candidate, and the manifest, when fit ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lq_plugin.artifacts.base import FORMATS, check_formats, export_one
+from lq_plugin.callbacks.quantizing import QuantizingCallback
+from lq_plugin.errors import ConfigError, LqError
+from lq_plugin.report import manifest, table
+from lq_plugin.report.manifest import Outcome
+
+logger = logging.getLogger("lq_plugin")
+
+
+class ArtifactExport(Callback):
+    """Export every candidate when fit ends, to ``<folder of the run>/quantized/<candidate>/<format>``.
+
+    A format that fails is listed in the manifest with its reason; the others are made all the same.
+
+    Args:
+        formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``.
+        output_dir: folder of the run; the Trainer's ``log_dir``, else its ``default_root_dir``, by default.
+
+    Attributes:
+        folder: where artifacts and ``manifest.json`` are, known once fit started.
+        run_config: builtins stored in the manifest as the configuration of the whole run.
+
+    Raises:
+        ConfigError: an unknown format, or, before training, a folder that cannot be written.
+        MissingExtraError: a format needs a package that is not installed.
+    """
+
+    def __init__(self, formats: Sequence[str] = tuple(FORMATS), output_dir: str | None = None) -> None:
+        self.formats = check_formats(formats)
+        self.output_dir = output_dir
+        self.folder: Path | None = None
+        self.run_config: Mapping[str, Any] = {}
+        self._outcomes: list[Outcome] | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check that there is something to export and a folder to write to."""
+        if stage != "fit":
+            return
+        self._outcomes = None
+        if not quantizing(trainer):
+            raise ConfigError(
+                "ArtifactExport: no callback of this Trainer makes a candidate. Add StaticQuantization() to callbacks."
+            )
+        self.folder = Path(self.output_dir or trainer.log_dir or trainer.default_root_dir) / "quantized"
+        if trainer.is_global_zero:
+            _check_writable(self.folder)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Export, unless another callback asked for it already."""
+        with on_one_process(trainer) as alone:
+            if alone and self._outcomes is None:
+                self.outcomes(trainer, pl_module)
+
+    def outcomes(self, trainer: Any, pl_module: Any) -> list[Outcome]:
+        """Return what became of every candidate in every format, made at the first call, and write the manifest."""
+        if self._outcomes is None:
+            assert self.folder is not None
+            self._outcomes = [
+                self._outcome(trainer, pl_module, callback, name)
+                for callback in quantizing(trainer)
+                for name in self.formats
+            ]
+            entries = [manifest.entry(outcome, self.folder, None) for outcome in self._outcomes]
+            self.write(trainer, entries, fp32=manifest.NO_FP32, budget=None, selected=None)
+        return self._outcomes
+
+    def write(
+        self,
+        trainer: Any,
+        entries: Sequence[Mapping[str, Any]],
+        *,
+        evaluation: Mapping[str, Any] | None = None,
+        **decided: Any,
+    ) -> Mapping[str, Any]:
+        """Write the manifest with what is known, and return it.
+
+        Args:
+            trainer: whose callbacks made it.
+            entries: the artifacts' entries.
+            evaluation: options of the evaluation, where there was one.
+            decided: ``fp32``, ``budget`` and ``selected``, see ``manifest.build``.
+        """
+        assert self.folder is not None
+        callbacks = {callback.name: callback for callback in quantizing(trainer)}
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        content = manifest.build(
+            entries,
+            calibration={
+                name: vars(callback.candidate.calibration.provenance)
+                for name, callback in callbacks.items()
+                if callback.candidate is not None
+            },
+            config={
+                "quantization": {name: callback.options() for name, callback in callbacks.items()},
+                "export": {"formats": list(self.formats), "output_dir": self.output_dir},
+                "evaluation": evaluation,
+                "run": self.run_config,
+            },
+            seed=int(seed) if seed is not None else None,
+            **decided,
+        )
+        manifest.write(self.folder, content)
+        return content
+
+    def _outcome(self, trainer: Any, pl_module: Any, callback: QuantizingCallback, format_name: str) -> Outcome:
+        assert self.folder is not None
+        runtime = FORMATS[format_name].runtime
+        candidate = callback.build(trainer, pl_module)
+        if candidate is None:
+            return Outcome(callback.name, callback.method, format_name, runtime, None, "failed", callback.error)
+        try:
+            table.note(f"exporting {candidate.name}/{format_name}")
+            artifact = export_one(candidate, self.folder / candidate.name / format_name, format_name)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            logger.error(
+                "%s/%s failed. %s", candidate.name, format_name, reason, exc_info=not isinstance(error, LqError)
+            )
+            return Outcome(callback.name, callback.method, format_name, runtime, None, "failed", reason)
+        return Outcome(callback.name, callback.method, format_name, runtime, artifact)
+
+
+def quantizing(trainer: Any) -> list[QuantizingCallback]:
+    """Return the callbacks of a Trainer that make candidates, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]
+
+
+@contextmanager
+def on_one_process(trainer: Any) -> Iterator[bool]:
+    """Tell whether this process does the work at the end of fit; the others wait for it at the end of the block.
+
+    The random state and the training's gradients mode are left as they are.
+    """
+    try:
+        with isolate_rng(), torch.inference_mode(False):
+            yield trainer.is_global_zero
+    finally:
+        trainer.strategy.barrier("lq_plugin")
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {str(folder)!r} cannot be written ({error.strerror}). Give ArtifactExport(output_dir=…) a "
+            "folder that can be, or change its permissions."
+        ) from error

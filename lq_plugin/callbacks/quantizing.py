@@ -1,0 +1,108 @@
+"""What every quantizing callback has: a name, a candidate when fit ends, and an error when there is none."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.candidate import Candidate
+from lq_plugin.errors import ConfigError, LqError
+from lq_plugin.evaluation.loop import Data, resolve_target
+
+logger = logging.getLogger("lq_plugin")
+
+
+class QuantizingCallback(Callback):
+    """Base of the callbacks that make a candidate when fit ends.
+
+    The candidate is made once, by whoever asks first: this callback's own ``on_fit_end`` or another callback.
+
+    Args:
+        name: unique among the callbacks of a Trainer; names the candidate and its folder.
+        target: dotted path of the module that is quantized; the LightningModule itself by default.
+        checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
+            ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
+
+    Attributes:
+        candidate: what artifacts are made from; there after fit.
+        model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
+        error: why there is no candidate.
+    """
+
+    method: str
+
+    def __init__(self, name: str, target: str | None, checkpoint: str) -> None:
+        if not name or Path(name).name != name:
+            raise ConfigError(f"name: {name!r} cannot name a folder. Allowed: any name without a slash.")
+        self.name = name
+        self.target = target
+        self.checkpoint = checkpoints.check_choice(checkpoint)
+        self.candidate: Candidate | None = None
+        self.model: nn.Module | None = None
+        self.error: str | None = None
+        self._fit_started = 0.0
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in checkpoints; holds its unique name."""
+        return f"{type(self).__qualname__}[{self.name}]"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check what can be known before training."""
+        if stage != "fit":
+            return
+        self.candidate, self.model, self.error = None, None, None
+        self._fit_started = time.time()
+        names = [callback.name for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]
+        if names.count(self.name) > 1:
+            raise ConfigError(f"name: {self.name!r} is used by several callbacks. Give each its own, such as name='b'.")
+        resolve_target(pl_module, self.target)
+        checkpoints.monitored(trainer, self.checkpoint)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make the candidate, unless another callback asked for it already."""
+        if trainer.is_global_zero:
+            self.build(trainer, pl_module)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let go of the copy of the model."""
+        self.model = None
+
+    def build(self, trainer: Any, pl_module: Any) -> Candidate | None:
+        """Return the candidate, made at the first call; ``None`` and :attr:`error` where that failed.
+
+        Training is over and saved by then, so nothing is raised.
+        """
+        if self.candidate is None and self.error is None:
+            try:
+                checkpoint = checkpoints.read(trainer, self.checkpoint, self._fit_started)
+                self.model = checkpoints.with_weights(pl_module, checkpoint)
+                self.candidate = self.make_candidate(trainer, self.model, checkpoint)
+            except Exception as error:
+                self.error = f"{type(error).__name__}: {error}"
+                logger.error(
+                    "candidate %r could not be made. %s", self.name, self.error, exc_info=not isinstance(error, LqError)
+                )
+        return self.candidate
+
+    @abstractmethod
+    def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: checkpoints.Checkpoint) -> Candidate:
+        """Make the candidate from a copy of the module that holds the checkpoint's weights."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Return this callback's exact configuration as builtins, for the manifest."""
+
+
+def data_of(trainer: Any) -> Data:
+    """Return where a running Trainer's batches come from."""
+    loaders = {} if trainer.val_dataloaders is None else {"validate": trainer.val_dataloaders}
+    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    return Data(trainer.datamodule, loaders, limits)

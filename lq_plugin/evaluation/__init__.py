@@ -1,0 +1,1 @@
+"""What an artifact is worth: its metrics in the module's own loop, its fidelity to FP32, its latency."""

@@ -1,0 +1,214 @@
+"""Artifacts beside the float model they come from: metrics, fidelity, latency and size of each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lq_plugin.artifacts.base import FORMATS, Artifact, ArtifactModule, load
+from lq_plugin.evaluation import latency
+from lq_plugin.evaluation.fidelity import max_difference
+from lq_plugin.evaluation.latency import Latency, Timing
+from lq_plugin.evaluation.loop import Data, resolve_target, splits_of
+from lq_plugin.evaluation.metrics import Scores, scores
+from lq_plugin.graph.capture import FloatGraph
+
+EAGER = "torch"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A float model and the artifacts that were made from it.
+
+    Args:
+        model: the LightningModule with the weights that were quantized, on the CPU.
+        target: dotted path of the module that the artifacts replace.
+        graph: the target's float graph.
+        artifacts: all of the same target and weights.
+    """
+
+    model: nn.Module
+    target: str | None
+    graph: FloatGraph
+    artifacts: Sequence[Artifact]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How artifacts are compared; see :class:`~lq_plugin.Int8Evaluation`."""
+
+    splits: Sequence[str]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    label: int | str = 1
+    latency: Latency | None = field(default_factory=Latency)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured on one artifact reloaded from disk.
+
+    Args:
+        metrics: what the module logs, and the metrics asked for, by name.
+        delta: the same minus FP32.
+        latency_ms: ``{median, p90, batch_size, threads, rounds, calls, mode}``; ``None`` where nothing was measured.
+        speedup: against FP32 in eager torch, and against the fastest FP32 runtime.
+        sqnr_db: fidelity of the outputs to FP32 on validation data.
+        reload_max_difference: largest difference between the outputs here and those of a new process.
+        error: why something could not be measured.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    delta: Mapping[str, float] = field(default_factory=dict)
+    latency_ms: Mapping[str, Any] | None = None
+    speedup: Mapping[str, float] | None = None
+    sqnr_db: float | None = None
+    reload_max_difference: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """FP32 as ``{metrics, size_bytes, latency_ms}`` by runtime, and a measurement for each artifact, in order."""
+
+    fp32: Mapping[str, Any]
+    measurements: Sequence[Measurement]
+
+
+def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[str], None]) -> Comparison:
+    """Measure a float model and its artifacts.
+
+    Args:
+        subject: what is compared.
+        data: the batches of the splits.
+        protocol: which splits and metrics, and how latency is measured.
+        note: told what is going on.
+    """
+    timings: dict[str, Timing] = {}
+    inputs: list[Tensor] = []
+    if protocol.latency is not None:  # first, for evaluating opens sessions whose threads would disturb it
+        note(f"measuring the latency of {len(subject.artifacts)} artifacts and of FP32 on the same runtimes")
+        inputs = _resized(subject.graph, protocol.latency.batch_size)
+        timings = _time(subject, inputs, protocol.latency)
+    note("evaluating FP32")
+    baseline = _score(subject, data, protocol, None)
+    fp32_times = {name: t.median for name, t in timings.items() if "/" not in name and t.median is not None}
+    measurements = []
+    for artifact in subject.artifacts:
+        note(f"evaluating {artifact.candidate}/{artifact.format}")
+        timing = timings.get(_lane(artifact))
+        measurements.append(_measure(subject, artifact, data, protocol, baseline, inputs, timing, fp32_times))
+    fp32 = {
+        "metrics": _merged(baseline),
+        "size_bytes": sum(t.nbytes for t in resolve_target(subject.model, subject.target).state_dict().values()),
+        "latency_ms": fp32_times,
+    }
+    return Comparison(fp32, measurements)
+
+
+def _measure(
+    subject: Subject,
+    artifact: Artifact,
+    data: Data,
+    protocol: Protocol,
+    baseline: Mapping[str, Scores],
+    inputs: Sequence[Tensor],
+    timing: Timing | None,
+    fp32_times: Mapping[str, float],
+) -> Measurement:
+    try:
+        module = load(artifact.path)
+        found = _score(subject, data, protocol, module)
+    except Exception as error:
+        return Measurement(error=f"{type(error).__name__}: {error}")
+    reference, metrics = _merged(baseline), _merged(found)
+    sqnr = next((score.sqnr_db for score in found.values()), None)
+    delta = {name: value - reference[name] for name, value in metrics.items() if name in reference}
+    if timing is None or timing.median is None or protocol.latency is None:
+        return Measurement(metrics, delta, sqnr_db=sqnr, error=timing.error if timing else None)
+    here = list(module.run([tensor.contiguous() for tensor in inputs]))
+    return Measurement(
+        metrics,
+        delta,
+        latency_ms={
+            "median": timing.median,
+            "p90": timing.p90,
+            "batch_size": inputs[0].shape[0] if inputs[0].dim() else 1,
+            "threads": protocol.latency.threads or torch.get_num_threads(),
+            "rounds": protocol.latency.rounds,
+            "calls": timing.calls,
+            "mode": timing.mode,
+        },
+        speedup={
+            "vs_torch_fp32": fp32_times[EAGER] / timing.median,
+            "vs_best_fp32": min(fp32_times.values()) / timing.median,
+        },
+        sqnr_db=sqnr,
+        reload_max_difference=max_difference(here, list(timing.outputs)),
+    )
+
+
+def _time(subject: Subject, inputs: Sequence[Tensor], options: Latency) -> dict[str, Timing]:
+    """Time FP32 in eager torch and on every runtime that an artifact uses, and every artifact, in turns.
+
+    Lanes of FP32 are named after the runtime (``torch.compile`` apart from eager ``torch``).
+    """
+    target = resolve_target(subject.model, subject.target)
+    args, kwargs = subject.graph.signature.call(inputs)
+
+    def eager() -> object:
+        with torch.no_grad():
+            return target(*args, **kwargs)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        lanes: dict[str, tuple[str, Path]] = {}
+        for name in dict.fromkeys(artifact.format for artifact in subject.artifacts):
+            folder = Path(scratch) / name
+            folder.mkdir()
+            FORMATS[name].export(subject.graph, folder)
+            lanes["torch.compile" if name == "pt2" else FORMATS[name].runtime] = (name, folder)
+        for artifact in subject.artifacts:
+            lanes[_lane(artifact)] = (artifact.format, artifact.path)
+        return latency.measure(EAGER, eager, lanes, inputs, options)
+
+
+def _lane(artifact: Artifact) -> str:
+    return f"{artifact.candidate}/{artifact.format}"
+
+
+def _score(subject: Subject, data: Data, protocol: Protocol, module: ArtifactModule | None) -> dict[str, Scores]:
+    available = splits_of(subject.model, data)
+    return {
+        split: scores(
+            subject.model,
+            data,
+            split,
+            module,
+            target=subject.target,
+            metrics={f"{split}/{name}": metric for name, metric in protocol.metrics.items()},
+            label=protocol.label,
+        )
+        for split in protocol.splits
+        if split in available
+    }
+
+
+def _merged(found: Mapping[str, Scores]) -> dict[str, float]:
+    return {name: value for score in found.values() for name, value in score.metrics.items()}
+
+
+def _resized(graph: FloatGraph, batch_size: int) -> list[Tensor]:
+    """The captured example at another batch size, where that is dynamic."""
+    tensors = []
+    for (_, structure), tensor in zip(graph.signature.tensors(), graph.example, strict=True):
+        if structure["shape"] and structure["shape"][0] is None:
+            copies = -(-batch_size // tensor.shape[0])
+            tensor = tensor.repeat(copies, *(1 for _ in tensor.shape[1:]))[:batch_size]
+        tensors.append(tensor)
+    return tensors

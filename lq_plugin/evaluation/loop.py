@@ -1,0 +1,189 @@
+"""A LightningModule's own validation and test loop, with the forward of its target replaced."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torchmetrics import Metric
+
+from lq_plugin.errors import unknown_name
+from lq_plugin.graph.copying import detached_copy
+
+SPLITS = ("validate", "test")
+Forward = Callable[..., Any]
+_LIGHTNING = ("lightning.pytorch.", "pytorch_lightning.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the batches of a split come from.
+
+    Args:
+        datamodule: gives the loaders of splits not named in ``loaders``, and its batch transfer hooks.
+        loaders: loaders that exist already, by split.
+        limits: as ``limit_val_batches`` and ``limit_test_batches`` of the Trainer, by split.
+    """
+
+    datamodule: Any = None
+    loaders: Mapping[str, Any] | None = None
+    limits: Mapping[str, int | float] | None = None
+
+
+def resolve_target(model: nn.Module, target: str | None) -> nn.Module:
+    """Return the module that a dotted path names; the model itself for ``None``.
+
+    Raises:
+        ConfigError: there is no such submodule; the message names the nearest ones.
+    """
+    if target is None:
+        return model
+    names = [name for name, _ in model.named_modules() if name]
+    if target not in names:
+        raise unknown_name("target", target, names)
+    return model.get_submodule(target)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
+    """Shadow the forward of one module instance, so that every way of calling it goes through ``forward``.
+
+    Args:
+        module: whose forward is shadowed, until the block ends.
+        forward: called with the original forward first, then the call's arguments.
+    """
+    original, shadowed = module.forward, module.__dict__.get("forward")
+
+    def shadow(*args: Any, **kwargs: Any) -> Any:
+        return forward(original, *args, **kwargs)
+
+    shadow.lq_shadowed = shadowed  # type: ignore[attr-defined]  # for copies made meanwhile, see copying.py
+    module.__dict__["forward"] = shadow
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if shadowed is not None:
+            module.__dict__["forward"] = shadowed
+
+
+def splits_of(model: nn.Module, data: Data) -> tuple[str, ...]:
+    """Return the splits that a LightningModule can be evaluated on with this data."""
+    found = []
+    for split, step, loader in (
+        ("validate", "validation_step", "val_dataloader"),
+        ("test", "test_step", "test_dataloader"),
+    ):
+        sources = [source for source in (data.datamodule, model) if source is not None]
+        has_loader = split in (data.loaders or {}) or any(overrides(source, loader) for source in sources)
+        if overrides(model, step) and has_loader:
+            found.append(split)
+    return tuple(found)
+
+
+def overrides(instance: Any, method: str) -> bool:
+    """Whether a LightningModule or LightningDataModule, of either namespace, defines a method itself."""
+    base = next((kind for kind in type(instance).__mro__ if kind.__module__.startswith(_LIGHTNING)), object)
+    given = getattr(type(instance), method, None)
+    return given is not None and given is not getattr(base, method, None)
+
+
+def run(
+    model: nn.Module,
+    data: Data,
+    split: str,
+    *,
+    target: str | None = None,
+    forward: Forward | None = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, float]:
+    """Run a copy of a LightningModule through its own loop on the CPU and return what it logs.
+
+    The model, its trainer, the datamodule and the random state are left as they are.
+
+    Args:
+        model: a LightningModule.
+        data: its batches.
+        split: ``"validate"`` or ``"test"``.
+        target: dotted path of the module whose forward is replaced; the model itself by default.
+        forward: what replaces it, see :func:`replaced_forward`.
+        callbacks: for the loop's Trainer.
+    """
+    module = detached_copy(model)
+    _without_sync(module)
+    limit = (data.limits or {}).get(split, 1.0)
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(isolate_rng())
+        if forward is not None:
+            stack.enter_context(replaced_forward(resolve_target(module, target), forward))
+        trainer = _trainer_class(model)(
+            accelerator="cpu",
+            devices=1,
+            logger=[DummyLogger()],
+            callbacks=list(callbacks),
+            limit_val_batches=limit,
+            limit_test_batches=limit,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loop = trainer.validate if split == "validate" else trainer.test
+        if data.datamodule is not None:
+            loop(module, datamodule=_datamodule_copy(data, split), verbose=False)
+        else:
+            loop(module, dataloaders=(data.loaders or {}).get(split), verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _without_sync(module: nn.Module) -> None:
+    """One process evaluates while the others wait, so its metrics must not talk to them."""
+    for metric in module.modules():
+        if isinstance(metric, Metric):
+            metric.distributed_available_fn = lambda: False
+
+
+def _trainer_class(model: nn.Module) -> Any:
+    """The Trainer of the namespace that a model belongs to: ``lightning.pytorch`` or ``pytorch_lightning``."""
+    spaces = {kind.__module__.split(".")[0] for kind in type(model).__mro__}
+    return importlib.import_module(
+        "pytorch_lightning" if "pytorch_lightning" in spaces else "lightning.pytorch"
+    ).Trainer
+
+
+def _datamodule_copy(data: Data, split: str) -> Any:
+    """A shallow copy that is already prepared; one with a loader for the split is not set up again either."""
+    datamodule = copy.copy(data.datamodule)
+    datamodule.trainer = None
+    datamodule.prepare_data = lambda: None
+    datamodule.teardown = lambda stage=None: None
+    if split in (data.loaders or {}):
+        datamodule.setup = lambda stage=None: None
+        loader = "val_dataloader" if split == "validate" else "test_dataloader"
+        setattr(datamodule, loader, lambda: (data.loaders or {})[split])
+    return datamodule
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the notes of a Trainer that the user did not make from being printed."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,130 @@
+"""Statistics of the values of a graph, gathered by running it beside the model, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from lq_plugin.errors import CalibrationError
+from lq_plugin.graph.capture import FloatGraph, isolated
+from lq_plugin.graph.convert import Range
+from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.observers import Observer, Statistic
+from lq_plugin.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a calibration comes from.
+
+    Args:
+        checkpoint: file (name) whose weights were calibrated, ``"live"`` for weights in memory.
+        global_step: the Trainer's optimizer steps when the statistics were gathered.
+        checkpoint_global_step: those of the checkpoint whose weights are quantized with them.
+        split: which data was seen: ``"validate"`` or ``"batches"`` (given by the caller).
+        samples: how many samples were seen.
+        batches: in how many batches.
+        observer: name of the observer.
+        seed: of the generator that chose the batches; ``None`` where all were taken.
+    """
+
+    checkpoint: str
+    global_step: int | None
+    checkpoint_global_step: int | None
+    split: str
+    samples: int
+    batches: int
+    observer: str
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics by the name of the value, and their provenance."""
+
+    statistics: Mapping[str, Statistic]
+    provenance: Provenance
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and builtins only, fit for a checkpoint."""
+        return {"statistics": dict(self.statistics), "provenance": asdict(self.provenance)}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Calibration:
+        """Rebuild a calibration from :meth:`state_dict`."""
+        return cls(state["statistics"], Provenance(**state["provenance"]))
+
+    def ranges(self, observer: Observer) -> dict[str, Range]:
+        """Return lowest and highest value to represent, by the name of the value."""
+        return {name: observer.range(statistic) for name, statistic in self.statistics.items()}
+
+
+@dataclass
+class Recording:
+    """A graph with observers in it, and what they have seen so far."""
+
+    module: fx.GraphModule
+    recorders: dict[str, _Recorder]
+    samples: int = 0
+    batches: int = 0
+
+    @classmethod
+    def start(cls, graph: FloatGraph, scheme: Scheme) -> Recording:
+        """Put observers on every value that a placement of some runtime may quantize.
+
+        Args:
+            graph: a folded graph; its module is taken over.
+            scheme: which observer, and what is skipped.
+        """
+        assert not isinstance(scheme.observer, str)
+        values = {value for runtime in RUNTIMES for value in place(graph, scheme, runtime).scales.values()}
+        recorders: dict[str, _Recorder] = {}
+        module = graph.module
+        for node in list(module.graph.nodes):
+            if node.name in values:
+                recorders[node.name] = _Recorder(scheme.observer)
+                module.add_submodule(f"recorder_{node.name}", recorders[node.name])
+                with module.graph.inserting_after(node):
+                    module.graph.call_module(f"recorder_{node.name}", (node,))
+        module.recompile()
+        return cls(module, recorders)
+
+    def see(self, tensors: Sequence[Tensor]) -> None:
+        """Run the graph on one batch of inputs; they are cloned first, so that nothing is shared with the caller."""
+        with isolated():
+            self.module(*(tensor.detach().clone() for tensor in tensors))
+        self.samples += next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1)
+        self.batches += 1
+
+    def statistics(self) -> dict[str, Statistic]:
+        """Return the statistic of every value that was seen.
+
+        Raises:
+            CalibrationError: nothing was seen.
+        """
+        if not self.batches:
+            raise CalibrationError("calibration: not a single batch was seen. Give at least one batch of inputs.")
+        return {name: recorder.statistic for name, recorder in self.recorders.items() if recorder.statistic}
+
+
+class _Recorder(nn.Module):
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self.observer = observer
+        self.statistic: Statistic = {}
+
+    def forward(self, values: Tensor) -> None:
+        if values.numel():
+            self.statistic = self.observer.update(self.statistic, values.detach())
+
+
+def calls(batches: Iterable[Any]) -> Iterable[tuple[Sequence[Any], Mapping[str, Any]]]:
+    """Read batches as calls: a dict is keyword arguments, a tuple positional ones, anything else the one argument."""
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            yield (), batch
+        else:
+            yield (batch if isinstance(batch, tuple) else (batch,)), {}

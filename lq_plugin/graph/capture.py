@@ -1,0 +1,278 @@
+"""From a module and one real batch to a float graph with BatchNorm folded."""
+
+from __future__ import annotations
+
+import copy
+import linecache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from lq_plugin.errors import CaptureError, ConfigError, unknown_name
+from lq_plugin.graph import pt2e, signature
+from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.signature import Parameter, Signature, Structure
+from lq_plugin.noise import muted
+
+_MAX_BATCH_CONSTANT = 1  # torch.export bakes dimensions of size 0 and 1 into the graph
+
+
+@dataclass(frozen=True)
+class FloatGraph:
+    """A target's forward as a float graph over flat lists of tensors.
+
+    Args:
+        module: takes the input tensors in the signature's order and returns a tuple of tensors. It shares the weights
+            of the module it was captured from until :func:`fold` makes a snapshot.
+        signature: how the target is called and what it returns.
+        example: the captured inputs on the CPU, batch size at least 2.
+        modules: names of the target's submodules, for patterns.
+    """
+
+    module: fx.GraphModule
+    signature: Signature
+    example: tuple[Tensor, ...]
+    modules: tuple[str, ...]
+
+
+class _FlatForward(nn.Module):
+    """A target that takes and returns flat tensors: what is exported."""
+
+    def __init__(self, target: nn.Module, inputs: Signature, record_output: Callable[[Structure], None]) -> None:
+        super().__init__()
+        self.target = target
+        self._inputs = inputs
+        self._record_output = record_output
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self._inputs.call(tensors)
+        results: list[Tensor] = []
+        self._record_output(signature.structure(self.target(*args, **kwargs), "output", results))
+        if not results:
+            raise CaptureError(
+                f"target: the forward of {type(self.target).__name__} returns no tensor. Choose a target that does."
+            )
+        return tuple(results)
+
+
+def capture(
+    target: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_dims: Mapping[str, Sequence[int]] | None = None,
+) -> FloatGraph:
+    """Capture the forward of ``target`` with ``torch.export``.
+
+    The module itself is not changed, nor is the state of any random generator. The first dimension of every input that
+    has the batch size there becomes dynamic where the model allows it.
+
+    Args:
+        target: the module whose forward is captured; taken in eval mode and without ``torch.compile``.
+        args: positional arguments of one real call.
+        kwargs: keyword arguments of that call.
+        dynamic_dims: more dynamic dimensions, by the name of the input: ``{"x": [2, 3]}``, ``{"batch.ids": [1]}``.
+
+    Raises:
+        CaptureError: the forward cannot be captured; the message names the line and the ways out.
+        ConfigError: ``dynamic_dims`` names an input that does not exist.
+
+    Example:
+        >>> graph = capture(torch.nn.Linear(4, 2), [torch.ones(3, 4)])
+        >>> graph.signature.tensors()[0][1]["shape"]
+        [None, 4]
+    """
+    with isolated():
+        module = detached_copy(target, share_tensors=True)
+        parameters = signature.describe(module.forward, args, dict(kwargs or {}))
+        inputs = Signature(parameters, {"constant": None})
+        tensors = _example(inputs.flatten(args, dict(kwargs or {})))
+        outputs: list[Structure] = []
+        flat = _FlatForward(module, inputs, outputs.append)
+        program = _export(flat, tensors, _dynamic_shapes(inputs.tensors(), tensors, dynamic_dims or {}))
+        graph_module = program.module(check_guards=False)
+    return FloatGraph(
+        module=graph_module,
+        signature=Signature(_with_shapes(parameters, _input_shapes(program)), outputs[-1]),
+        example=tuple(tensor.cpu() for tensor in tensors),
+        modules=tuple(name for name, _ in module.named_modules() if name),
+    )
+
+
+def fold(graph: FloatGraph) -> FloatGraph:
+    """Return a snapshot of the graph on its own weights, with BatchNorm folded and values named by their order.
+
+    The names of values (``conv2d``, ``conv2d_1``, …) depend on the graph alone, so statistics gathered in one process
+    fit the graph captured in another.
+    """
+    with muted(), torch.inference_mode(False), torch.no_grad():
+        snapshot = duplicate(graph)
+        for parameter in snapshot.module.parameters():
+            parameter.requires_grad_(False)
+        return replace(snapshot, module=_renamed(pt2e.prepare_pt2e(snapshot.module, _NoAnnotation())))
+
+
+def duplicate(graph: FloatGraph) -> FloatGraph:
+    """Copy a graph together with its weights, so that the copy can be changed."""
+    with muted(), torch.inference_mode(False):
+        return replace(graph, module=copy.deepcopy(graph.module))
+
+
+class _NoAnnotation(pt2e.Quantizer):  # type: ignore[misc]
+    """Annotates nothing: preparing with it folds BatchNorm and inserts no observer."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        pass
+
+
+def _renamed(module: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        target = node.target if isinstance(node.target, str) else operator_type(node)
+        name = node.name if node.op == "placeholder" else target.replace(".", "_")
+        args = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        copies[node] = graph.create_node(node.op, node.target, *args, name=name)
+        copies[node].meta = node.meta.copy()
+    graph._codegen = module.graph._codegen
+    module.graph = graph
+    return module
+
+
+def operator_type(node: fx.Node) -> str:
+    """Name of the operator that a node calls, without namespace and overload: ``"conv2d"`` for ``aten.conv2d.default``."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(packet.__name__ if packet is not None else getattr(node.target, "__name__", node.target))
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted name, below the target, of the module that a node was captured in; ``""`` for the target itself."""
+    return _paths(node)[-1] if _paths(node) else ""
+
+
+def module_stack(node: fx.Node) -> list[str]:
+    """Dotted names of all modules that a node was captured in, outermost first."""
+    return [path for path in _paths(node) if path]
+
+
+def _paths(node: fx.Node) -> list[str]:
+    stack = (path.split("@")[0] for path, _ in node.meta.get("nn_module_stack", {}).values())
+    return [path.removeprefix("target").removeprefix(".") for path in stack if path.split(".")[0] == "target"]
+
+
+def _example(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Clone the inputs; double a batch of one, which torch.export would bake into the graph."""
+    if not tensors:
+        raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
+    clones = [tensor.detach().clone() for tensor in tensors]
+    if _batch_size(tensors) == _MAX_BATCH_CONSTANT:
+        return tuple(torch.cat([t, t]) if t.dim() and t.shape[0] == _MAX_BATCH_CONSTANT else t for t in clones)
+    return tuple(clones)
+
+
+def _batch_size(tensors: Sequence[Tensor]) -> int | None:
+    return next((tensor.shape[0] for tensor in tensors if tensor.dim()), None)
+
+
+def _dynamic_shapes(
+    inputs: Sequence[tuple[str, Structure]], tensors: Sequence[Tensor], dynamic_dims: Mapping[str, Sequence[int]]
+) -> tuple[tuple[dict[int, Any], ...]]:
+    names = [name for name, _ in inputs]
+    for name in dynamic_dims:
+        if name not in names:
+            raise unknown_name("dynamic_dims", name, names)
+    batch = _batch_size(tensors)
+    shapes = []
+    for name, tensor in zip(names, tensors, strict=True):
+        dims: dict[int, Any] = {0: Dim.AUTO} if tensor.dim() and tensor.shape[0] == batch else {}
+        for dim in dynamic_dims.get(name, ()):
+            if not -tensor.dim() <= dim < tensor.dim():
+                raise ConfigError(f"dynamic_dims: {name!r} has {tensor.dim()} dimensions, got {dim}.")
+            dims[dim % tensor.dim()] = Dim.DYNAMIC
+        shapes.append(dims)
+    return (tuple(shapes),)
+
+
+def _input_shapes(program: ExportedProgram) -> list[list[int | None]]:
+    inputs = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    return [[size if isinstance(size, int) else None for size in value.shape] for value in values]
+
+
+def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | None]]) -> tuple[Parameter, ...]:
+    def put(given: Structure) -> Structure:
+        ((kind, content), *_) = given.items()
+        if kind == "tensor":
+            return given | {"shape": shapes[content]}
+        if kind == "constant":
+            return given
+        if "dict" in kind:
+            return {kind: [[key, put(item)] for key, item in content]}
+        return {kind: [put(item) for item in content]}
+
+    return tuple(replace(parameter, given=put(parameter.given)) for parameter in parameters)
+
+
+def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    with muted():
+        try:
+            program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+            return program.run_decompositions({})  # makes in-place operators functional, decomposes nothing else
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(flat.target, error)) from error
+
+
+def _explain(target: nn.Module, error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"target: the forward of {type(target).__name__} cannot be captured by torch.export.\n"
+        f"  {_user_line(error)}\n  {type(error).__name__}: {reason}\n"
+        "Ways out: choose another target (target='encoder' captures only that submodule), rewrite this line without "
+        "control flow that depends on the values of tensors, or use dynamic quantization, which needs no graph."
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost frame of the traceback that lies in the user's code."""
+    here = str(Path(__file__).resolve().parents[1])
+    frame, found = error.__traceback__, "(no line of the model's own code is in the traceback)"
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename
+        foreign = f"{Path('site-packages') / 'torch'}" in path or path.startswith((here, "<"))
+        if not foreign and "contextlib" not in path:
+            source = linecache.getline(path, frame.tb_lineno).strip()
+            found = f"{path}:{frame.tb_lineno}: {source}"
+        frame = frame.tb_next
+    return found
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Run graph work in the middle of somebody's training: no gradients, no autocast, and no trace left behind.
+
+    The random state is restored. The fast path of attention, an operator that no runtime knows, is off.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)

@@ -1,0 +1,124 @@
+"""From a float graph, ranges and a placement to a graph with explicit quantize/dequantize (QDQ)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from lq_plugin.graph import pt2e
+from lq_plugin.graph.capture import FloatGraph, duplicate
+from lq_plugin.graph.placement import Placement
+from lq_plugin.noise import muted
+from lq_plugin.scheme import Scheme
+
+Range = tuple[float, float]
+
+
+def convert(graph: FloatGraph, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> FloatGraph:
+    """Insert quantize/dequantize pairs and turn weights into integers.
+
+    Args:
+        graph: a folded graph; it is not changed.
+        placement: where the pairs go.
+        ranges: lowest and highest value, by the names of ``placement.scales``'s values.
+        scheme: dtypes and granularity.
+
+    Returns:
+        A graph without the float weights that nothing uses any more.
+    """
+    with muted(), torch.inference_mode(False), torch.no_grad():
+        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges, scheme))
+        _observe_weights(prepared)
+        converted = pt2e.convert_pt2e(prepared)
+        _strip_unused(converted)
+    return replace(graph, module=converted)
+
+
+class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
+    """Annotates a graph as a placement says, with fixed scales for activations."""
+
+    def __init__(self, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> None:
+        super().__init__()
+        self.placement, self.ranges, self.scheme = placement, ranges, scheme
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        nodes = {node.name: node for node in model.graph.nodes}
+        for name in {*self.placement.quantized, *self.placement.outputs}:
+            inputs = {nodes[value]: self._activation(value) for value in self.placement.inputs.get(name, ())}
+            if name in self.placement.weights:
+                weight, axis = self.placement.weights[name]
+                inputs[nodes[weight]] = _weight_spec(self.scheme, axis)
+            output = self._activation(name) if name in self.placement.outputs else None
+            nodes[name].meta["quantization_annotation"] = pt2e.QuantizationAnnotation(
+                input_qspec_map=inputs, output_qspec=output, _annotated=True
+            )
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        pass
+
+    def _activation(self, value: str) -> pt2e.FixedQParamsQuantizationSpec:
+        scale, zero_point, lowest, highest = activation_qparams(self.ranges[self.placement.scales[value]], self.scheme)
+        return pt2e.FixedQParamsQuantizationSpec(
+            dtype=getattr(torch, self.scheme.activation_dtype),
+            scale=scale,
+            zero_point=zero_point,
+            quant_min=lowest,
+            quant_max=highest,
+            qscheme=torch.per_tensor_symmetric if self.scheme.activation_symmetric else torch.per_tensor_affine,
+        )
+
+
+def activation_qparams(bounds: Range, scheme: Scheme) -> tuple[float, int, int, int]:
+    """Scale, zero point and the smallest and largest integer that represent a range; zero is always exact."""
+    lowest, highest = (0, 255) if scheme.activation_dtype == "uint8" else (-128, 127)
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    if scheme.activation_symmetric:
+        scale = max(-low, high) / 127
+        zero_point = lowest + 128
+    else:
+        scale = (high - low) / 255
+        zero_point = lowest + (round(-low / scale) if scale > 0 else 0)
+    smallest = torch.finfo(torch.float32).eps
+    return max(scale, smallest), min(max(zero_point, lowest), highest), lowest, highest
+
+
+def _weight_spec(scheme: Scheme, axis: int) -> pt2e.QuantizationSpec:
+    per_channel = scheme.weight_granularity == "per_channel"
+    limit = 63 if scheme.reduce_range else 127
+    return pt2e.QuantizationSpec(
+        dtype=torch.int8,
+        observer_or_fake_quant_ctr=pt2e.PerChannelMinMaxObserver if per_channel else pt2e.MinMaxObserver,
+        quant_min=-limit,
+        quant_max=limit,
+        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        ch_axis=axis if per_channel else None,
+    )
+
+
+def _observe_weights(prepared: fx.GraphModule) -> None:
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and node.args and getattr(node.args[0], "op", None) == "get_attr":
+            observer = prepared.get_submodule(node.target)
+            if isinstance(observer, pt2e.ObserverBase):
+                observer(operator_attribute(prepared, node.args[0].target))
+
+
+def operator_attribute(module: fx.GraphModule, target: str) -> torch.Tensor:
+    """The tensor that a ``get_attr`` node reads."""
+    path, _, name = target.rpartition(".")
+    tensor = getattr(module.get_submodule(path), name)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def _strip_unused(module: fx.GraphModule) -> None:
+    """Delete every parameter and buffer that the graph does not read: the float weights, mostly."""
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
+        if name not in read:
+            path, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(path), attribute)

@@ -1,0 +1,326 @@
+"""Where quantize/dequantize pairs go: which operators are quantized, at which inputs and outputs, for which runtime."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.graph.capture import FloatGraph, module_path, module_stack, operator_type
+from lq_plugin.scheme import Scheme
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How one operator is quantized.
+
+    Args:
+        name: the operator type, as users write it in ``op:conv2d``.
+        activations: positions of the arguments that are quantized as activations.
+        weight: position of the constant weight.
+        channel_axis: axis of the weight's output channels.
+    """
+
+    name: str
+    activations: tuple[int, ...] = (0,)
+    weight: int | None = None
+    channel_axis: int = 0
+
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+ELEMENTWISE = ("add", "mul", "cat")
+POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean")
+
+_OPERATORS: dict[Operator, tuple[object, ...]] = {
+    Operator("conv1d", weight=1): (aten.conv1d.default, aten.conv1d.padding),
+    Operator("conv2d", weight=1): (aten.conv2d.default, aten.conv2d.padding),
+    Operator("conv3d", weight=1): (aten.conv3d.default, aten.conv3d.padding),
+    Operator("conv_transpose1d", weight=1, channel_axis=1): (aten.conv_transpose1d.default,),
+    Operator("conv_transpose2d", weight=1, channel_axis=1): (aten.conv_transpose2d.input,),
+    Operator("conv_transpose3d", weight=1, channel_axis=1): (aten.conv_transpose3d.input,),
+    Operator("linear", weight=1): (aten.linear.default,),
+    Operator("matmul", (0, 1)): (aten.matmul.default, aten.mm.default),
+    Operator("bmm", (0, 1)): (aten.bmm.default,),
+    Operator("embedding", (), weight=0): (aten.embedding.default,),
+    Operator("add", (0, 1)): (aten.add.Tensor,),
+    Operator("mul", (0, 1)): (aten.mul.Tensor,),
+    Operator("cat"): (aten.cat.default,),
+    Operator("avg_pool1d"): (aten.avg_pool1d.default,),
+    Operator("avg_pool2d"): (aten.avg_pool2d.default,),
+    Operator("avg_pool3d"): (aten.avg_pool3d.default,),
+    Operator("adaptive_avg_pool1d"): (aten.adaptive_avg_pool1d.default,),
+    Operator("adaptive_avg_pool2d"): (aten.adaptive_avg_pool2d.default,),
+    Operator("mean"): (aten.mean.dim,),
+    Operator("max_pool1d"): (aten.max_pool1d.default,),
+    Operator("max_pool2d"): (aten.max_pool2d.default,),
+    Operator("max_pool3d"): (aten.max_pool3d.default,),
+}
+OPERATORS: dict[object, Operator] = {target: operator for operator, targets in _OPERATORS.items() for target in targets}
+OPERATOR_NAMES = tuple(operator.name for operator in _OPERATORS)
+
+# Activations a kernel can compute on its result before it is quantized. Others come out as float operators.
+CLIPPING = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
+POINTWISE = CLIPPING | {"hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu"}
+
+# Operators that hand values on unchanged: what leaves them has the scale of what went in.
+PASSING = frozenset(
+    "view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone slice select alias "
+    "detach movedim narrow split unbind getitem chunk split_with_sizes max_pool1d max_pool2d max_pool3d "
+    "_to_copy dropout pixel_shuffle repeat roll".split()
+)
+_UNLISTED = PASSING | frozenset("arange full zeros ones sym_size index_select constant_pad_nd pad".split())
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What one runtime needs for its INT8 kernels.
+
+    Args:
+        fuses: activations that its kernels compute on a convolution's result before quantizing it.
+        quantized_outputs: operators whose kernel is taken only when the result is quantized too.
+    """
+
+    fuses: frozenset[str]
+    quantized_outputs: frozenset[str] = frozenset()
+
+
+RUNTIMES: dict[str, Rules] = {
+    "onnxruntime": Rules(CLIPPING, frozenset({*CONVOLUTIONS, *ELEMENTWISE, *POOLINGS})),
+    "openvino": Rules(POINTWISE),
+    "torch": Rules(POINTWISE),
+}
+
+
+@dataclass(frozen=True)
+class FloatOp:
+    """An operator that stays float, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where quantize/dequantize pairs go in a folded graph, by the names of its nodes.
+
+    Args:
+        inputs: for each quantized operator, the values quantized on their way in.
+        weights: for each quantized operator with a weight, the weight's node and its channel axis.
+        outputs: nodes whose result is quantized for all of its users.
+        scales: for each quantized value, the value whose statistic it uses.
+        quantized: name of every quantized operator's type, by node.
+        float_ops: what computes on floats and stays float.
+    """
+
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: dict[str, tuple[str, int]] = field(default_factory=dict)
+    outputs: frozenset[str] = frozenset()
+    scales: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, str] = field(default_factory=dict)
+    float_ops: tuple[FloatOp, ...] = ()
+
+
+def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
+    """Decide where quantize/dequantize pairs go for one runtime.
+
+    Args:
+        graph: a folded graph.
+        scheme: what to skip.
+        runtime: a key of ``RUNTIMES``.
+
+    Raises:
+        ConfigError: a pattern of the scheme matches nothing, or nothing in the graph can be quantized.
+    """
+    check_patterns(graph, scheme)
+    rules = RUNTIMES[runtime]
+    chosen: dict[fx.Node, Operator] = {}
+    refused: dict[fx.Node, str] = {}
+    for node in graph.module.graph.nodes:
+        operator = OPERATORS.get(node.target)
+        if not _computes_on_floats(node) or (operator is None and operator_type(node) in _UNLISTED):
+            continue
+        reason = "no INT8 form of this operator" if operator is None else _refusal(node, operator, scheme)
+        if reason is None and operator is not None:
+            chosen[node] = operator
+        elif operator_type(node) not in PASSING:
+            refused[node] = reason or ""
+    if not any(operator.weight is not None or operator.name in ("matmul", "bmm") for operator in chosen.values()):
+        raise ConfigError(_nothing_to_quantize(refused))
+    inputs = {node: tuple(_activations(node, operator)) for node, operator in chosen.items()}
+    outputs = {
+        tail
+        for node, operator in chosen.items()
+        if operator.name in rules.quantized_outputs
+        for tail in [_tail(node, rules)]
+        if not tail.users or not all(tail in inputs.get(user, ()) for user in tail.users)
+    }
+    fused = {tail for node in chosen for tail in _chain(node, rules)[1:]}
+    quantized_values = {value for values in inputs.values() for value in values} | outputs
+    return Placement(
+        inputs={node.name: tuple(value.name for value in values) for node, values in inputs.items()},
+        weights={
+            node.name: (node.args[operator.weight].name, operator.channel_axis)  # type: ignore[union-attr]
+            for node, operator in chosen.items()
+            if operator.weight is not None
+        },
+        outputs=frozenset(node.name for node in outputs),
+        scales={value.name: _origin(value).name for value in quantized_values},
+        quantized={node.name: operator.name for node, operator in chosen.items()},
+        float_ops=tuple(
+            FloatOp(display_name(node), operator_type(node), reason)
+            for node, reason in refused.items()
+            if node not in fused
+        ),
+    )
+
+
+def display_name(node: fx.Node) -> str:
+    """Name of an operator for people: the module it was captured in and its own name in the graph."""
+    path = module_path(node)
+    return f"{path}.{node.name}" if path else node.name
+
+
+def check_patterns(graph: FloatGraph, scheme: Scheme) -> None:
+    """Check that every pattern of the scheme matches something.
+
+    Raises:
+        ConfigError: a pattern that matches nothing, with the nearest names that would.
+    """
+    present = {OPERATORS[n.target].name for n in graph.module.graph.nodes if n.target in OPERATORS}
+    for argument in ("skip", "only"):
+        for pattern in getattr(scheme, argument):
+            if pattern.startswith("op:"):
+                if pattern[3:] not in OPERATOR_NAMES:
+                    raise unknown_name(argument, pattern, (f"op:{name}" for name in OPERATOR_NAMES))
+                if pattern[3:] not in present:
+                    raise ConfigError(
+                        f"{argument}: {pattern!r} matches no operator of this model. It has: "
+                        f"{', '.join(f'op:{name}' for name in sorted(present))}."
+                    )
+            elif not fnmatch.filter(graph.modules, pattern):
+                raise unknown_name(argument, pattern, graph.modules)
+
+
+def _refusal(node: fx.Node, operator: Operator, scheme: Scheme) -> str | None:
+    """Why an operator stays float, or ``None`` when it is quantized."""
+    matching = next((p for p in scheme.skip if _matches(p, node, operator)), None)
+    if matching is not None:
+        return f"skipped by {matching!r}"
+    if scheme.only and not any(_matches(pattern, node, operator) for pattern in scheme.only):
+        return "not named by only"
+    if operator.weight is not None and not _is_constant(node.args[operator.weight]):
+        return "its weight is computed in the forward"
+    if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
+        return "takes a tensor by keyword"
+    values = list(_activations(node, operator))
+    if operator.activations and (not values or any(not _is_float(value) for value in values)):
+        return "an input is a number or not float"
+    policy = _POLICIES.get(operator.name)
+    return policy(node, values) if policy is not None else None
+
+
+def _elementwise_policy(node: fx.Node, values: list[fx.Node]) -> str | None:
+    if len(values) < 2:
+        return "an input is a number"
+    required = any if operator_type(node) == "mul" else all
+    if required(_is_convolutional(value) for value in values):
+        return None
+    return "not between convolutions: INT8 would cost accuracy and gain no speed"
+
+
+def _pooling_policy(node: fx.Node, values: list[fx.Node]) -> str | None:
+    return None if _is_convolutional(values[0]) else "not after a convolution"
+
+
+_POLICIES: dict[str, Callable[[fx.Node, list[fx.Node]], str | None]] = {
+    "add": _elementwise_policy,
+    "mul": _elementwise_policy,
+    "cat": lambda node, values: (
+        None
+        if all(map(_is_convolutional, values))
+        else "not between convolutions: INT8 would cost accuracy and gain no speed"
+    ),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", *POOLINGS), _pooling_policy),
+}
+
+
+def _is_convolutional(value: fx.Node) -> bool:
+    """Whether a value comes from a convolution through activations, poolings and sums of such values alone."""
+    operator = OPERATORS.get(value.target)
+    if operator is not None and operator.name in CONVOLUTIONS:
+        return True
+    if operator is not None and operator.name in ELEMENTWISE:
+        return _elementwise_policy(value, list(_activations(value, operator))) is None
+    name = operator_type(value)
+    if name in POINTWISE or name in PASSING or name in POOLINGS or name.startswith("_native_batch_norm"):
+        return bool(value.args) and isinstance(value.args[0], fx.Node) and _is_convolutional(value.args[0])
+    return False
+
+
+def _activations(node: fx.Node, operator: Operator) -> Iterable[fx.Node]:
+    for position in operator.activations:
+        argument = node.args[position]
+        for value in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(value, fx.Node):
+                yield value
+
+
+def _chain(node: fx.Node, rules: Rules) -> list[fx.Node]:
+    """An operator and the activations that its kernel computes on its result."""
+    chain = [node]
+    while len(chain[-1].users) == 1:
+        (user,) = chain[-1].users
+        if operator_type(user) not in rules.fuses or user.args[0] is not chain[-1]:
+            break
+        chain.append(user)
+    return chain
+
+
+def _tail(node: fx.Node, rules: Rules) -> fx.Node:
+    return _chain(node, rules)[-1]
+
+
+def _origin(value: fx.Node) -> fx.Node:
+    """The value whose range a value has: what went into the operators that only hand it on."""
+    while operator_type(value) in PASSING and value.op == "call_function" and _is_float(value.args[0]):
+        value = value.args[0]  # type: ignore[assignment]
+    return value
+
+
+def _matches(pattern: str, node: fx.Node, operator: Operator) -> bool:
+    if pattern.startswith("op:"):
+        return operator.name == pattern[3:]
+    return any(fnmatch.fnmatchcase(path, pattern) for path in module_stack(node))
+
+
+def _is_constant(argument: object) -> bool:
+    return isinstance(argument, fx.Node) and argument.op == "get_attr"
+
+
+def _is_float(argument: object) -> bool:
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def _computes_on_floats(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        value = value[0]
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _nothing_to_quantize(refused: dict[fx.Node, str]) -> str:
+    reasons = "; ".join(f"{display_name(node)}: {reason}" for node, reason in list(refused.items())[:5])
+    return (
+        "target: nothing in it can be quantized. Quantizable are convolutions, linear layers, matrix products and "
+        f"embeddings. Found: {reasons or 'no operator on float tensors'}. Choose another target, or relax skip and only."
+    )

@@ -1,0 +1,237 @@
+"""A forward's call signature and output structure as plain data, so that an artifact is called like its target.
+
+Graphs and runtimes take and give flat lists of tensors. A :class:`Signature` says how a call's arguments become that
+list and how the list of results becomes the output again. It is made of builtins only and is stored as JSON.
+
+A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
+dimension), ``{"constant": value}``, ``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": [[key, structure], ...]}`` and
+``{"ordered_dict": [...]}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lq_plugin.errors import ArtifactError, CaptureError
+
+Structure = dict[str, Any]
+_CONSTANTS = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a forward and what it was given when the graph was captured.
+
+    Args:
+        name: the parameter's name.
+        kind: the name of its ``inspect`` kind, such as ``"POSITIONAL_OR_KEYWORD"``.
+        given: structure of the captured argument.
+        default: structure of its default; ``None`` where there is none or where it is no plain constant.
+    """
+
+    name: str
+    kind: str
+    given: Structure
+    default: Structure | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a target is called and what it returns.
+
+    Args:
+        parameters: the forward's parameters, in order.
+        output: structure of what it returns; ``"tensor"`` is the index in the flat list of results.
+    """
+
+    parameters: tuple[Parameter, ...]
+    output: Structure
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Return the tensors of a call in the graph's order.
+
+        Raises:
+            ArtifactError: the call has another structure, dtype, fixed dimension or constant than the captured one.
+        """
+        bound = self._bind(args, kwargs)
+        tensors: list[Tensor] = []
+        for parameter in self.parameters:
+            _match(parameter.given, bound[parameter.name], parameter.name, tensors)
+        return tensors
+
+    def call(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments and keyword arguments of a call with these tensors; the opposite of :meth:`flatten`."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for parameter in self.parameters:
+            value = rebuild(parameter.given, tensors)
+            if parameter.kind == "VAR_POSITIONAL":
+                args.extend(value)
+            elif parameter.kind == "VAR_KEYWORD":
+                kwargs.update(value)
+            elif parameter.kind == "KEYWORD_ONLY":
+                kwargs[parameter.name] = value
+            else:
+                args.append(value)
+        return tuple(args), kwargs
+
+    def unflatten(self, results: Sequence[Any]) -> Any:
+        """Rebuild the target's output from the graph's flat results."""
+        return rebuild(self.output, results)
+
+    def tensors(self) -> list[tuple[str, Structure]]:
+        """Name and structure of every input tensor, in the graph's order."""
+        found: list[tuple[str, Structure]] = []
+        for parameter in self.parameters:
+            _collect(parameter.given, parameter.name, found)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the signature as builtins."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Signature:
+        """Rebuild a signature from :meth:`to_json`."""
+        return cls(tuple(Parameter(**parameter) for parameter in data["parameters"]), data["output"])
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        signature = inspect.Signature(
+            [
+                inspect.Parameter(p.name, getattr(inspect.Parameter, p.kind), default=_default(p))
+                for p in self.parameters
+            ]
+        )
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArtifactError(f"call: {error}. The artifact takes {signature}, like its target's forward.") from error
+        bound.apply_defaults()
+        return bound.arguments
+
+
+def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """Describe one call of ``forward``: its parameters with the structures of what they were given.
+
+    Raises:
+        CaptureError: an argument cannot be recorded; the message names it.
+    """
+    bound = inspect.signature(forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    tensors: list[Tensor] = []
+    return tuple(
+        Parameter(
+            name,
+            parameter.kind.name,
+            structure(bound.arguments[name], f"argument {name!r}", tensors),
+            {"constant": parameter.default} if type(parameter.default) in _CONSTANTS else None,
+        )
+        for name, parameter in bound.signature.parameters.items()
+    )
+
+
+def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
+    """Describe ``value`` and append its tensors to ``tensors``.
+
+    Raises:
+        CaptureError: ``value`` holds something that is neither a tensor, a plain container nor a constant.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {
+            "tensor": len(tensors) - 1,
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": [size if isinstance(size, int) else None for size in value.shape],
+        }
+    if type(value) in _CONSTANTS:
+        return {"constant": value}
+    if isinstance(value, OrderedDict | dict):
+        kind = "ordered_dict" if isinstance(value, OrderedDict) else "dict"
+        if not all(type(key) in (str, int, bool) for key in value):
+            raise CaptureError(f"{where}: the keys of a dict must be str, int or bool, got {list(value)!r}.")
+        return {kind: [[key, structure(item, f"{where}[{key!r}]", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple) and not isinstance(value, torch.nn.utils.rnn.PackedSequence):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [structure(item, f"{where}[{index}]", tensors) for index, item in enumerate(value)]}
+    raise CaptureError(
+        f"{where}: a {type(value).__name__} cannot cross the border of a graph. Allowed: tensors, None, bool, int, "
+        "float, str, and list, tuple, dict or OrderedDict of them. Return a dict in place of a dataclass, or choose "
+        "as target a submodule whose forward takes and returns tensors."
+    )
+
+
+def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
+    """Build the value that a structure describes, with ``tensors`` in their places."""
+    ((kind, content), *_) = structure.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "constant":
+        return content
+    if kind in ("dict", "ordered_dict"):
+        items = [(key, rebuild(item, tensors)) for key, item in content]
+        return dict(items) if kind == "dict" else OrderedDict(items)
+    values = [rebuild(item, tensors) for item in content]
+    return values if kind == "list" else tuple(values)
+
+
+def _default(parameter: Parameter) -> Any:
+    if parameter.kind in ("VAR_POSITIONAL", "VAR_KEYWORD") or parameter.default is None:
+        return inspect.Parameter.empty
+    return parameter.default["constant"]
+
+
+def _match(structure: Structure, value: Any, where: str, tensors: list[Tensor]) -> None:
+    ((kind, content), *_) = structure.items()
+    if kind == "tensor":
+        tensors.append(_checked_tensor(structure, value, where))
+    elif kind == "constant":
+        if type(value) is not type(content) or value != content:
+            raise ArtifactError(
+                f"argument {where}: given {value!r}, but the graph was captured with the constant {content!r}, "
+                "which is fixed in it. Capture again with the other value to get an artifact for it."
+            )
+    elif kind in ("dict", "ordered_dict"):
+        keys = [key for key, _ in content]
+        if not isinstance(value, Mapping) or set(value) != set(keys):
+            got = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise ArtifactError(f"argument {where}: expected a dict with the keys {keys}, got {got}.")
+        for key, item in content:
+            _match(item, value[key], f"{where}[{key!r}]", tensors)
+    else:
+        if not isinstance(value, list | tuple) or len(value) != len(content):
+            got = f"{len(value)} items" if isinstance(value, list | tuple) else type(value).__name__
+            raise ArtifactError(f"argument {where}: expected a {kind} of {len(content)} items, got {got}.")
+        for index, (item, element) in enumerate(zip(content, value, strict=True)):
+            _match(item, element, f"{where}[{index}]", tensors)
+
+
+def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ArtifactError(f"argument {where}: expected a tensor, got {type(value).__name__}.")
+    shape, dtype = structure["shape"], structure["dtype"]
+    fits = len(shape) == value.dim() and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
+    if not fits or str(value.dtype) != f"torch.{dtype}":
+        wanted = ["any" if size is None else size for size in shape]
+        raise ArtifactError(
+            f"argument {where}: expected {dtype} of shape {wanted}, got {str(value.dtype).removeprefix('torch.')} of "
+            f"shape {list(value.shape)}. Dimensions become free with dynamic_dims when the target is captured."
+        )
+    return value
+
+
+def _collect(structure: Structure, name: str, found: list[tuple[str, Structure]]) -> None:
+    ((kind, content), *_) = structure.items()
+    if kind == "tensor":
+        found.append((name, structure))
+    elif kind != "constant":
+        items: Iterable[tuple[Any, Structure]] = content if "dict" in kind else enumerate(content)
+        for key, item in items:
+            _collect(item, f"{name}.{key}", found)

@@ -1,0 +1,189 @@
+"""How the range of a value is learnt from what passes through it.
+
+An observer is a frozen dataclass of options with three pure methods. Its *statistic* is a dict of tensors, so that it
+can live in a checkpoint, and statistics of several processes merge. To add an observer, write its dataclass and add it
+to ``OBSERVERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lq_plugin.errors import ConfigError
+
+Statistic = dict[str, Tensor]
+_BINS = 4096
+_CLIP_STEPS = 100
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """Range of everything seen."""
+
+    name: ClassVar[str] = "minmax"
+
+    def update(self, statistic: Statistic, values: Tensor) -> Statistic:
+        """Return the statistic after ``values``, a non-empty tensor of any shape."""
+        return self.merge([statistic, _extremes(values)]) if statistic else _extremes(values)
+
+    def merge(self, statistics: Sequence[Statistic]) -> Statistic:
+        """Return the statistic of everything that went into the given ones."""
+        return {
+            "low": torch.stack([statistic["low"] for statistic in statistics]).amin(),
+            "high": torch.stack([statistic["high"] for statistic in statistics]).amax(),
+        }
+
+    def range(self, statistic: Statistic) -> tuple[float, float]:
+        """Return the lowest and the highest value to represent."""
+        return statistic["low"].item(), statistic["high"].item()
+
+
+@dataclass(frozen=True)
+class MovingAverage:
+    """Exponential moving average of every batch's minimum and maximum.
+
+    Args:
+        momentum: weight of a new batch, in (0, 1].
+    """
+
+    momentum: float = 0.1
+    name: ClassVar[str] = "moving_average"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.momentum <= 1:
+            raise ConfigError(f"momentum: {self.momentum} is out of range. Allowed: above 0, up to 1.")
+
+    def update(self, statistic: Statistic, values: Tensor) -> Statistic:
+        """Return the statistic after ``values``, a non-empty tensor of any shape."""
+        new = _extremes(values)
+        return {key: torch.lerp(statistic[key], new[key], self.momentum) for key in new} if statistic else new
+
+    def merge(self, statistics: Sequence[Statistic]) -> Statistic:
+        """Return the mean: averages over time cannot be replayed, so each process counts the same."""
+        return {key: torch.stack([statistic[key] for statistic in statistics]).mean() for key in ("low", "high")}
+
+    def range(self, statistic: Statistic) -> tuple[float, float]:
+        """Return the lowest and the highest value to represent."""
+        return statistic["low"].item(), statistic["high"].item()
+
+
+class _HistogramStatistic:
+    """Counts in equal bins over ``[-limit, limit]``, where ``limit`` is a power of two.
+
+    A range that grows doubles the limit and adds the bins in pairs, which is exact: any order of updates and merges
+    gives the same counts.
+    """
+
+    def update(self, statistic: Statistic, values: Tensor) -> Statistic:
+        """Return the statistic after ``values``, a non-empty tensor of any shape."""
+        finite = values[torch.isfinite(values)].float()
+        largest = finite.abs().amax() if finite.numel() else torch.zeros(())
+        limit = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=2.0**-100)))).cpu()
+        counts = torch.histc(finite, _BINS, -limit.item(), limit.item()).cpu().long()
+        new = {"counts": counts, "limit": limit}
+        return self.merge([statistic, new]) if statistic else new
+
+    def merge(self, statistics: Sequence[Statistic]) -> Statistic:
+        """Return the statistic of everything that went into the given ones."""
+        limit = torch.stack([statistic["limit"] for statistic in statistics]).amax()
+        return {
+            "counts": torch.stack([_widened(statistic, limit) for statistic in statistics]).sum(0),
+            "limit": limit,
+        }
+
+
+@dataclass(frozen=True)
+class Histogram(_HistogramStatistic):
+    """Range with the least mean squared error of 8-bit quantization, searched on a histogram of everything seen."""
+
+    name: ClassVar[str] = "histogram"
+
+    def range(self, statistic: Statistic) -> tuple[float, float]:
+        """Return the lowest and the highest value to represent."""
+        centers, counts, low, high = _occupied(statistic)
+        high = _least_error(centers, counts, [(low, high * step / _CLIP_STEPS) for step in range(1, _CLIP_STEPS + 1)])[
+            1
+        ]
+        return _least_error(centers, counts, [(low * step / _CLIP_STEPS, high) for step in range(1, _CLIP_STEPS + 1)])
+
+
+@dataclass(frozen=True)
+class Percentile(_HistogramStatistic):
+    """Range that leaves out the outermost values on both sides, read from a histogram of everything seen.
+
+    Args:
+        percentile: share of the values kept below the upper and above the lower end, in percent, in (50, 100].
+    """
+
+    percentile: float = 99.99
+    name: ClassVar[str] = "percentile"
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f"percentile: {self.percentile} is out of range. Allowed: above 50, up to 100.")
+
+    def range(self, statistic: Statistic) -> tuple[float, float]:
+        """Return the lowest and the highest value to represent."""
+        edges = _edges(statistic)
+        share = statistic["counts"].cumsum(0).double() / statistic["counts"].sum()
+        keep = self.percentile / 100
+        low = int((share <= 1 - keep).sum())
+        high = int((share < keep).sum()) + 1
+        return edges[low].item(), edges[high].item()
+
+
+Observer = MinMax | MovingAverage | Histogram | Percentile
+OBSERVERS: dict[str, type[Observer]] = {
+    "histogram": Histogram,
+    "minmax": MinMax,
+    "moving_average": MovingAverage,
+    "percentile": Percentile,
+}
+
+
+def _extremes(values: Tensor) -> Statistic:
+    finite = values[torch.isfinite(values)]
+    low, high = torch.aminmax(finite if finite.numel() else torch.zeros(1))
+    return {"low": low.float().cpu(), "high": high.float().cpu()}
+
+
+def _widened(statistic: Statistic, limit: Tensor) -> Tensor:
+    """The counts over ``[-limit, limit]``, a range at least as wide as the statistic's own."""
+    counts = statistic["counts"]
+    doublings = round(float(torch.log2(limit / statistic["limit"])))
+    for _ in range(min(doublings, _BINS)):
+        paired = counts.view(-1, 2).sum(1)
+        counts = torch.nn.functional.pad(paired, (_BINS // 4, _BINS // 4))
+    return counts
+
+
+def _edges(statistic: Statistic) -> Tensor:
+    limit = statistic["limit"].item()
+    return torch.linspace(-limit, limit, _BINS + 1, dtype=torch.float64)
+
+
+def _occupied(statistic: Statistic) -> tuple[Tensor, Tensor, float, float]:
+    """Centers and counts of the bins that hold something, and the outer edges of the first and the last."""
+    edges, counts = _edges(statistic), statistic["counts"]
+    taken = counts.nonzero().flatten()
+    if not len(taken):
+        return torch.zeros(1), torch.ones(1), 0.0, 0.0
+    centers = (edges[:-1] + edges[1:]) / 2
+    low, high = edges[taken[0]].item(), edges[taken[-1] + 1].item()
+    return centers[taken], counts[taken].double(), low, high
+
+
+def _least_error(centers: Tensor, counts: Tensor, ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The range with the least squared error over the histogram when its 256 levels are spread over it."""
+    bounds = torch.tensor([(min(low, 0.0), max(high, 0.0)) for low, high in ranges], dtype=torch.float64)
+    low, high = bounds[:, :1], bounds[:, 1:]
+    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    zero = (-low / scale).round()
+    represented = ((centers / scale + zero).round().clamp(0, 255) - zero) * scale
+    errors = ((represented - centers) ** 2 * counts).sum(1)
+    return ranges[int(errors.argmin())]

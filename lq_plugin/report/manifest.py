@@ -1,0 +1,156 @@
+"""``manifest.json``: everything that was made, measured and decided, with checksums. Schema version 1."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lq_plugin.artifacts.base import Artifact
+from lq_plugin.evaluation.compare import Measurement
+
+FILE = "manifest.json"
+SCHEMA_VERSION = 1
+NO_FP32: Mapping[str, Any] = {"metrics": {}, "size_bytes": None, "latency_ms": {}}
+_PACKAGES = (
+    "lq_plugin",
+    "torch",
+    "torchao",
+    "lightning",
+    "torchmetrics",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+)
+_ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one candidate in one format.
+
+    Args:
+        candidate: the candidate's name.
+        method: its scheme's method.
+        format: the format asked for.
+        runtime: what executes it.
+        artifact: what was made, unless it failed.
+        status: ``ok``, ``over_budget``, ``failed`` or ``unsupported``.
+        error: why it failed.
+    """
+
+    candidate: str
+    method: str
+    format: str
+    runtime: str
+    artifact: Artifact | None = None
+    status: str = "ok"
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """``<candidate>/<format>``."""
+        return f"{self.candidate}/{self.format}"
+
+
+def entry(outcome: Outcome, root: Path, measured: Measurement | None) -> dict[str, Any]:
+    """Return an artifact's entry; what was not measured is ``None``."""
+    artifact = outcome.artifact
+    return {
+        "candidate": outcome.candidate,
+        "method": outcome.method,
+        "runtime": outcome.runtime,
+        "format": outcome.format,
+        "path": artifact.path.relative_to(root).as_posix() if artifact else None,
+        "sha256": dict(artifact.files) if artifact else {},
+        "size_bytes": artifact.size_bytes if artifact else None,
+        "metrics": dict(measured.metrics) if measured else {},
+        "delta": dict(measured.delta) if measured else {},
+        "latency_ms": measured.latency_ms if measured else None,
+        "speedup": measured.speedup if measured else None,
+        "sqnr_db": measured.sqnr_db if measured else None,
+        "reload_max_difference": measured.reload_max_difference if measured else None,
+        "quantized_ops": list(artifact.quantized_ops) if artifact else [],
+        "float_ops": list(artifact.float_ops) if artifact else [],
+        "status": outcome.status,
+        "error": outcome.error,
+    }
+
+
+def build(
+    artifacts: Sequence[Mapping[str, Any]],
+    *,
+    fp32: Mapping[str, Any],
+    budget: Mapping[str, Any],
+    selected: str | None,
+    calibration: Mapping[str, Any],
+    config: Mapping[str, Any],
+    seed: int | None,
+) -> dict[str, Any]:
+    """Return a whole manifest as builtins."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fp32": fp32,
+        "artifacts": list(artifacts),
+        "selected": selected,
+        "budget": budget,
+        "calibration": calibration,
+        "environment": environment(),
+        "seed": seed,
+        "config": config,
+    }
+
+
+def write(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write the manifest in one step: a reader sees the old one or the new one."""
+    scratch = folder / f".{FILE}.{os.getpid()}"
+    scratch.write_text(json.dumps(_plain(manifest), indent=1, allow_nan=False))
+    scratch.rename(folder / FILE)
+    return folder / FILE
+
+
+def environment() -> dict[str, Any]:
+    """Return versions of what was used, the CPU and its relevant instruction sets."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cpu, flags = _cpu()
+    return {
+        "versions": versions,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": [flag for flag in _ISA_FLAGS if flag in flags],
+        "platform": platform.platform(),
+    }
+
+
+def _cpu() -> tuple[str, set[str]]:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine(), set()
+    lines = dict((part.strip() for part in line.split(":", 1)) for line in info.read_text().splitlines() if ":" in line)
+    return lines.get("model name", platform.machine()), set((lines.get("flags") or lines.get("Features") or "").split())
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan and no infinity: they become ``None`` and strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,86 @@
+"""What is quantized and how: frozen data, validated when built. The only place where defaults of a scheme live."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.observers import OBSERVERS, Observer
+
+METHODS = ("static",)
+ACTIVATION_DTYPES = ("uint8", "int8")
+GRANULARITIES = ("per_channel", "per_tensor")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is quantized and how.
+
+    Args:
+        method: ``"static"``: scales of activations are fixed ahead of time from calibration.
+        observer: how a range is taken from the values seen: a name of ``observers.OBSERVERS`` or an observer itself.
+        activation_dtype: ``"uint8"`` (fastest on x86) or ``"int8"``.
+        activation_symmetric: zero point in the middle of the range instead of where it fits best.
+        weight_granularity: one scale for each output channel, or one for the tensor. Weights are symmetric int8.
+        reduce_range: weights use 7 of their 8 bits. On x86 CPUs without VNNI, 8-bit products are summed in pairs in
+            16 bits and saturate; 7 bits cannot.
+        skip: what stays float: globs over module names (``"head"``, ``"encoder.layers.0.*"``) and operator types
+            written ``"op:conv2d"``.
+        only: where given, nothing else is quantized. The same patterns as in ``skip``.
+
+    Raises:
+        ConfigError: a value is not allowed; the message names the nearest allowed one.
+
+    Example:
+        >>> Scheme(observer="percentile", skip=["head"]).observer
+        Percentile(percentile=99.99)
+    """
+
+    method: str = "static"
+    observer: Observer | str = "histogram"
+    activation_dtype: str = "uint8"
+    activation_symmetric: bool = False
+    weight_granularity: str = "per_channel"
+    reduce_range: bool = False
+    skip: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "observer", _observer(self.observer))
+        for field, allowed in (
+            ("method", METHODS),
+            ("activation_dtype", ACTIVATION_DTYPES),
+            ("weight_granularity", GRANULARITIES),
+        ):
+            if getattr(self, field) not in allowed:
+                raise unknown_name(field, str(getattr(self, field)), allowed)
+        for field in ("skip", "only"):
+            object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+
+
+def _observer(given: Observer | str) -> Observer:
+    if isinstance(given, Observer):
+        return given
+    if not isinstance(given, str) or given not in OBSERVERS:
+        raise unknown_name("observer", str(given), OBSERVERS)
+    return OBSERVERS[given]()
+
+
+def _patterns(field: str, given: Any) -> tuple[str, ...]:
+    if isinstance(given, str) or not all(isinstance(pattern, str) and pattern for pattern in given):
+        raise ConfigError(
+            f"{field}: {given!r} is not a list of patterns. Write for example {field}=['head', 'op:add']."
+        )
+    return tuple(given)
+
+
+def as_dict(scheme: Scheme) -> dict[str, Any]:
+    """The scheme as builtins, for manifests: ``{"method": "static", "observer": {"name": "histogram"}, ...}``."""
+    assert not isinstance(scheme.observer, str)
+    return dataclasses.asdict(scheme) | {
+        "observer": {"name": scheme.observer.name, **dataclasses.asdict(scheme.observer)},
+        "skip": list(scheme.skip),
+        "only": list(scheme.only),
+    }

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from lq_plugin import cpu
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.observers import OBSERVERS, Observer
 
@@ -24,8 +25,9 @@ class Scheme:
         activation_dtype: ``"uint8"`` (fastest on x86) or ``"int8"``.
         activation_symmetric: zero point in the middle of the range instead of where it fits best.
         weight_granularity: one scale for each output channel, or one for the tensor. Weights are symmetric int8.
-        reduce_range: weights use 7 of their 8 bits. On x86 CPUs without VNNI, 8-bit products are summed in pairs in
-            16 bits and saturate; 7 bits cannot.
+        reduce_range: weights use 7 of their 8 bits. On x86 CPUs without VNNI, kernels add products in pairs in 16
+            bits and saturate with 8-bit weights; with 7 bits they cannot. By default on where this machine's CPU is
+            such a one; set it when artifacts are made for another machine.
         skip: what stays float: globs over module names (``"head"``, ``"encoder.layers.0.*"``) and operator types
             written ``"op:conv2d"``.
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
@@ -43,12 +45,14 @@ class Scheme:
     activation_dtype: str = "uint8"
     activation_symmetric: bool = False
     weight_granularity: str = "per_channel"
-    reduce_range: bool = False
+    reduce_range: bool | None = None
     skip: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "observer", _observer(self.observer))
+        if self.reduce_range is None:
+            object.__setattr__(self, "reduce_range", cpu.saturates())
         for field, allowed in (
             ("method", METHODS),
             ("activation_dtype", ACTIVATION_DTYPES),

@@ -156,7 +156,7 @@ def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
         "format": format_name,
         "runtime": chosen.runtime,
         "signature": candidate.graph.signature.to_json(),
-        "quantized_ops": [{"name": name, "op": op} for name, op in placement.quantized.items()],
+        "quantized_ops": [vars(op) for op in placement.quantized.values()],
         "float_ops": [vars(op) for op in placement.float_ops],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

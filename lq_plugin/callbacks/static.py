@@ -43,7 +43,7 @@ class StaticQuantization(QuantizingCallback):
         activation_dtype: ``"uint8"`` or ``"int8"``.
         activation_symmetric: zero point in the middle of the range.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
-        reduce_range: weights use 7 bits.
+        reduce_range: weights use 7 bits; by default where this CPU's kernels would saturate with 8.
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
 
@@ -65,7 +65,7 @@ class StaticQuantization(QuantizingCallback):
         activation_dtype: str = Scheme.activation_dtype,
         activation_symmetric: bool = Scheme.activation_symmetric,
         weight_granularity: str = Scheme.weight_granularity,
-        reduce_range: bool = Scheme.reduce_range,
+        reduce_range: bool | None = Scheme.reduce_range,
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
     ) -> None:

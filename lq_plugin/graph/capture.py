@@ -148,7 +148,7 @@ def _renamed(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def operator_type(node: fx.Node) -> str:
-    """Name of the operator that a node calls, without namespace and overload: ``"conv2d"`` for ``aten.conv2d.default``."""
+    """Name of the operator that a node calls, such as ``"conv2d"`` for ``aten.conv2d.default``."""
     packet = getattr(node.target, "overloadpacket", None)
     return str(packet.__name__ if packet is not None else getattr(node.target, "__name__", node.target))
 

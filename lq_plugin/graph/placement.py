@@ -98,6 +98,14 @@ RUNTIMES: dict[str, Rules] = {
 
 
 @dataclass(frozen=True)
+class QuantizedOp:
+    """An operator that computes on integers."""
+
+    name: str
+    op: str
+
+
+@dataclass(frozen=True)
 class FloatOp:
     """An operator that stays float, and why."""
 
@@ -115,7 +123,7 @@ class Placement:
         weights: for each quantized operator with a weight, the weight's node and its channel axis.
         outputs: nodes whose result is quantized for all of its users.
         scales: for each quantized value, the value whose statistic it uses.
-        quantized: name of every quantized operator's type, by node.
+        quantized: every quantized operator, by node.
         float_ops: what computes on floats and stays float.
     """
 
@@ -123,7 +131,7 @@ class Placement:
     weights: dict[str, tuple[str, int]] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
     scales: dict[str, str] = field(default_factory=dict)
-    quantized: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, QuantizedOp] = field(default_factory=dict)
     float_ops: tuple[FloatOp, ...] = ()
 
 
@@ -172,7 +180,7 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
         },
         outputs=frozenset(node.name for node in outputs),
         scales={value.name: _origin(value).name for value in quantized_values},
-        quantized={node.name: operator.name for node, operator in chosen.items()},
+        quantized={node.name: QuantizedOp(display_name(node), operator.name) for node, operator in chosen.items()},
         float_ops=tuple(
             FloatOp(display_name(node), operator_type(node), reason)
             for node, reason in refused.items()
@@ -322,5 +330,6 @@ def _nothing_to_quantize(refused: dict[fx.Node, str]) -> str:
     reasons = "; ".join(f"{display_name(node)}: {reason}" for node, reason in list(refused.items())[:5])
     return (
         "target: nothing in it can be quantized. Quantizable are convolutions, linear layers, matrix products and "
-        f"embeddings. Found: {reasons or 'no operator on float tensors'}. Choose another target, or relax skip and only."
+        f"embeddings. It has: {reasons or 'no operator on float tensors'}. Choose another target, or relax skip and "
+        "only."
     )

@@ -4,8 +4,8 @@ Graphs and runtimes take and give flat lists of tensors. A :class:`Signature` sa
 list and how the list of results becomes the output again. It is made of builtins only and is stored as JSON.
 
 A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
-dimension), ``{"constant": value}``, ``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": [[key, structure], ...]}`` and
-``{"ordered_dict": [...]}``.
+dimension), ``{"constant": value}``, ``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": [[key, structure], ...]}``
+and ``{"ordered_dict": [...]}``.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lq_plugin import cpu
 from lq_plugin.artifacts.base import Artifact
 from lq_plugin.evaluation.compare import Measurement
 
@@ -31,7 +32,6 @@ _PACKAGES = (
     "onnxruntime",
     "openvino",
 )
-_ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True)
@@ -126,23 +126,14 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    cpu, flags = _cpu()
     return {
         "versions": versions,
-        "cpu": cpu,
+        "cpu": cpu.name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "isa": [flag for flag in _ISA_FLAGS if flag in flags],
+        "isa": cpu.isa(),
         "platform": platform.platform(),
     }
-
-
-def _cpu() -> tuple[str, set[str]]:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor() or platform.machine(), set()
-    lines = dict((part.strip() for part in line.split(":", 1)) for line in info.read_text().splitlines() if ":" in line)
-    return lines.get("model name", platform.machine()), set((lines.get("flags") or lines.get("Features") or "").split())
 
 
 def _plain(value: Any) -> Any:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 
 def note(text: str) -> None:
     """Say what long work is going on."""
-    Console().print(f"lq_plugin: {text} …", markup=False, highlight=False)
+    Console().print(f"lq_plugin: {text} …", markup=False, highlight=False, soft_wrap=True)
 
 
 def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
-    """Print a manifest: FP32 first, then every artifact with its difference to it.
+    """Print a manifest: accuracy and cost of FP32 and of every artifact, what stayed float, and what went wrong.
 
     Args:
         manifest: as returned by ``manifest.build``.
@@ -24,64 +26,91 @@ def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = No
         console: where to print; the terminal by default.
     """
     console = console or Console()
+    for table in (_accuracy(manifest), _cost(manifest)):
+        console.print(table)
+    for line in (*_problems(manifest), *_coverage(manifest), f"Manifest: {folder / 'manifest.json'}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _accuracy(manifest: Mapping[str, Any]) -> Table:
+    reference = manifest["fp32"]["metrics"]
+    table = _table("Metrics of each artifact reloaded from disk, and difference to FP32", reference)
+    table.add_row("FP32", *(f"{value:.4f}" for value in reference.values()))
+    for entry in manifest["artifacts"]:
+        cells = [
+            f"{entry['metrics'][name]:.4f} {entry['delta'][name]:+.4f}" if name in entry["metrics"] else "–"
+            for name in reference
+        ]
+        table.add_row(_label(entry), *cells)
+    return table
+
+
+def _cost(manifest: Mapping[str, Any]) -> Table:
     fp32 = manifest["fp32"]
-    names = list(fp32["metrics"])
-    table = Table(title="INT8 artifacts, each reloaded from disk and measured")
-    table.add_column("artifact", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right")
-    for header in ("SQNR dB", "size MB", "latency ms", "vs FP32", "status"):
-        table.add_column(header, justify="right")
+    table = _table("Fidelity, size and latency", ("SQNR dB", "MB", "ms", "vs torch", "vs best", "status"))
     best = min(fp32["latency_ms"].values(), default=None)
     for runtime, latency in fp32["latency_ms"].items():
-        metrics = [_number(fp32["metrics"][name], 4) for name in names] if runtime == "torch" else [""] * len(names)
         size = _megabytes(fp32["size_bytes"]) if runtime == "torch" else ""
+        ratio = fp32["latency_ms"]["torch"] / latency
         note = "fastest FP32" if latency == best else ""
-        table.add_row(f"FP32 {runtime}", *metrics, "", size, _number(latency, 3), "", note)
-    table.add_section()
+        table.add_row(f"FP32 {runtime}", "", size, f"{latency:.3f}", f"{ratio:.2f}×", "", note)
     for entry in manifest["artifacts"]:
-        label = f"{entry['candidate']}/{entry['format']}"
-        chosen = " ◀ selected" if label == manifest["selected"] else ""
-        table.add_row(label, *(_metric(entry, name) for name in names), *_measures(entry), entry["status"] + chosen)
-    console.print(table)
-    for entry in manifest["artifacts"]:
-        if entry["error"]:
-            console.print(f"{entry['candidate']}/{entry['format']}: {entry['error']}", markup=False, highlight=False)
-    console.print(_coverage(manifest), markup=False, highlight=False)
-    console.print(f"Manifest: {folder}/manifest.json", markup=False, highlight=False, soft_wrap=True)
-
-
-def _metric(entry: Mapping[str, Any], name: str) -> str:
-    if name not in entry["metrics"]:
-        return "–"
-    return f"{_number(entry['metrics'][name], 4)} ({entry['delta'][name]:+.4f})"
+        selected = " ◀ selected" if _label(entry) == manifest["selected"] else ""
+        table.add_row(_label(entry), *_measures(entry), entry["status"] + selected)
+    return table
 
 
 def _measures(entry: Mapping[str, Any]) -> list[str]:
-    latency, speedup = entry["latency_ms"], entry["speedup"]
-    ratio = f"{speedup['vs_torch_fp32']:.2f}× (best {speedup['vs_best_fp32']:.2f}×)" if speedup else "–"
-    sqnr = entry["sqnr_db"]
+    latency, speedup, sqnr = entry["latency_ms"], entry["speedup"], entry["sqnr_db"]
     return [
-        _number(sqnr, 1) if sqnr is not None else "–",
+        "–" if sqnr is None else f"{sqnr:.1f}",
         _megabytes(entry["size_bytes"]),
-        _number(latency["median"], 3) if latency else "–",
-        ratio,
+        f"{latency['median']:.3f}" if latency else "–",
+        f"{speedup['vs_torch_fp32']:.2f}×" if speedup else "–",
+        f"{speedup['vs_best_fp32']:.2f}×" if speedup else "–",
     ]
 
 
-def _coverage(manifest: Mapping[str, Any]) -> str:
-    lines = []
+def _problems(manifest: Mapping[str, Any]) -> list[str]:
+    lines = [f"{_label(entry)}: {entry['error']}" for entry in manifest["artifacts"] if entry["error"]]
+    slower = [
+        _label(entry)
+        for entry in manifest["artifacts"]
+        if entry["speedup"] is not None and entry["speedup"]["vs_best_fp32"] < 1
+    ]
+    larger = [
+        _label(entry)
+        for entry in manifest["artifacts"]
+        if entry["size_bytes"] is not None and entry["size_bytes"] > (manifest["fp32"]["size_bytes"] or float("inf"))
+    ]
+    if slower:
+        lines.append(f"Slower than the fastest FP32 runtime: {', '.join(slower)}")
+    if larger:
+        lines.append(f"Larger than FP32: {', '.join(larger)}")
+    return lines
+
+
+def _coverage(manifest: Mapping[str, Any]) -> list[str]:
+    lines: dict[str, list[str]] = {}
     for entry in manifest["artifacts"]:
         if entry["path"] is not None:
-            total = len(entry["quantized_ops"])
-            reasons = sorted({f"{op['op']} ({op['reason']})" for op in entry["float_ops"]})
-            stay = f"; float: {', '.join(reasons)}" if reasons else "; nothing left float"
-            lines.append(f"{entry['candidate']}/{entry['format']}: {total} operators in INT8{stay}")
-    return "\n".join(lines)
+            counts = Counter(f"{op['op']} ({op['reason']})" for op in entry["float_ops"])
+            stays = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+            text = f"{len(entry['quantized_ops'])} operators in INT8; float: {stays}"
+            lines.setdefault(text, []).append(_label(entry))
+    return [f"{', '.join(labels)}: {text}" for text, labels in lines.items()]
 
 
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}"
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True, min_width=18)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "status" else "right", no_wrap=True)
+    return table
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    return f"{entry['candidate']}/{entry['format']}"
 
 
 def _megabytes(size: int | None) -> str:

@@ -1,0 +1,35 @@
+"""What the CPU of this machine can do for INT8."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+_INT8_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+_X86 = ("x86_64", "AMD64", "i686")
+
+
+def name() -> str:
+    """Return the CPU's model name."""
+    return _info().get("model name", platform.processor() or platform.machine())
+
+
+def isa() -> list[str]:
+    """Return the instruction sets that matter to INT8 and that this CPU has, where the system tells."""
+    flags = (_info().get("flags") or _info().get("Features") or "").split()
+    return [flag for flag in _INT8_FLAGS if flag in flags]
+
+
+def saturates() -> bool:
+    """Whether INT8 kernels of this CPU may add pairs of products in 16 bits, which saturates.
+
+    x86 CPUs without VNNI multiply with ``vpmaddubsw``. 255 * 127 * 2 does not fit into its 16 bits, 255 * 63 * 2 does.
+    """
+    return platform.machine() in _X86 and not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(isa())
+
+
+def _info() -> dict[str, str]:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ def export(graph: FloatGraph, folder: Path) -> None:
             program_of(graph), dynamo=True, verbose=False, input_names=_unique(names), output_names=None
         )
         assert program is not None
+        _add_bias_apart(program.model.graph)
         program.save(str(folder / FILE), external_data=weights > _SINGLE_FILE_LIMIT)
     checker.check_model(str(folder / FILE), full_check=True)
 
@@ -48,6 +50,31 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
         return [torch.from_numpy(result) for result in results]
 
     return run
+
+
+def _add_bias_apart(graph: Any) -> None:
+    """Split ``Gemm`` with a bias into ``Gemm`` and ``Add`` where its result is not quantized.
+
+    onnxruntime computes a ``Gemm`` on integers only without bias, or with a result that is quantized too.
+    """
+    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
+    for product in [node for node in graph if node.op_type == "Gemm" and len(node.inputs) == 3]:
+        (result,) = product.outputs
+        after = [use.node for use in result.uses()]
+        if len(after) == 1 and after[0].op_type in ("Relu", "Clip"):
+            after = [use.node for use in after[0].outputs[0].uses()]
+        if after and all(node.op_type == "QuantizeLinear" for node in after):
+            continue
+        bias = product.inputs[2]
+        product.resize_inputs(2)
+        total = ir.node("Add", [], num_outputs=1, name=f"{product.name}_bias")
+        result.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
+        total.resize_inputs(2)
+        total.replace_input_with(0, result)
+        total.replace_input_with(1, bias)
+        total.outputs[0].shape, total.outputs[0].type = result.shape, result.type
+        total.outputs[0].name, result.name = result.name, f"{result.name}_product"
+        graph.insert_after(product, total)
 
 
 def _unique(names: list[str]) -> list[str]:

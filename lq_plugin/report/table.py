@@ -33,15 +33,13 @@ def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = No
 
 
 def _accuracy(manifest: Mapping[str, Any]) -> Table:
-    reference = manifest["fp32"]["metrics"]
-    table = _table("Metrics of each artifact reloaded from disk, and difference to FP32", reference)
-    table.add_row("FP32", *(f"{value:.4f}" for value in reference.values()))
-    for entry in manifest["artifacts"]:
-        cells = [
-            f"{entry['metrics'][name]:.4f} {entry['delta'][name]:+.4f}" if name in entry["metrics"] else "–"
-            for name in reference
-        ]
-        table.add_row(_label(entry), *cells)
+    table = _table("Metrics of every artifact, reloaded from disk", ("FP32", "INT8", "difference"))
+    for name, reference in manifest["fp32"]["metrics"].items():
+        table.add_section()
+        table.add_row(name, f"{reference:.4f}")
+        for entry in manifest["artifacts"]:
+            if name in entry["metrics"]:
+                table.add_row(f"  {_label(entry)}", "", f"{entry['metrics'][name]:.4f}", f"{entry['delta'][name]:+.4f}")
     return table
 
 
@@ -55,7 +53,7 @@ def _cost(manifest: Mapping[str, Any]) -> Table:
         note = "fastest FP32" if latency == best else ""
         table.add_row(f"FP32 {runtime}", "", size, f"{latency:.3f}", f"{ratio:.2f}×", "", note)
     for entry in manifest["artifacts"]:
-        selected = " ◀ selected" if _label(entry) == manifest["selected"] else ""
+        selected = ", selected" if _label(entry) == manifest["selected"] else ""
         table.add_row(_label(entry), *_measures(entry), entry["status"] + selected)
     return table
 
@@ -102,7 +100,7 @@ def _coverage(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True, min_width=18)
     for column in columns:
         table.add_column(column, justify="left" if column == "status" else "right", no_wrap=True)

@@ -1,0 +1,34 @@
+# `make demo` and `make test` need nothing but Python 3.10 or newer with venv, and pip's access to packages.
+# torch is installed as the constraints pin it; where pip would bring a CUDA build and a CPU build is wanted,
+# point pip at PyTorch's CPU packages (PIP_EXTRA_INDEX_URL) before the first `make`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: venv demo test lint clean
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml setup.cfg constraints.txt
+	@echo "Creating the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch (the largest package)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@echo "Installing lq_plugin with all extras"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+demo: venv
+	$(BIN)/lq-train recipe=mnist_cnn
+
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) build dist outputs multirun *.egg-info .mypy_cache .pytest_cache .ruff_cache

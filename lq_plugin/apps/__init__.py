@@ -1,0 +1,1 @@
+"""Commands: Hydra mains over the callbacks."""

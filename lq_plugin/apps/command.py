@@ -1,0 +1,105 @@
+"""How a command ends: a mistake that its user can mend is one line, everything else keeps its trace."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from lq_plugin.errors import LqError
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+MENDABLE = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
+
+
+def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run a task with the configuration that Hydra composes from the command line.
+
+    A mistake that the user can mend ends a run with one line and exit code 1. With ``HYDRA_FULL_ERROR=1`` in the
+    environment every error keeps its full trace. In a multirun the errors of jobs are passed on, because the sweeper
+    decides what a failed job means.
+
+    Args:
+        name: the command, to begin the line with.
+        task: what to do; its result is the objective of a sweep.
+        config_name: root configuration, in ``lq_plugin.conf``.
+    """
+    full = os.environ.get(FULL_ERROR) == "1"
+
+    @functools.wraps(task)
+    def job(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except MENDABLE as error:
+            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            sys.exit(f"{name}: {one_line(error)}")
+
+    os.environ[FULL_ERROR] = "1"  # Hydra itself would print several lines and exit; with this it raises
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://lq_plugin.conf", config_name=config_name)(job)()
+    except Exception as error:
+        if full or (_left_a_job(error) and not isinstance(error, MENDABLE)):
+            raise
+        sys.exit(f"{name}: {one_line(error)}")
+    finally:
+        if not full:
+            del os.environ[FULL_ERROR]
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line which option is wrong, what was given and what is allowed."""
+    for cause in _causes(error):
+        if isinstance(cause, LqError):
+            return _placed(error, str(cause))
+        if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and isinstance(cause.parent_node, DictConfig):
+            return _unknown_option(str(cause.full_key), cause.parent_node)
+    *_, origin = _causes(error)
+    if isinstance(error, InstantiationException):
+        return _placed(error, f"{origin} ({FULL_ERROR}=1 shows where from.)")
+    if isinstance(origin, OmegaConfBaseException) and origin is not error:
+        return _joined(f"{error}: {str(origin).splitlines()[0]}.")
+    return _joined(str(error).partition("\nConfig search path:")[0])
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _placed(error: BaseException, message: str) -> str:
+    """Put the section of the configuration before a message; one that begins with an argument continues its path."""
+    section = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+    if not section:
+        return _joined(message)
+    return _joined(f"{section[1]}{'.' if re.match(r'[a-z_]+: ', message) else ': '}{message}")
+
+
+def _unknown_option(key: str, parent: DictConfig) -> str:
+    section, _, option = key.rpartition(".")
+    options = sorted(str(name) for name in parent if not str(name).startswith("_"))
+    nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    return f"{key}: there is no such option.{hint} Options of {section or 'the command'}: {', '.join(options)}."
+
+
+def _left_a_job(error: BaseException) -> bool:
+    return any(frame.name == "run_job" for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())

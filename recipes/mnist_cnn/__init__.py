@@ -1,0 +1,1 @@
+"""A residual CNN on 5,000 real MNIST images; see README.md in this folder."""

@@ -1,0 +1,165 @@
+"""Every configuration file composes, and makes what it names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import lq_plugin.conf
+from lq_plugin import Int8Evaluation, StaticQuantization
+from lq_plugin.apps.train import check
+from lq_plugin.errors import ConfigError
+
+ROOT = Path(str(resources.files(lq_plugin.conf)))
+OPTIONS = sorted((file.parent.name, file.stem) for file in ROOT.glob("*/*.yaml"))
+GROUPS = {
+    *("model", "data", "trainer", "logger", "callbacks", "recipe"),
+    *("quantization", "observer", "export", "evaluation", "budget"),
+}
+SCHEMA = re.compile(r"^  - /lq_plugin/(\w+)@_here_$", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_module("lq_plugin.conf", version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str, folder: str = "run") -> DictConfig:
+    """Compose as lq-train does, with the folder that only a running app has."""
+    written = [f"trainer.default_root_dir={folder}"]
+    if "logger=none" not in overrides:
+        written.append(f"logger.save_dir={folder}")
+    return compose("train", [*overrides, *written])
+
+
+def sections(config: DictConfig) -> dict[str, Any]:
+    return {f"callbacks.{name}": node for name, node in config.callbacks.items()} | {
+        name: config[name] for name in ("data", "model", "trainer", "logger")
+    }
+
+
+def test_the_groups_are_those_that_were_promised() -> None:
+    assert {group for group, _ in OPTIONS} == GROUPS
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_instantiates(group: str, option: str, tmp_path: Path) -> None:
+    needed = {"data": "mnist_cnn", "model": "mnist_cnn"} | {group: option}
+    config = composed(*(f"{name}={choice}" for name, choice in needed.items()), folder=str(tmp_path))
+    check(config)
+    for section, node in sections(config).items():
+        if node:
+            assert type(instantiate(node)).__name__ == node._target_.rpartition(".")[2], section
+
+
+@pytest.mark.parametrize("file", [file for file in ROOT.glob("*/*.yaml") if SCHEMA.search(file.read_text())], ids=str)
+def test_a_file_repeats_no_default(file: Path) -> None:
+    (schema,) = SCHEMA.findall(file.read_text())
+    defaults = ConfigStore.instance().load(f"lq_plugin/{schema}.yaml").node
+    own = OmegaConf.load(file)
+    assert [key for key in own if key != "defaults" and own._get_node(key) == defaults._get_node(key)] == []
+
+
+def test_help_names_every_option() -> None:
+    text = OmegaConf.to_container(OmegaConf.load(ROOT / "train.yaml"))["hydra"]["help"]["template"]  # type: ignore[index,call-overload]
+    rows = {
+        words[0]: words[1:] for line in text.splitlines() if (words := line.replace("[", "").replace("]", "").split())
+    }
+    assert [(group, option) for group, option in OPTIONS if option not in rows[group]] == []
+
+
+def test_an_observer_is_chosen_by_group_or_by_name() -> None:
+    by_group = composed("recipe=mnist_cnn", "observer=percentile", "callbacks.static.observer.percentile=99.5")
+    by_name = composed("recipe=mnist_cnn", "callbacks.static.observer=minmax")
+    static = instantiate(by_group.callbacks.static)
+    assert isinstance(static, StaticQuantization)
+    assert str(static.scheme.observer) == "Percentile(percentile=99.5)"
+    assert str(instantiate(by_name.callbacks.static).scheme.observer) == "MinMax()"
+
+
+def test_a_budget_keeps_what_it_does_not_set() -> None:
+    config = composed("recipe=mnist_cnn", "budget=absolute", "callbacks.evaluation.budget.max_loss=0.002")
+    evaluation = instantiate(config.callbacks.evaluation)
+    assert isinstance(evaluation, Int8Evaluation)
+    assert (evaluation.budget.relative, evaluation.budget.max_loss) == (False, 0.002)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "callbacks.static.smaples=3",
+        "callbacks.static.samples=many",
+        "callbacks.static.skip=head",
+        "callbacks.evaluation.budget.max_los=0.1",
+        "callbacks.evaluation.latency.rounds=few",
+        "trainer.max_epocs=1",
+        "data.batch_size=big",
+        "observer=minmx",
+    ],
+)
+def test_a_wrong_key_or_type_does_not_compose(override: str) -> None:
+    with pytest.raises(HydraException, match=override.partition("=")[0].rpartition(".")[2]):
+        composed("recipe=mnist_cnn", override)
+
+
+@pytest.mark.parametrize(
+    ("section", "override", "match"),
+    [
+        ("static", "callbacks.static.observer=minmx", "Did you mean 'minmax'"),
+        ("static", "callbacks.static.activation_dtype=int4", "activation_dtype"),
+        ("static", "callbacks.static.samples=0", "samples"),
+        ("export", "callbacks.export.formats=[onx]", "Did you mean 'onnx'"),
+        ("evaluation", "callbacks.evaluation.splits=[train]", "splits"),
+        ("evaluation", "callbacks.evaluation.budget.max_loss=-1", "max_loss"),
+        ("evaluation", "callbacks.evaluation.latency.rounds=0", "rounds"),
+    ],
+)
+def test_a_wrong_value_does_not_instantiate(section: str, override: str, match: str) -> None:
+    config = composed("recipe=mnist_cnn", override)
+    with pytest.raises(InstantiationException, match=match):
+        instantiate(config.callbacks[section])
+
+
+def test_what_has_to_be_chosen_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"data\._target_: not given.*recipe=NAME"):
+        check(composed())
+
+
+def test_options_without_their_callback_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"callbacks\.static: .*quantization=static"):
+        check(composed("recipe=mnist_cnn", "quantization=none", "observer=minmax"))
+
+
+def test_the_groups_serve_somebody_elses_app(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.yaml").write_text(
+        "defaults:\n  - quantization: static\n  - budget: absolute\n  - _self_\n"
+        "hydra:\n  searchpath: [pkg://lq_plugin.conf]\n"
+        "callbacks:\n  static:\n    samples: 7\n"
+    )
+    (tmp_path / "app.py").write_text(
+        "import hydra\n"
+        "@hydra.main(version_base='1.3', config_path='conf', config_name='mine')\n"
+        "def app(config):\n"
+        "    print(type(hydra.utils.instantiate(config.callbacks.static)).__name__, config.callbacks.static.samples)\n"
+        "app()\n"
+    )
+    command = [sys.executable, "app.py", "callbacks.static.observer=minmax"]
+    good = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (good.stdout, good.stderr) == ("StaticQuantization 7\n", "")
+    wrong = subprocess.run([*command, "callbacks.static.smaples=3"], cwd=tmp_path, capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert "Key 'smaples' not in 'StaticQuantization'" in wrong.stderr

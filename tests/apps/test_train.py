@@ -1,0 +1,94 @@
+"""lq-train as a user runs it: a process of its own, in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lq_plugin.apps.train import objective
+
+SMOKE = ("recipe=mnist_cnn", "data.samples=96", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+
+
+def lq_train(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lq_plugin.apps.train", *overrides],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize("argument", ["--help", "--cfg"])
+def test_it_explains_itself(argument: str, tmp_path: Path) -> None:
+    done = lq_train(tmp_path, *(("--cfg", "job") if argument == "--cfg" else (argument,)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "recipe=mnist_cnn" in done.stdout if argument == "--help" else "lq_plugin.StaticQuantization" in done.stdout
+
+
+def test_a_run_leaves_artifacts_and_a_manifest(tmp_path: Path) -> None:
+    done = lq_train(tmp_path, *SMOKE, "export=onnx", "hydra.run.dir=run")
+    assert (done.returncode, done.stderr) == (0, "")
+    quantized = tmp_path / "run" / "quantized"
+    manifest = json.loads((quantized / "manifest.json").read_text())
+    (artifact,) = manifest["artifacts"]
+    assert (artifact["candidate"], artifact["format"], artifact["error"]) == ("static", "onnx", None)
+    assert all((quantized / artifact["path"] / name).is_file() for name in artifact["sha256"])
+    assert manifest["config"]["run"]["data"]["samples"] == 96
+    assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("callbacks.static.smaples=3", "callbacks.static.smaples: there is no such option. Did you mean 'samples'?"),
+        ("callbacks.static.samples=many", "Error merging override callbacks.static.samples=many: Value 'many'"),
+        ("callbacks.static.observer=minmx", "callbacks.static.observer: 'minmx' is unknown. Did you mean 'minmax'?"),
+        ("observer=minmx", "Could not find 'observer/minmx'"),
+        ("trainer.accelerator=gpo", "trainer: You selected an invalid accelerator name: `accelerator='gpo'`."),
+        ("export=null", "Config group override must be a string or a list."),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_trained(override: str, said: str, tmp_path: Path) -> None:
+    done = lq_train(tmp_path, *SMOKE, override)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("lq-train: ")
+    assert said in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_the_full_trace_is_there_on_demand(tmp_path: Path) -> None:
+    done = lq_train(tmp_path, *SMOKE, "data.batch_size=0", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ConfigError: batch_size: 0 is out of range" in done.stderr
+
+
+def test_a_fault_in_the_users_code_keeps_its_trace(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from lq_plugin.recipes.mnist_cnn.model import MnistCnn\n"
+        "class Mine(MnistCnn):\n"
+        "    def training_step(self, batch, batch_idx):\n"
+        "        raise ZeroDivisionError('mine')\n"
+    )
+    done = lq_train(tmp_path, *SMOKE, "model._target_=mine.Mine", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert 'mine.py", line 4, in training_step' in done.stderr
+
+
+def test_the_objective_is_the_selected_artifacts_metric() -> None:
+    artifacts = [
+        {"candidate": "static", "format": "onnx", "metrics": {"val/acc": 0.5, "val/loss": 2.0}},
+        {"candidate": "static", "format": "pt2", "metrics": {"val/acc": 0.25, "val/loss": 3.0}},
+    ]
+    manifest = {"artifacts": artifacts, "budget": {"metric": "val/acc"}}
+    assert objective({**manifest, "selected": "static/pt2"}) == 0.25
+    assert objective({**manifest, "selected": None}) is None

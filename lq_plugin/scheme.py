@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,8 @@ class Scheme:
     activation_symmetric: bool = False
     weight_granularity: str = "per_channel"
     reduce_range: bool | None = None
-    skip: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
+    skip: Sequence[str] = ()
+    only: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "observer", _observer(self.observer))

@@ -198,7 +198,7 @@ def read(path: str | os.PathLike[str]) -> Artifact:
             f"path: {str(folder)!r} holds no artifact ({DESCRIPTION} is missing). Give the folder of one format, such "
             "as '…/quantized/static/onnx'."
         ) from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"path: {str(folder / DESCRIPTION)!r} cannot be read ({error}). Export again.") from error
     if not intact:
         raise ArtifactError(f"path: {str(folder / DESCRIPTION)!r} was changed after export. Export again.")

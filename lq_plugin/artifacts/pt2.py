@@ -74,7 +74,7 @@ def load_module(folder: Path) -> torch.nn.Module:
     Raises:
         ArtifactError: the file holds something that torch would unpickle or run.
     """
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the quantize and dequantize operators
+    import torch.ao.quantization.fx._decomposed  # registers the quantize and dequantize operators
 
     _refuse_code(folder / FILE)
     with muted():

@@ -94,7 +94,11 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
 def _load(path: Path, written_since: float) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
         if path.stat().st_mtime < written_since:
-            raise
+            raise ConfigError(
+                f"checkpoint: {path.name!r} holds more than tensors and plain values (most likely hyperparameters) "
+                "and was not written by this fit, so it is not unpickled. Save plain hyperparameters, or quantize "
+                "checkpoint='live'."
+            ) from error
         return torch.load(path, map_location="cpu", weights_only=False)

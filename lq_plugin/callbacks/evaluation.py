@@ -61,15 +61,20 @@ class Int8Evaluation(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there are artifacts to evaluate."""
         if stage == "fit":
+            self.manifest = None
             _exporter(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Evaluate, write the manifest, log and print."""
+        """Evaluate, write the manifest and log."""
         with on_one_process(trainer) as alone:
             if alone:
                 self.manifest = self._evaluate(trainer, pl_module)
                 log(trainer, self.manifest)
-                table.show(self.manifest, _exporter(trainer).folder)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Print the table, now that no progress bar writes to the terminal any more."""
+        if stage == "fit" and self.manifest is not None:
+            table.show(self.manifest, _exporter(trainer).folder)
 
     def _evaluate(self, trainer: Any, pl_module: Any) -> Mapping[str, Any]:
         exporter = _exporter(trainer)
@@ -84,10 +89,7 @@ class Int8Evaluation(Callback):
                 for artifact, measurement in zip(subject.artifacts, comparison.measurements, strict=True)
             }
         fp32 = comparisons[0].fp32 if comparisons else manifest.NO_FP32
-        monitor = checkpoints.monitored(trainer)
-        budget = selection.resolve(
-            self.budget, fp32["metrics"], getattr(monitor, "monitor", None), getattr(monitor, "mode", None)
-        )
+        budget = self._resolved_budget(trainer, comparisons[0].judged_by) if comparisons else self.budget
         entries = [
             manifest.entry(
                 _judged(outcome, measured.get(outcome.label), budget), exporter.folder, measured.get(outcome.label)
@@ -103,6 +105,10 @@ class Int8Evaluation(Callback):
             evaluation=self.options(),
         )
 
+    def _resolved_budget(self, trainer: Any, logged: Sequence[str]) -> Budget:
+        monitor = checkpoints.monitored(trainer)
+        return selection.resolve(self.budget, logged, getattr(monitor, "monitor", None), getattr(monitor, "mode", None))
+
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""
         return {
@@ -115,7 +121,7 @@ class Int8Evaluation(Callback):
 
 def log(trainer: Any, content: Mapping[str, Any]) -> None:
     """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``."""
-    figures = {}
+    figures: dict[str, float] = {}
     for entry in content["artifacts"]:
         prefix = f"quantized/{entry['candidate']}/{entry['format']}"
         figures |= {f"{prefix}/{name}": value for name, value in entry["metrics"].items()}

@@ -155,9 +155,9 @@ def on_one_process(trainer: Any) -> Iterator[bool]:
 
 
 def _check_writable(folder: Path) -> None:
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):  # nothing is made before training is over
             pass
     except OSError as error:
         raise ConfigError(

@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.candidate import Candidate
@@ -39,7 +41,7 @@ class QuantizingCallback(Callback):
     method: str
 
     def __init__(self, name: str, target: str | None, checkpoint: str) -> None:
-        if not name or Path(name).name != name:
+        if not name or name == ".." or Path(name).name != name:
             raise ConfigError(f"name: {name!r} cannot name a folder. Allowed: any name without a slash.")
         self.name = name
         self.target = target
@@ -103,6 +105,13 @@ class QuantizingCallback(Callback):
 
 def data_of(trainer: Any) -> Data:
     """Return where a running Trainer's batches come from."""
-    loaders = {} if trainer.val_dataloaders is None else {"validate": trainer.val_dataloaders}
+    loaders = {} if trainer.val_dataloaders is None else {"validate": tree_map(_whole, trainer.val_dataloaders)}
     limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
     return Data(trainer.datamodule, loaders, limits)
+
+
+def _whole(loader: Any) -> Any:
+    """Undo the split of the data among processes, for the one process that sees all of it."""
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, DistributedSampler):
+        return loader
+    return DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lq_plugin.callbacks.checkpoint import Checkpoint
 from lq_plugin.callbacks.quantizing import QuantizingCallback, data_of
@@ -20,8 +21,10 @@ from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance, Recording
 from lq_plugin.graph.capture import FloatGraph, capture, fold
 from lq_plugin.graph.placement import RUNTIMES, place
-from lq_plugin.observers import Observer
+from lq_plugin.observers import Observer, Statistic
 from lq_plugin.scheme import Scheme, as_dict
+
+_Seen = tuple[dict[str, Statistic], int, int]  # statistics of one process's pass, samples, batches
 
 
 class StaticQuantization(QuantizingCallback):
@@ -79,8 +82,8 @@ class StaticQuantization(QuantizingCallback):
             activation_symmetric=activation_symmetric,
             weight_granularity=weight_granularity,
             reduce_range=reduce_range,
-            skip=tuple(skip) if not isinstance(skip, str) else skip,
-            only=tuple(only) if not isinstance(only, str) else only,
+            skip=skip,
+            only=only,
         )
         self.samples = samples
         self.seed = seed
@@ -88,16 +91,27 @@ class StaticQuantization(QuantizingCallback):
         self.calibration: Calibration | None = None
         self._forget()
 
+    def _forget(self) -> None:
+        """Drop everything that belongs to one run of one model."""
+        self._listening = ExitStack()
+        self._graph: FloatGraph | None = None
+        self._example: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+        self._recording: Recording | None = None
+        self._chosen: set[int] = set()
+        self._position = -1
+        self._failure: LqError | None = None
+        self._heard = False
+        self._heard_sanity: bool | None = None
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there is a validation loop to ride on."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._forget()
-            if not trainer.enable_validation:
-                raise ConfigError(
-                    "StaticQuantization: this Trainer runs no validation, and observers ride on it. Define "
-                    "validation_step and a validation loader, and leave limit_val_batches above 0."
-                )
+        self._forget()
+        if stage == "fit" and not trainer.enable_validation:
+            raise ConfigError(
+                "StaticQuantization: this Trainer runs no validation, and observers ride on it. Define "
+                "validation_step and a validation loader, and leave limit_val_batches above 0."
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only the loaders know."""
@@ -110,7 +124,9 @@ class StaticQuantization(QuantizingCallback):
         """Listen to the target's forward."""
         target = loop.resolve_target(pl_module, self.target)
         self._position, self._recording, self._heard = -1, None, False
-        hear = torch.compiler.disable(lambda args, kwargs: self._hear(trainer, target, args, kwargs))
+        hear = torch.compiler.disable(  # type: ignore[no-untyped-call]
+            lambda args, kwargs: self._hear(trainer, target, args, kwargs)
+        )
 
         def listen(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
@@ -128,8 +144,9 @@ class StaticQuantization(QuantizingCallback):
         self._listening.close()
         if trainer.sanity_checking:
             self._heard_sanity = self._heard
-        elif self._recording is not None and self._failure is None:
-            self.calibration = self._finished(trainer, self._recording)
+        else:
+            found = [seen for seen in _of_every_process(trainer, self._seen()) if seen is not None]
+            self.calibration = self._finished(trainer, found) if found else self.calibration
         self._recording = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -154,7 +171,7 @@ class StaticQuantization(QuantizingCallback):
             else _calibration_in(checkpoint.callbacks.get(self.state_key, {}))
         )
         source = self
-        if calibration is None or calibration.provenance.global_step != checkpoint.global_step or not self._example:
+        if not self._fits(calibration, checkpoint.global_step):
             source = self._calibrated_anew(trainer, model)
             calibration = source.calibration
         assert calibration is not None
@@ -165,6 +182,7 @@ class StaticQuantization(QuantizingCallback):
             checkpoint=checkpoint.name,
             global_step=checkpoint.global_step,
             checkpoint_global_step=checkpoint.global_step,
+            extra_pass=source is not self,
         )
         return Candidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
 
@@ -179,18 +197,6 @@ class StaticQuantization(QuantizingCallback):
             "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
             **as_dict(self.scheme),
         }
-
-    def _forget(self) -> None:
-        """Drop everything that belongs to one run of one model."""
-        self._listening = ExitStack()
-        self._graph: FloatGraph | None = None
-        self._example: tuple[Sequence[Any], Mapping[str, Any]] | None = None
-        self._recording: Recording | None = None
-        self._chosen: set[int] = set()
-        self._position = -1
-        self._failure: LqError | None = None
-        self._heard = False
-        self._heard_sanity: bool | None = None
 
     def _hear(self, trainer: Any, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Look at one call of the target. Only the sanity check, before training, may stop the run."""
@@ -219,9 +225,8 @@ class StaticQuantization(QuantizingCallback):
     def _observe(self, trainer: Any, graph: FloatGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self._recording is None:
             self._recording = Recording.start(fold(graph), self.scheme)
-            self._chosen = self._choose(
-                trainer.num_val_batches, graph.example[0].shape[0] if graph.example[0].dim() else 1
-            )
+            sizes = (leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+            self._chosen = self._choose(trainer.num_val_batches, next(sizes, 1) * trainer.world_size)
         if self._position in self._chosen:
             self._recording.see(graph.signature.flatten(args, kwargs))
 
@@ -233,19 +238,35 @@ class StaticQuantization(QuantizingCallback):
         order = torch.randperm(int(total), generator=torch.Generator().manual_seed(self.seed))
         return set(order[:wanted].tolist())
 
-    def _finished(self, trainer: Any, recording: Recording) -> Calibration:
+    def _seen(self) -> _Seen | None:
+        if self._recording is None or self._failure is not None or not self._recording.batches:
+            return None
+        return self._recording.statistics(), self._recording.samples, self._recording.batches
+
+    def _finished(self, trainer: Any, found: Sequence[_Seen]) -> Calibration:
         assert not isinstance(self.scheme.observer, str)
+        merge = self.scheme.observer.merge
+        names = dict.fromkeys(name for statistics, _, _ in found for name in statistics)
+        statistics = {name: merge([seen[0][name] for seen in found if name in seen[0]]) for name in names}
         provenance = Provenance(
             checkpoint="live",
             global_step=trainer.global_step,
             checkpoint_global_step=None,
             split="validate",
-            samples=recording.samples,
-            batches=recording.batches,
+            samples=sum(samples for _, samples, _ in found),
+            batches=sum(batches for _, _, batches in found),
             observer=self.scheme.observer.name,
             seed=self.seed,
         )
-        return Calibration(recording.statistics(), provenance)
+        return Calibration(statistics, provenance)
+
+    def _fits(self, calibration: Calibration | None, global_step: int) -> bool:
+        """Whether a calibration is one of these weights, gathered the way that this callback asks for."""
+        assert not isinstance(self.scheme.observer, str)
+        if calibration is None or self._example is None:
+            return False
+        provenance = calibration.provenance
+        return (provenance.global_step, provenance.observer) == (global_step, self.scheme.observer.name)
 
     def _calibrated_anew(self, trainer: Any, model: nn.Module) -> StaticQuantization:
         """Ride once more on a validation pass, of the checkpoint's weights."""
@@ -258,6 +279,14 @@ class StaticQuantization(QuantizingCallback):
         if rider.calibration is None:
             raise CalibrationError(_never_called(model, self.target))
         return rider
+
+
+def _of_every_process(trainer: Any, value: _Seen | None) -> list[_Seen | None]:
+    if trainer.world_size == 1:
+        return [value]
+    values: list[_Seen | None] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _calibration_in(state: Mapping[str, Any]) -> Calibration | None:

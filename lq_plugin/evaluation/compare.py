@@ -75,10 +75,18 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """FP32 as ``{metrics, size_bytes, latency_ms}`` by runtime, and a measurement for each artifact, in order."""
+    """What :func:`compare` found.
+
+    Args:
+        fp32: ``{metrics, size_bytes, latency_ms}``, the latency by runtime.
+        measurements: one for each artifact, in order.
+        judged_by: names of the metrics that a budget may be about: those of validation, where it was evaluated. To
+            choose by the test split would make its figures optimistic.
+    """
 
     fp32: Mapping[str, Any]
     measurements: Sequence[Measurement]
+    judged_by: Sequence[str]
 
 
 def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[str], None]) -> Comparison:
@@ -109,7 +117,8 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
         "size_bytes": sum(t.nbytes for t in resolve_target(subject.model, subject.target).state_dict().values()),
         "latency_ms": fp32_times,
     }
-    return Comparison(fp32, measurements)
+    judged_by = baseline.get("validate", next(iter(baseline.values()), Scores({}, None))).metrics
+    return Comparison(fp32, measurements, tuple(judged_by))
 
 
 def _measure(

@@ -156,7 +156,7 @@ class _Worker:
         self.error: str | None = None
         self.outputs: tuple[Tensor, ...] = ()
         self._results = inputs.parent / f"outputs-{format_name}-{id(self)}.pt"
-        self._stderr = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by stop)
         command = [sys.executable, "-m", __name__, format_name, str(folder), str(inputs), str(self._results)]
         path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(

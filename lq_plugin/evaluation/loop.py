@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torchmetrics import Metric
 
 from lq_plugin.errors import unknown_name
 from lq_plugin.graph.copying import detached_copy
@@ -58,22 +58,33 @@ def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
     """Shadow the forward of one module instance, so that every way of calling it goes through ``forward``.
 
     Args:
-        module: whose forward is shadowed, until the block ends.
+        module: whose forward is shadowed, until the block ends. Several blocks may end in any order.
         forward: called with the original forward first, then the call's arguments.
     """
-    original, shadowed = module.forward, module.__dict__.get("forward")
 
-    def shadow(*args: Any, **kwargs: Any) -> Any:
-        return forward(original, *args, **kwargs)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(shadow.lq_original, *args, **kwargs)
 
-    shadow.lq_shadowed = shadowed  # type: ignore[attr-defined]  # for copies made meanwhile, see copying.py
+    shadow: Any = call
+    shadow.lq_original = module.forward
+    shadow.lq_shadowed = module.__dict__.get("forward")  # for copies made meanwhile too, see copying.py
     module.__dict__["forward"] = shadow
     try:
         yield
     finally:
+        _unshadow(module, shadow)
+
+
+def _unshadow(module: nn.Module, shadow: Any) -> None:
+    above: Any = module.__dict__["forward"]
+    if above is not shadow:
+        while above.lq_shadowed is not shadow:
+            above = above.lq_shadowed
+        above.lq_shadowed, above.lq_original = shadow.lq_shadowed, shadow.lq_original
+    elif shadow.lq_shadowed is None:
         del module.__dict__["forward"]
-        if shadowed is not None:
-            module.__dict__["forward"] = shadowed
+    else:
+        module.__dict__["forward"] = shadow.lq_shadowed
 
 
 def splits_of(model: nn.Module, data: Data) -> tuple[str, ...]:
@@ -119,11 +130,11 @@ def run(
         callbacks: for the loop's Trainer.
     """
     module = detached_copy(model)
-    _without_sync(module)
     limit = (data.limits or {}).get(split, 1.0)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(isolate_rng())
+        stack.enter_context(alone())
         if forward is not None:
             stack.enter_context(replaced_forward(resolve_target(module, target), forward))
         trainer = _trainer_class(model)(
@@ -145,11 +156,18 @@ def run(
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _without_sync(module: nn.Module) -> None:
-    """One process evaluates while the others wait, so its metrics must not talk to them."""
-    for metric in module.modules():
-        if isinstance(metric, Metric):
-            metric.distributed_available_fn = lambda: False
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hide the process group: one process evaluates while the others wait, so nothing may talk to them."""
+    group = torch.distributed.group.WORLD if torch.distributed.is_available() else None
+    if group is None:
+        yield
+        return
+    torch.distributed.group.WORLD = None
+    try:
+        yield
+    finally:
+        torch.distributed.group.WORLD = group
 
 
 def _trainer_class(model: nn.Module) -> Any:

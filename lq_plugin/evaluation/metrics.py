@@ -94,7 +94,8 @@ def scores(
         return output
 
     logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[probe])
-    return Scores(logged | probe.computed(), sqnr.compute().item() if seen else None)
+    with loop.alone():
+        return Scores(logged | probe.computed(), sqnr.compute().item() if seen else None)
 
 
 class _Probe(Callback):

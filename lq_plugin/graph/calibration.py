@@ -29,6 +29,8 @@ class Provenance:
         batches: in how many batches.
         observer: name of the observer.
         seed: of the generator that chose the batches; ``None`` where all were taken.
+        extra_pass: whether they were gathered in a validation pass of their own after training, because the checkpoint
+            held no statistics of its weights.
     """
 
     checkpoint: str
@@ -39,6 +41,7 @@ class Provenance:
     batches: int
     observer: str
     seed: int | None
+    extra_pass: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
-from lq_plugin.graph import pt2e, signature
+from lq_plugin.graph import signature
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_constants
 from lq_plugin.graph.signature import Parameter, Signature, Structure
 from lq_plugin.noise import muted
 
@@ -105,7 +106,7 @@ def capture(
 
 
 def fold(graph: FloatGraph) -> FloatGraph:
-    """Return a snapshot of the graph on its own weights, with BatchNorm folded and values named by their order.
+    """Return a snapshot of the graph on its own weights, with constants and BatchNorm folded and values renamed.
 
     The names of values (``conv2d``, ``conv2d_1``, …) depend on the graph alone, so statistics gathered in one process
     fit the graph captured in another.
@@ -114,23 +115,16 @@ def fold(graph: FloatGraph) -> FloatGraph:
         snapshot = duplicate(graph)
         for parameter in snapshot.module.parameters():
             parameter.requires_grad_(False)
-        return replace(snapshot, module=_renamed(pt2e.prepare_pt2e(snapshot.module, _NoAnnotation())))
+        drop_identities(snapshot.module)
+        fold_constants(snapshot.module)
+        fold_batch_norm(snapshot.module)
+        return replace(snapshot, module=_renamed(snapshot.module))
 
 
 def duplicate(graph: FloatGraph) -> FloatGraph:
     """Copy a graph together with its weights, so that the copy can be changed."""
     with muted(), torch.inference_mode(False):
         return replace(graph, module=copy.deepcopy(graph.module))
-
-
-class _NoAnnotation(pt2e.Quantizer):  # type: ignore[misc]
-    """Annotates nothing: preparing with it folds BatchNorm and inserts no observer."""
-
-    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        return model
-
-    def validate(self, model: fx.GraphModule) -> None:
-        pass
 
 
 def _renamed(module: fx.GraphModule) -> fx.GraphModule:
@@ -225,11 +219,14 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
     with muted():
         try:
             program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions({})  # makes in-place operators functional, decomposes nothing else
+            functional: ExportedProgram = program.run_decompositions(
+                {}
+            )  # no in-place operators; else decomposes nothing
         except CaptureError:
             raise
         except Exception as error:
             raise CaptureError(_explain(flat.target, error)) from error
+    return functional
 
 
 def _explain(target: nn.Module, error: Exception) -> str:

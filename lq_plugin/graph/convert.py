@@ -10,11 +10,20 @@ from torch import fx
 
 from lq_plugin.graph import pt2e
 from lq_plugin.graph.capture import FloatGraph, duplicate
+from lq_plugin.graph.folding import arguments, attribute, share_equal
 from lq_plugin.graph.placement import Placement
 from lq_plugin.noise import muted
 from lq_plugin.scheme import Scheme
 
 Range = tuple[float, float]
+aten = torch.ops.aten
+quantized = torch.ops.quantized_decomposed
+_REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
+_DEQUANTIZE = (
+    quantized.dequantize_per_channel.default,
+    quantized.dequantize_per_tensor.default,
+    quantized.dequantize_per_tensor.tensor,
+)
 
 
 def convert(graph: FloatGraph, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> FloatGraph:
@@ -33,7 +42,9 @@ def convert(graph: FloatGraph, placement: Placement, ranges: Mapping[str, Range]
         prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges, scheme))
         _observe_weights(prepared)
         converted = pt2e.convert_pt2e(prepared)
-        _strip_unused(converted)
+        _look_up_integers(converted)
+        _keep_reduced_dimensions(converted)
+        share_equal(converted)
     return replace(graph, module=converted)
 
 
@@ -104,21 +115,50 @@ def _observe_weights(prepared: fx.GraphModule) -> None:
         if node.op == "call_module" and node.args and getattr(node.args[0], "op", None) == "get_attr":
             observer = prepared.get_submodule(node.target)
             if isinstance(observer, pt2e.ObserverBase):
-                observer(operator_attribute(prepared, node.args[0].target))
+                observer(attribute(prepared, node.args[0]))
 
 
-def operator_attribute(module: fx.GraphModule, target: str) -> torch.Tensor:
-    """The tensor that a ``get_attr`` node reads."""
-    path, _, name = target.rpartition(".")
-    tensor = getattr(module.get_submodule(path), name)
-    assert isinstance(tensor, torch.Tensor)
-    return tensor
+def _look_up_integers(module: fx.GraphModule) -> None:
+    """Look up rows of an embedding's integers and scales, in place of rows of the dequantized table.
+
+    No runtime moves the dequantization behind the look-up by itself: each would dequantize the whole table in every
+    call.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        table = node.args[0] if node.target is aten.embedding.default else None
+        if not isinstance(table, fx.Node) or table.target not in _DEQUANTIZE:
+            continue
+        integers, scale, *_ = arguments(table)
+        with graph.inserting_before(node):
+            rows = graph.call_function(aten.embedding.default, (integers, node.args[1]))
+            if table.target is quantized.dequantize_per_channel.default:
+                name = f"{node.name}_scale"
+                module.register_buffer(name, attribute(module, scale).view(-1, 1))
+                scales = graph.call_function(aten.embedding.default, (graph.get_attr(name), node.args[1]))
+                floats = graph.call_function(aten.to.dtype, (rows, torch.float32))
+                result = graph.call_function(aten.mul.Tensor, (floats, scales))
+            else:
+                result = graph.call_function(table.target, (rows, *table.args[1:]))
+        node.replace_all_uses_with(result)
+    graph.eliminate_dead_code()
+    module.recompile()
 
 
-def _strip_unused(module: fx.GraphModule) -> None:
-    """Delete every parameter and buffer that the graph does not read: the float weights, mostly."""
-    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
-        if name not in read:
-            path, _, attribute = name.rpartition(".")
-            delattr(module.get_submodule(path), attribute)
+def _keep_reduced_dimensions(module: fx.GraphModule) -> None:
+    """Reduce with the dimensions kept, and drop them afterwards.
+
+    OpenVINO (2026.4) moves a multiplication by channel, such as LayerNorm's, through a reduction and into the quantizer
+    that follows, which then takes the channels from the dimension that was reduced: a linear layer after mean pooling
+    came out at 10 dB.
+    """
+    for node in list(module.graph.nodes):
+        value, dims, keep = (*arguments(node), None, False)[:3] if node.target in _REDUCTIONS else (None, None, True)
+        if not dims or keep:
+            continue
+        with module.graph.inserting_after(node):
+            squeezed = module.graph.call_function(aten.squeeze.dims, (node, dims))
+        squeezed.meta = node.meta
+        node.replace_all_uses_with(squeezed, delete_user_cb=lambda user, kept=squeezed: user is not kept)
+        node.args, node.meta = (value, dims, True), {}
+    module.recompile()

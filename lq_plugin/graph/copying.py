@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,9 +44,10 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
 def _without_compile(module: nn.Module) -> nn.Module:
     for part in list(module.modules()):
         part.__dict__["_compiled_call_impl"] = None
-        shadow = part.__dict__.get("forward")
-        if hasattr(shadow, "lq_shadowed"):  # an observer listens to the original at this moment
-            part.__dict__["forward"] = _rebound(shadow.lq_shadowed, part)
+        shadow: Any = part.__dict__.get("forward")
+        while hasattr(shadow, "lq_shadowed"):  # an observer listens to the original at this moment
+            shadow = shadow.lq_shadowed
+            part.__dict__["forward"] = _rebound(shadow, part)
         for name, attribute in list(part.__dict__.items()):
             if hasattr(attribute, "_torchdynamo_orig_callable") or (name == "forward" and attribute is None):
                 del part.__dict__[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import fx
 
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.graph.capture import FloatGraph, module_path, module_stack, operator_type
+from lq_plugin.graph.folding import arguments
 from lq_plugin.scheme import Scheme
 
 aten = torch.ops.aten
@@ -46,6 +47,7 @@ _OPERATORS: dict[Operator, tuple[object, ...]] = {
     Operator("conv_transpose3d", weight=1, channel_axis=1): (aten.conv_transpose3d.input,),
     Operator("linear", weight=1): (aten.linear.default,),
     Operator("matmul", (0, 1)): (aten.matmul.default, aten.mm.default),
+    Operator("addmm", (1,), weight=2, channel_axis=1): (aten.addmm.default,),
     Operator("bmm", (0, 1)): (aten.bmm.default,),
     Operator("embedding", (), weight=0): (aten.embedding.default,),
     Operator("add", (0, 1)): (aten.add.Tensor,),
@@ -70,9 +72,9 @@ POINTWISE = CLIPPING | {"hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "
 
 # Operators that hand values on unchanged: what leaves them has the scale of what went in.
 PASSING = frozenset(
-    "view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone slice select alias "
-    "detach movedim narrow split unbind getitem chunk split_with_sizes max_pool1d max_pool2d max_pool3d "
-    "_to_copy dropout pixel_shuffle repeat roll".split()
+    "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone slice "
+    "select alias detach movedim narrow split unbind getitem chunk split_with_sizes max_pool1d max_pool2d max_pool3d "
+    "_to_copy dropout pixel_shuffle repeat roll upsample_nearest1d upsample_nearest2d upsample_nearest3d".split()
 )
 _UNLISTED = PASSING | frozenset("arange full zeros ones sym_size index_select constant_pad_nd pad".split())
 
@@ -150,11 +152,12 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
     rules = RUNTIMES[runtime]
     chosen: dict[fx.Node, Operator] = {}
     refused: dict[fx.Node, str] = {}
+    convolutional = _convolutional_values(graph.module.graph)
     for node in graph.module.graph.nodes:
-        operator = OPERATORS.get(node.target)
+        operator = _operator(node)
         if not _computes_on_floats(node) or (operator is None and operator_type(node) in _UNLISTED):
             continue
-        reason = "no INT8 form of this operator" if operator is None else _refusal(node, operator, scheme)
+        reason = _no_form(node) if operator is None else _refusal(node, operator, scheme, convolutional)
         if reason is None and operator is not None:
             chosen[node] = operator
         elif operator_type(node) not in PASSING:
@@ -174,7 +177,7 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
     return Placement(
         inputs={node.name: tuple(value.name for value in values) for node, values in inputs.items()},
         weights={
-            node.name: (node.args[operator.weight].name, operator.channel_axis)  # type: ignore[union-attr]
+            node.name: (arguments(node)[operator.weight].name, operator.channel_axis)
             for node, operator in chosen.items()
             if operator.weight is not None
         },
@@ -216,7 +219,7 @@ def check_patterns(graph: FloatGraph, scheme: Scheme) -> None:
                 raise unknown_name(argument, pattern, graph.modules)
 
 
-def _refusal(node: fx.Node, operator: Operator, scheme: Scheme) -> str | None:
+def _refusal(node: fx.Node, operator: Operator, scheme: Scheme, convolutional: Set[fx.Node]) -> str | None:
     """Why an operator stays float, or ``None`` when it is quantized."""
     matching = next((p for p in scheme.skip if _matches(p, node, operator)), None)
     if matching is not None:
@@ -229,47 +232,69 @@ def _refusal(node: fx.Node, operator: Operator, scheme: Scheme) -> str | None:
         return "takes a tensor by keyword"
     values = list(_activations(node, operator))
     if operator.activations and (not values or any(not _is_float(value) for value in values)):
-        return "an input is a number or not float"
+        return "an input is a number or not float32"
     policy = _POLICIES.get(operator.name)
-    return policy(node, values) if policy is not None else None
+    return policy(node, values, convolutional) if policy is not None else None
 
 
-def _elementwise_policy(node: fx.Node, values: list[fx.Node]) -> str | None:
-    if len(values) < 2:
-        return "an input is a number"
+def _operator(node: fx.Node) -> Operator | None:
+    """How a node is quantized; a product with a constant matrix is like a linear layer."""
+    operator = OPERATORS.get(node.target)
+    if operator is not None and operator.name == "matmul" and _is_constant(node.args[1]):
+        weight = node.args[1]
+        if isinstance(weight, fx.Node) and weight.meta["val"].dim() == 2:
+            return Operator("matmul", weight=1, channel_axis=1)
+    return operator
+
+
+def _no_form(node: fx.Node) -> str:
+    if operator_type(node) in POINTWISE:
+        return "no INT8 form of this operator, and no quantized operator before it to compute it"
+    return "no INT8 form of this operator"
+
+
+def _between_convolutions(node: fx.Node, values: list[fx.Node], convolutional: Set[fx.Node]) -> str | None:
+    if any(map(_is_constant, values)):
+        return "an input is a constant"
     required = any if operator_type(node) == "mul" else all
-    if required(_is_convolutional(value) for value in values):
+    if required(value in convolutional for value in values):
         return None
     return "not between convolutions: INT8 would cost accuracy and gain no speed"
 
 
-def _pooling_policy(node: fx.Node, values: list[fx.Node]) -> str | None:
-    return None if _is_convolutional(values[0]) else "not after a convolution"
+def _sum_or_product(node: fx.Node, values: list[fx.Node], convolutional: Set[fx.Node]) -> str | None:
+    return "an input is a number" if len(values) < 2 else _between_convolutions(node, values, convolutional)
 
 
-_POLICIES: dict[str, Callable[[fx.Node, list[fx.Node]], str | None]] = {
-    "add": _elementwise_policy,
-    "mul": _elementwise_policy,
-    "cat": lambda node, values: (
-        None
-        if all(map(_is_convolutional, values))
-        else "not between convolutions: INT8 would cost accuracy and gain no speed"
-    ),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", *POOLINGS), _pooling_policy),
+def _after_convolution(node: fx.Node, values: list[fx.Node], convolutional: Set[fx.Node]) -> str | None:
+    return None if values[0] in convolutional else "not after a convolution"
+
+
+_POLICIES: dict[str, Callable[[fx.Node, list[fx.Node], Set[fx.Node]], str | None]] = {
+    "add": _sum_or_product,
+    "mul": _sum_or_product,
+    "cat": _between_convolutions,
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", *POOLINGS), _after_convolution),
 }
 
 
-def _is_convolutional(value: fx.Node) -> bool:
-    """Whether a value comes from a convolution through activations, poolings and sums of such values alone."""
-    operator = OPERATORS.get(value.target)
-    if operator is not None and operator.name in CONVOLUTIONS:
-        return True
-    if operator is not None and operator.name in ELEMENTWISE:
-        return _elementwise_policy(value, list(_activations(value, operator))) is None
-    name = operator_type(value)
-    if name in POINTWISE or name in PASSING or name in POOLINGS or name.startswith("_native_batch_norm"):
-        return bool(value.args) and isinstance(value.args[0], fx.Node) and _is_convolutional(value.args[0])
-    return False
+def _convolutional_values(graph: fx.Graph) -> Set[fx.Node]:
+    """Values that come from a convolution through activations, poolings, sums and the like alone."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        operator = OPERATORS.get(node.target)
+        if operator is not None and operator.name in ELEMENTWISE:
+            values = list(_activations(node, operator))
+            moving = [value for value in values if not _is_constant(value)]
+            policy = _POLICIES[operator.name]
+            convolutional = moving[0] in found if len(moving) == 1 else policy(node, values, found) is None
+        elif operator_type(node) in POINTWISE | PASSING | set(POOLINGS):
+            convolutional = bool(node.args) and node.args[0] in found
+        else:
+            convolutional = operator is not None and operator.name in CONVOLUTIONS
+        if convolutional:
+            found.add(node)
+    return found
 
 
 def _activations(node: fx.Node, operator: Operator) -> Iterable[fx.Node]:

@@ -112,6 +112,7 @@ def build(
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the manifest in one step: a reader sees the old one or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f".{FILE}.{os.getpid()}"
     scratch.write_text(json.dumps(_plain(manifest), indent=1, allow_nan=False))
     scratch.rename(folder / FILE)

@@ -1,0 +1,305 @@
+"""The callbacks in every order, in company, copied, in both Lightning namespaces and with every kind of batch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from tiny import Images, Steps, Tiny, fit, images, network, trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import lq_plugin
+from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
+
+
+def callbacks(formats: tuple[str, ...] = ("pt2",), **options: Any) -> list[Callback]:
+    return [StaticQuantization(**options), ArtifactExport(formats), Int8Evaluation(latency=None)]
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "quantized" / "manifest.json").read_text()))
+
+
+def entry(folder: Path) -> dict[str, Any]:
+    """The one artifact of a manifest, which must have been made and evaluated."""
+    (made,) = manifest(folder)["artifacts"]
+    assert (made["status"], made["error"]) == ("ok", None)
+    assert lq_plugin.load(folder / "quantized" / made["path"])
+    return dict(made)
+
+
+def ordered(folder: Path, order: tuple[int, ...]) -> dict[str, Any]:
+    L.seed_everything(3, verbose=False)
+    used = callbacks()
+    fit(folder, Tiny(), ModelCheckpoint(folder, "kept"), *(used[index] for index in order))
+    return manifest(folder)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return ordered(tmp_path_factory.mktemp("usual"), (0, 1, 2))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:], ids=str)
+def test_every_order_gives_the_same_artifact_and_metrics(
+    order: tuple[int, ...], usual: dict[str, Any], tmp_path: Path
+) -> None:
+    other = ordered(tmp_path, order)
+    assert usual["artifacts"][0]["metrics"]
+    for part in ("artifacts", "fp32", "calibration", "budget", "selected"):
+        wanted, got = usual[part], other[part]
+        if part == "artifacts":  # a zip archive holds an identifier of its own
+            wanted, got = ([e | {"sha256": sorted(e["sha256"])} for e in each] for each in (wanted, got))
+        assert wanted == got
+
+
+def test_two_quantizations_stand_together(tmp_path: Path) -> None:
+    one, two = StaticQuantization("one", observer="minmax"), StaticQuantization("two", skip=["net.0"])
+    kept = ModelCheckpoint(tmp_path, "kept")
+    fit(tmp_path, Tiny(), one, two, ArtifactExport(["pt2"]), Int8Evaluation(latency=None), kept)
+    made = {e["candidate"]: e for e in manifest(tmp_path)["artifacts"]}
+    assert [e["path"] for e in made.values()] == ["one/pt2", "two/pt2"]
+    assert {op["op"] for op in made["one"]["quantized_ops"]} == {"conv2d", "linear"}
+    assert {op["op"] for op in made["two"]["quantized_ops"]} == {"linear"}
+    assert (
+        made["one"]["metrics"].keys() == made["two"]["metrics"].keys() == manifest(tmp_path)["fp32"]["metrics"].keys()
+    )
+    saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)["callbacks"]
+    assert {"StaticQuantization[one]", "StaticQuantization[two]"} < saved.keys()
+    assert manifest(tmp_path)["calibration"]["one"]["observer"] == "minmax"
+
+
+def test_each_callback_works_without_the_later_ones(tmp_path: Path) -> None:
+    alone = StaticQuantization()
+    fit(tmp_path, Tiny(), alone, enable_checkpointing=False)
+    assert alone.candidate is not None
+    assert not (tmp_path / "quantized").exists()
+    fit(tmp_path, Tiny(), StaticQuantization(), ArtifactExport(["pt2"]), enable_checkpointing=False)
+    (made,) = manifest(tmp_path)["artifacts"]
+    assert (made["status"], made["metrics"], made["latency_ms"]) == ("ok", {}, None)
+
+
+def test_copies_of_the_callbacks_work(tmp_path: Path) -> None:
+    copies = copy.deepcopy(callbacks())
+    fit(tmp_path, Tiny(), *copies, enable_checkpointing=False)
+    assert entry(tmp_path)["metrics"]
+
+
+def test_the_same_callbacks_serve_a_second_fit_of_another_model(tmp_path: Path) -> None:
+    used = callbacks()
+    fit(tmp_path / "a", Tiny(), *used, enable_checkpointing=False)
+    first = used[0].candidate
+    fit(tmp_path / "b", Tiny(), *used, enable_checkpointing=False)
+    assert used[0].candidate is not first
+    assert (tmp_path / "b" / "quantized" / entry(tmp_path / "b")["path"]).is_dir()
+
+
+def test_the_other_namespace_of_lightning_works(tmp_path: Path) -> None:
+    import pytorch_lightning as pl
+
+    class Other(Steps, pl.LightningModule):
+        pass
+
+    class OtherImages(pl.LightningDataModule):
+        train_dataloader, val_dataloader = Images.train_dataloader, Images.val_dataloader
+        samples, batch_size, val_samples = 24, 8, 16
+
+    made = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks(),
+    )
+    made.fit(Other(), datamodule=OtherImages())
+    assert entry(tmp_path)["metrics"].keys() == {"val/loss", "val/acc"}
+
+
+@dataclass
+class Record:
+    x: Tensor
+    y: Tensor
+
+
+class Batched(Tiny):
+    """Takes its batches apart as ``given`` says: what the network gets, and the labels."""
+
+    def __init__(self, given: Callable[[Any], Any], labels: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.given, self.labels = given, labels
+
+    def forward(self, x: Any) -> Tensor:
+        return self.net(x["x"] if isinstance(x, dict) else x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(self.given(batch)), self.labels(batch))
+
+    def evaluate(self, split: str, batch: Any) -> None:
+        self.log(f"{split}/loss", F.cross_entropy(self(self.given(batch)), self.labels(batch)))
+
+
+def collated(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+
+
+BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], Any], Callable[[Any], Tensor]]] = {
+    "dict": (lambda x, y: {"x": x, "y": y}, lambda batch: batch["x"], lambda batch: batch["y"]),
+    "dict given": (lambda x, y: {"x": x, "y": y}, lambda batch: batch, lambda batch: batch["y"]),
+    "tuple of dicts": (lambda x, y: ({"x": x}, {"y": y}), lambda batch: batch[0], lambda batch: batch[1]["y"]),
+    "dataclass": (Record, lambda batch: batch.x, lambda batch: batch.y),
+}
+
+
+@pytest.mark.parametrize(("made", "given", "labels"), BATCHES.values(), ids=BATCHES)
+def test_every_kind_of_batch_works(made: Any, given: Any, labels: Any, tmp_path: Path) -> None:
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> Any:
+        return made(*collated(samples))
+
+    class Data(Images):
+        def train_dataloader(self) -> Any:
+            return DataLoader(images(16), 8, collate_fn=collate)
+
+        val_dataloader = test_dataloader = train_dataloader
+
+    fit(tmp_path, Batched(given, labels), *callbacks(), data=Data(), enable_checkpointing=False)
+    assert entry(tmp_path)["metrics"].keys() == {"val/loss", "test/loss"}
+    assert manifest(tmp_path)["calibration"]["static"]["samples"] == 16
+
+
+def test_several_validation_loaders_are_observed_and_evaluated(tmp_path: Path) -> None:
+    class Several(Images):
+        def val_dataloader(self) -> Any:
+            return [DataLoader(images(16, 2), 8), DataLoader(images(24, 4), 8)]
+
+    class Model(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("val/loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    fit(tmp_path, Model(), *callbacks(), data=Several(), enable_checkpointing=False)
+    expected = {"val/loss/dataloader_idx_0", "val/loss/dataloader_idx_1"}
+    assert {name for name in entry(tmp_path)["metrics"] if name.startswith("val/")} == expected
+    assert manifest(tmp_path)["calibration"]["static"]["samples"] == 40
+
+
+def test_loaders_given_to_fit_work_without_a_datamodule(tmp_path: Path) -> None:
+    data = Images()
+    made = trainer(tmp_path, *callbacks(), enable_checkpointing=False)
+    made.fit(Tiny(), data.train_dataloader(), data.val_dataloader())
+    assert entry(tmp_path)["metrics"].keys() == {"val/loss", "val/acc"}
+
+
+def test_loaders_of_the_module_itself_work(tmp_path: Path) -> None:
+    class Own(Tiny):
+        def train_dataloader(self) -> Any:
+            return Images().train_dataloader()
+
+        def val_dataloader(self) -> Any:
+            return Images().val_dataloader()
+
+        def test_dataloader(self) -> Any:
+            return Images().test_dataloader()
+
+    trainer(tmp_path, *callbacks(), enable_checkpointing=False).fit(Own())
+    assert entry(tmp_path)["metrics"].keys() == {"val/loss", "val/acc", "test/loss", "test/acc"}
+
+
+def test_a_network_called_twice_in_one_forward_is_observed_at_both_calls(tmp_path: Path) -> None:
+    class Twice(Tiny):
+        def evaluate(self, split: str, batch: Any) -> None:
+            both = self.net(batch[0]) + self.net(batch[0].flip(-1))
+            self.log(f"{split}/loss", F.cross_entropy(both, batch[1]))
+
+    fit(tmp_path, Twice(), *callbacks(target="net"), enable_checkpointing=False)
+    assert entry(tmp_path)["metrics"]
+    assert manifest(tmp_path)["calibration"]["static"]["batches"] == 4
+
+
+def test_fast_dev_run_goes_all_the_way(tmp_path: Path) -> None:
+    fit(tmp_path, Tiny(), *callbacks(), fast_dev_run=True)
+    assert entry(tmp_path)["metrics"].keys() == {"val/loss", "val/acc", "test/loss", "test/acc"}
+    assert manifest(tmp_path)["calibration"]["static"]["batches"] == 1
+
+
+def test_a_compiled_module_works(tmp_path: Path) -> None:
+    class Compiled(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+            self.net.compile(backend="eager")
+
+    fit(tmp_path, Compiled(), *callbacks(), enable_checkpointing=False)
+    assert entry(tmp_path)["metrics"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import lightning as L
+
+sys.path.insert(0, {tests!r})
+from tiny import Images, Tiny
+from torchmetrics.classification import MulticlassAccuracy
+
+from lq_plugin import ArtifactExport, Int8Evaluation, MinMax, StaticQuantization
+
+if __name__ == "__main__":
+    L.seed_everything(1, verbose=False)
+    evaluation = Int8Evaluation(latency=None, metrics={{"given": MulticlassAccuracy(3)}})
+    trainer = L.Trainer(
+        default_root_dir={folder!r}, accelerator="cpu", devices=2, strategy={strategy!r}, max_epochs=1, logger=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[StaticQuantization(observer="minmax"), ArtifactExport(["pt2"]), evaluation],
+    )
+    trainer.fit(Tiny(), datamodule=Images(val_samples=32))
+    if trainer.global_rank == 0:
+        Path({folder!r}, "checkpoint").write_text(trainer.checkpoint_callback.best_model_path)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_two_processes_finish_with_one_manifest_and_merged_statistics(strategy: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), strategy=strategy))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("manifest.json")] == [
+        "quantized/manifest.json"
+    ]
+    provenance = manifest(tmp_path)["calibration"]["static"]
+    assert (provenance["samples"], provenance["batches"], provenance["extra_pass"]) == (32, 4, False)
+    saved = torch.load((tmp_path / "checkpoint").read_text(), weights_only=True)
+    model = Tiny()
+    model.load_state_dict(saved["state_dict"])
+    model.eval()
+    loader = Images(val_samples=32).val_dataloader()
+    expected = lq_plugin.calibrate(model, [x for x, _ in loader], lq_plugin.Scheme(observer="minmax"))
+    statistics = saved["callbacks"]["StaticQuantization[static]"]["calibration"]["statistics"]
+    assert statistics.keys() == expected.statistics.keys()
+    for name, statistic in expected.statistics.items():
+        assert {k: v.item() for k, v in statistics[name].items()} == {k: v.item() for k, v in statistic.items()}
+    correct = torch.cat([model(x).argmax(1) == y for x, y in loader]).float().mean().item()
+    assert manifest(tmp_path)["fp32"]["metrics"]["val/acc"] == pytest.approx(correct)
+    assert entry(tmp_path)["metrics"].keys() >= {"val/acc", "validate/given", "test/given"}

@@ -1,0 +1,8 @@
+"""What every test file shares: the folder of ``tiny`` is importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,427 @@
+"""What every format must do; each format states its name and what is special about it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lq_plugin
+from lq_plugin import Artifact, Calibration, Candidate
+from lq_plugin.artifacts.base import FORMATS
+from lq_plugin.errors import ArtifactError, CalibrationError, MissingExtraError
+from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+
+NEW_PROCESS = """
+import sys, torch, lq_plugin
+calls = torch.load(sys.argv[2], weights_only=True)
+module = lq_plugin.load(sys.argv[1], threads=1)
+torch.save([module(*args, **kwargs) for args, kwargs in calls], sys.argv[3])
+assert not [name for name in sys.modules if "test_formats" in name or name.startswith("tests")]
+"""
+BLOCKED = """
+import sys
+class Finder:
+    finders = sys.meta_path[:]
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in {blocked!r}:
+            found = (finder.find_spec(name, path, target) for finder in self.finders)
+            return next((spec for spec in found if spec is not None), None)
+sys.meta_path[:] = [Finder()]
+import lq_plugin
+from lq_plugin.errors import MissingExtraError
+for attempt in (lambda: lq_plugin.ArtifactExport([{format!r}]), lambda: lq_plugin.load({path!r})):
+    try:
+        attempt()
+    except MissingExtraError as error:
+        print(error)
+    else:
+        print("fine")
+"""
+
+
+class Target(nn.Module):
+    """Takes a dict, defaults and keywords, and returns a nest of containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(8 * 36, 4)
+
+    def forward(
+        self, batch: dict[str, Tensor], mode: str = "plain", gain: float = 2.0, *, bias: Tensor | None = None
+    ) -> dict[str, Any]:
+        hidden = torch.relu(self.norm(self.conv(batch["image"])))
+        logits = self.head(hidden.flatten(1)) * gain + batch["offset"]
+        if bias is not None:
+            logits = logits + bias
+        return {
+            "logits": logits,
+            "parts": [logits.softmax(1), (hidden.mean((2, 3)), None)],
+            "more": OrderedDict(second=logits.amax(1), first=logits.argmax(1)),
+        }
+
+
+def inputs(batch: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randn(batch, 1, 8, 8, generator=generator),
+        "offset": torch.randn(batch, 4, generator=generator),
+    }
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    torch.manual_seed(0)
+    return Target().eval()
+
+
+@pytest.fixture(scope="module")
+def candidate(target: Target) -> Candidate:
+    return lq_plugin.quantize(target, [(inputs(8, seed),) for seed in range(4)])
+
+
+def described(value: Any) -> Any:
+    """The structure of an output, with the shape of every tensor."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, dict):
+        return type(value), [(key, described(item)) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value), [described(item) for item in value]
+    return value
+
+
+def signed_again(folder: Path) -> None:
+    """Make the checksums of a changed artifact right again, as somebody with bad intentions would."""
+    content = json.loads((folder / "artifact.json").read_text())
+    del content["sha256"]
+    content["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in content["files"]}
+    content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "artifact.json").write_text(json.dumps(content))
+
+
+def members(file: Path) -> list[bytes]:
+    """The bytes in a file, those in an archive unpacked."""
+    if not zipfile.is_zipfile(file):
+        return [file.read_bytes()]
+    with zipfile.ZipFile(file) as archive:
+        return [archive.read(member) for member in archive.infolist()]
+
+
+class FormatContract:
+    """The assertions; a subclass names its format."""
+
+    format: str
+    packages: tuple[str, ...] = ()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def artifact(cls, candidate: Candidate, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+        folder = tmp_path_factory.mktemp(cls.format)
+        return lq_plugin.export(candidate, folder, [cls.format])[cls.format]
+
+    @pytest.fixture
+    def copied(self, artifact: Artifact, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(artifact.path, tmp_path / "copy"))
+
+    def test_the_suite_knows_what_the_format_needs(self) -> None:
+        assert set(self.packages) == set(FORMATS[self.format].packages)
+
+    def test_a_new_process_gives_the_same_outputs(self, artifact: Artifact, tmp_path: Path) -> None:
+        calls = [((inputs(batch, batch),), {}) for batch in (1, 3, 16)]
+        torch.save(calls, tmp_path / "calls.pt")
+        command = [sys.executable, "-c", NEW_PROCESS, artifact.path, tmp_path / "calls.pt", tmp_path / "results.pt"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        module = lq_plugin.load(artifact.path, threads=1)
+        results = torch.load(tmp_path / "results.pt", weights_only=True)
+        for ((batch,), _), result in zip(calls, results, strict=True):
+            assert described(result) == described(module(batch))
+            torch.testing.assert_close(result, module(batch), rtol=0, atol=1e-6)
+
+    def test_the_outputs_are_close_to_the_targets_and_of_its_structure(
+        self, artifact: Artifact, target: Target
+    ) -> None:
+        module, sqnr = lq_plugin.load(artifact.path), SignalToQuantizationNoise()
+        with torch.no_grad():
+            for batch in (1, 5, 8):
+                given, wanted = module(inputs(batch, 9)), target(inputs(batch, 9))
+                assert described(given) == described(wanted)
+                sqnr.update(given, wanted)
+        assert 20 < sqnr.compute().item() < 80
+
+    def test_convolutions_and_linears_are_quantized(self, artifact: Artifact) -> None:
+        assert {"conv2d", "linear"} <= {op["op"] for op in artifact.quantized_ops}
+
+    def test_it_is_called_like_its_target(self, artifact: Artifact) -> None:
+        module, batch = lq_plugin.load(artifact.path), inputs(4)
+        expected = module(batch)["logits"]
+        other_order = dict(reversed(list(batch.items())))
+        for result in (
+            module(batch, "plain", 2.0),
+            module(batch=batch),
+            module(batch, gain=2.0, mode="plain"),
+            module(other_order),
+            module(batch, bias=None),
+        ):
+            assert torch.equal(result["logits"], expected)
+
+    @pytest.mark.parametrize(
+        ("call", "said"),
+        [
+            (lambda module, batch: module(batch, "other"), "argument mode: given 'other'.*constant 'plain'"),
+            (lambda module, batch: module(batch, gain=3.0), "argument gain: given 3.0.*constant 2.0"),
+            (lambda module, batch: module(batch, bias=torch.zeros(4)), "argument bias: given tensor.*constant None"),
+            (lambda module, batch: module(), "missing a required argument: 'batch'"),
+            (lambda module, batch: module(batch, extra=1), "unexpected keyword argument 'extra'"),
+            (lambda module, batch: module(batch["image"]), "argument batch: expected a dict .*'image', 'offset'"),
+            (
+                lambda module, batch: module({"image": batch["image"]}),
+                r"expected a dict with the keys .* got \['image'\]",
+            ),
+            (lambda module, batch: module(batch | {"image": batch["image"].double()}), "expected float32.*got float64"),
+            (lambda module, batch: module(batch | {"image": torch.zeros(4, 2, 8, 8)}), r"shape \['any', 1, 8, 8\]"),
+        ],
+    )
+    def test_another_call_is_refused(
+        self, call: Callable[[nn.Module, dict[str, Tensor]], Any], said: str, artifact: Artifact
+    ) -> None:
+        with pytest.raises(ArtifactError, match=said):
+            call(lq_plugin.load(artifact.path), inputs(4))
+
+    def test_a_changed_file_is_refused(self, artifact: Artifact, copied: Path) -> None:
+        for name in artifact.files:
+            original = (copied / name).read_bytes()
+            middle = len(original) // 2
+            changed = original[:middle] + bytes([original[middle] ^ 1]) + original[middle + 1 :]
+            for content in (changed, original[:-1], original + b"\0", b""):
+                (copied / name).write_bytes(content)
+                with pytest.raises(ArtifactError, match=f"{re.escape(name)}' was changed or truncated after export"):
+                    lq_plugin.load(copied)
+            (copied / name).unlink()
+            with pytest.raises(ArtifactError, match=f"{re.escape(name)}' is missing. Copy the whole folder"):
+                lq_plugin.load(copied)
+            (copied / name).write_bytes(original)
+        assert lq_plugin.load(copied)
+
+    def test_a_changed_description_is_refused(self, copied: Path) -> None:
+        description = copied / "artifact.json"
+        original = description.read_text()
+        description.write_text(original.replace('"candidate": "static"', '"candidate": "better"'))
+        with pytest.raises(ArtifactError, match=r"artifact.json' was changed after export"):
+            lq_plugin.load(copied)
+        for broken in (original[:-20], "[]", "{}"):
+            description.write_text(broken)
+            with pytest.raises(ArtifactError, match=r"artifact.json' (cannot be read|was changed)"):
+                lq_plugin.load(copied)
+        description.unlink()
+        with pytest.raises(ArtifactError, match=r"holds no artifact \(artifact.json is missing\)"):
+            lq_plugin.load(copied)
+
+    def test_a_failing_export_leaves_the_earlier_artifact_and_nothing_else(
+        self, candidate: Candidate, artifact: Artifact, tmp_path: Path
+    ) -> None:
+        shutil.copytree(artifact.path, tmp_path / self.format)
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        broken = dataclasses.replace(candidate, calibration=Calibration({}, candidate.calibration.provenance))
+        with pytest.raises(CalibrationError, match="no statistics for"):
+            lq_plugin.export(broken, tmp_path, [self.format])
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+        assert [entry.name for entry in tmp_path.iterdir()] == [self.format]
+
+    def test_an_export_replaces_the_earlier_artifact(self, candidate: Candidate, copied: Path) -> None:
+        (copied / "stray").write_text("of the earlier one")
+        copied.rename(copied.parent / self.format)
+        made = lq_plugin.export(candidate, copied.parent, [self.format])[self.format]
+        assert {file.name for file in made.path.iterdir()} == {*made.files, "artifact.json"}
+        assert made.size_bytes == sum((made.path / name).stat().st_size for name in made.files)
+        assert lq_plugin.load(made.path)
+
+    def test_no_file_names_a_place_of_this_machine(self, artifact: Artifact) -> None:
+        places = [str(artifact.path.parent), str(Path(__file__).parents[2]), str(Path.home()), sys.prefix, "/tmp/"]
+        for file in artifact.path.iterdir():
+            for content in members(file):
+                assert not [place for place in places if place.encode() in content]
+                assert not re.findall(rb"[\w/]+\.py\b", content)
+                assert b"site-packages" not in content
+
+    def test_a_missing_package_is_named_with_its_extra(self, artifact: Artifact, tmp_path: Path) -> None:
+        code = BLOCKED.format(blocked=set(self.packages) or {"onnx"}, format=self.format, path=str(artifact.path))
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        made, loaded = done.stdout.splitlines()
+        expected = f"pip install 'lq_plugin[{FORMATS[self.format].extra}]'" if self.packages else "fine"
+        assert expected in made
+        assert expected in loaded
+        assert issubclass(MissingExtraError, ImportError)
+
+    def test_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArtifactError, match="holds no artifact"):
+            lq_plugin.load(tmp_path / "nowhere" / self.format)
+
+
+class TestOnnx(FormatContract):
+    format = "onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+
+
+class TestOpenVino(FormatContract):
+    format = "openvino"
+    packages = ("onnx", "onnxscript", "openvino")
+
+
+class TestPt2(FormatContract):
+    format = "pt2"
+
+    @pytest.fixture
+    def rewritten(self, copied: Path) -> Callable[..., Path]:
+        """Write the archive anew with changed or added members, and make the checksums right."""
+
+        def rewrite(changed: dict[str, bytes], *, root: str = "model/", only: bool = False) -> Path:
+            file = copied / "model.pt2"
+            with zipfile.ZipFile(file) as archive:
+                content = {} if only else {member.filename: archive.read(member) for member in archive.infolist()}
+            content = {
+                name: data for name, data in content.items() if name.lower() not in {root + n.lower() for n in changed}
+            }
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, data in (content | {root + name: data for name, data in changed.items()}).items():
+                    archive.writestr(name, data)
+            signed_again(copied)
+            return copied
+
+        return rewrite
+
+    @pytest.fixture
+    def marker(self, tmp_path: Path) -> Path:
+        """The file that a payload makes when it is run."""
+        return tmp_path / "executed"
+
+    @pytest.fixture
+    def attacks(self, artifact: Artifact, marker: Path) -> dict[str, dict[str, bytes]]:
+        with zipfile.ZipFile(artifact.path / "model.pt2") as archive:
+            weights = json.loads(archive.read("model/data/weights/model_weights_config.json"))
+            constants = json.loads(archive.read("model/data/constants/model_constants_config.json"))
+            graph = archive.read("model/models/model.json").decode()
+        payload = pickled(marker)
+        name, entry = next(iter(weights["config"].items()))
+        meta = entry["tensor_meta"]
+
+        def constant(path_name: str, payload: bytes) -> dict[str, bytes]:
+            entry = {"path_name": path_name, "is_param": False, "use_pickle": True, "tensor_meta": meta}
+            config = {"config": constants["config"] | {"planted": entry}}
+            return {
+                "data/constants/model_constants_config.json": json.dumps(config).encode(),
+                f"data/constants/{path_name}": payload,
+            }
+
+        expression = json.dumps(f"__import__('os').mkdir({str(marker)!r}) or Integer(3)")
+        return {
+            "pickled weight": {
+                "data/weights/model_weights_config.json": json.dumps(
+                    {"config": weights["config"] | {name: entry | {"use_pickle": True}}}
+                ).encode(),
+                f"data/weights/{entry['path_name']}": payload,
+            },
+            "sample inputs": {"data/sample_inputs/model.pt": payload},
+            "sample inputs in capitals": {"data/sample_inputs/MODEL.PT": payload},
+            "weights of the old form": {"data/weights/model.pt": payload},
+            "constants of the old form": {"data/constants/model.pt": payload},
+            "pickled constant": constant("tensor_0", payload),
+            "custom object": constant("opaque_obj_0", pickle.dumps(Payload(marker))),
+            "expression": {
+                "models/model.json": re.sub(
+                    r'"expr_str": *"[^"]*"', lambda _: f'"expr_str": {expression}', graph, count=1
+                ).encode()
+            },
+        }
+
+    @pytest.mark.parametrize(
+        ("attack", "said"),
+        [
+            ("pickled weight", "as a pickled or custom object"),
+            ("sample inputs", "holds the member 'data/sample_inputs/model.pt'"),
+            ("sample inputs in capitals", "holds the member 'data/sample_inputs/MODEL.PT'"),
+            ("weights of the old form", "holds the member 'data/weights/model.pt'"),
+            ("constants of the old form", "holds the member 'data/constants/model.pt'"),
+            ("pickled constant", "stores 'planted' .* as a pickled or custom object"),
+            ("custom object", "holds the member 'data/constants/opaque_obj_0'|as a pickled or custom object"),
+            ("expression", "as expr_str, which could run code"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore")
+    def test_planted_code_is_refused_and_not_executed(
+        self,
+        attack: str,
+        said: str,
+        attacks: dict[str, dict[str, bytes]],
+        rewritten: Callable[..., Path],
+        marker: Path,
+    ) -> None:
+        folder = rewritten(attacks[attack])
+        with contextlib.suppress(Exception):  # what was planted need not be a whole model
+            torch.export.load(folder / "model.pt2")
+        assert marker.exists(), "torch itself does not execute this payload, so refusing it shows nothing"
+        marker.rmdir()
+        with pytest.raises(ArtifactError, match=said):
+            lq_plugin.load(folder)
+        assert not marker.exists()
+
+    def test_an_archive_of_the_old_form_is_refused(self, rewritten: Callable[..., Path], marker: Path) -> None:
+        old = {"version": b"8.14", "serialized_exported_program.json": b"{}"}
+        old |= {f"serialized_{part}.pt": pickled(marker) for part in ("state_dict", "constants", "example_inputs")}
+        with pytest.raises(ArtifactError, match="holds the member 'version'"):
+            lq_plugin.load(rewritten(old, root="", only=True))
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("member", ["data/aotinductor/model/model.so", "extra/notes", "models/second.json"])
+    def test_a_member_that_export_never_writes_is_refused(self, member: str, rewritten: Callable[..., Path]) -> None:
+        with pytest.raises(ArtifactError, match=f"holds the member '{member}'"):
+            lq_plugin.load(rewritten({member: b"{}"}))
+
+    def test_an_operator_outside_of_torchs_own_is_refused(
+        self, artifact: Artifact, rewritten: Callable[..., Path]
+    ) -> None:
+        with zipfile.ZipFile(artifact.path / "model.pt2") as archive:
+            graph = archive.read("model/models/model.json").replace(b"torch.ops.aten.relu.default", b"torch.os.system")
+        with pytest.raises(ArtifactError, match=r"has 'torch\.os\.system' as target"):
+            lq_plugin.load(rewritten({"models/model.json": graph}))
+
+    def test_a_rewritten_archive_without_changes_is_loaded(self, rewritten: Callable[..., Path]) -> None:
+        assert lq_plugin.load(rewritten({}))(inputs(2))
+
+    def test_the_users_batch_is_not_stored(self, artifact: Artifact) -> None:
+        with zipfile.ZipFile(artifact.path / "model.pt2") as archive:
+            assert archive.read("model/data/sample_inputs/model.pt") == b""
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def pickled(marker: Path) -> bytes:
+    """A payload that makes ``marker`` when it is unpickled, in the form that torch writes."""
+    buffer = io.BytesIO()
+    torch.save(Payload(marker), buffer)
+    return buffer.getvalue()

@@ -1,0 +1,154 @@
+"""Calls become flat lists of tensors and outputs come back, whatever their structure."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lq_plugin.errors import ArtifactError, CaptureError
+from lq_plugin.graph.signature import Signature, describe, structure
+
+Pair = namedtuple("Pair", ["left", "right"])
+A, B, C = torch.zeros(2, 3), torch.ones(2), torch.full((1,), 2)
+
+
+def signed(forward: Any, *args: Any, **kwargs: Any) -> Signature:
+    """As it is read back from an artifact."""
+    signature = Signature(describe(forward, args, kwargs), {"constant": None})
+    return Signature.from_json(json.loads(json.dumps(signature.to_json())))
+
+
+def plain(x: Tensor, scale: float = 1.0, *, flag: bool = False, other: Tensor | None = None) -> None: ...
+
+
+def nested(batch: dict[str, Any], rest: list[Any]) -> None: ...
+
+
+def variadic(x: Tensor, *more: Tensor, **named: Tensor) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((A,), {}), ((A, 1.0), {}), ((), {"x": A}), ((), {"flag": False, "scale": 1.0, "x": A}), ((A,), {"other": None})],
+)
+def test_defaults_may_be_omitted_and_arguments_given_by_keyword(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    (found,) = signed(plain, A).flatten(args, kwargs)
+    assert found is A
+
+
+def test_a_dicts_keys_may_come_in_any_order() -> None:
+    signature = signed(nested, {"a": A, "b": {"c": B}}, [C, (A,)])
+    assert [id(t) for t in signature.flatten(({"b": {"c": B}, "a": A}, [C, (A,)]), {})] == [id(A), id(B), id(C), id(A)]
+    assert [name for name, _ in signature.tensors()] == ["batch.a", "batch.b.c", "rest.0", "rest.1.0"]
+
+
+def test_call_is_the_opposite_of_flatten() -> None:
+    for forward, args, kwargs in (
+        (plain, (A,), {"other": B}),
+        (nested, ({"a": A, "b": {"c": B}}, [C, (A,)]), {}),
+        (variadic, (A, B, C), {"z": A, "y": B}),
+    ):
+        signature = signed(forward, *args, **kwargs)
+        tensors = signature.flatten(args, kwargs)
+        again = signature.flatten(*signature.call(tensors))
+        assert [id(tensor) for tensor in again] == [id(tensor) for tensor in tensors]
+
+
+def test_variadic_arguments_keep_their_places() -> None:
+    signature = signed(variadic, A, B, C, z=A, y=B)
+    found = signature.flatten((A, B, C), {"y": B, "z": A})
+    assert [id(tensor) for tensor in found] == [id(tensor) for tensor in (A, B, C, A, B)]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        A,
+        (A, B),
+        [A, (B, None)],
+        {"b": A, "a": [B, 3, "text", True, 0.5]},
+        OrderedDict(second=A, first={"deep": (B,)}),
+        {0: A, True: B},
+        None,
+    ],
+    ids=str,
+)
+def test_an_output_comes_back_in_its_own_types_and_order(output: Any) -> None:
+    tensors: list[Tensor] = []
+    signature = Signature((), json.loads(json.dumps(structure(output, "output", tensors))))
+    assert _same(signature.unflatten(tensors), output)
+
+
+def _same(given: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return (
+            type(given) is type(wanted)
+            and list(given) == list(wanted)
+            and all(_same(given[key], wanted[key]) for key in wanted)
+        )
+    if isinstance(wanted, list | tuple):
+        return type(given) is type(wanted) and len(given) == len(wanted) and all(map(_same, given, wanted))
+    return given is wanted if isinstance(wanted, Tensor) else type(given) is type(wanted) and given == wanted
+
+
+def test_a_namedtuple_comes_back_as_a_tuple() -> None:
+    tensors: list[Tensor] = []
+    given = Signature((), structure(Pair(A, B), "output", tensors)).unflatten(tensors)
+    assert type(given) is tuple
+    assert _same(given, (A, B))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((A, 2.0), {}, r"argument scale: given 2.0, but the graph was captured with the constant 1.0"),
+        ((A, 1), {}, r"argument scale: given 1, but the graph was captured with the constant 1.0"),
+        ((A,), {"flag": True}, r"argument flag: given True, .* constant False"),
+        ((A,), {"other": B}, r"argument other: given tensor.* constant None"),
+        ((), {}, r"missing a required argument: 'x'"),
+        ((A,), {"y": B}, r"unexpected keyword argument 'y'"),
+        ((B,), {}, r"argument x: expected float32 of shape \[2, 3\], got float32 of shape \[2\]"),
+        ((A.double(),), {}, r"argument x: expected float32 of shape .* got float64"),
+        ((3,), {}, r"argument x: expected a tensor, got int"),
+    ],
+)
+def test_a_call_that_does_not_fit_says_why(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        signed(plain, A).flatten(args, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rest", "message"),
+    [
+        ({"a": A}, [C], r"argument batch: expected a dict with the keys \['a', 'b'\], got \['a'\]"),
+        ({"a": A, "b": B, "c": C}, [C], r"got \['a', 'b', 'c'\]"),
+        (A, [C], r"argument batch: expected a dict .* got Tensor"),
+        ({"a": A, "b": B}, [C, C], r"argument rest: expected a list of 1 items, got 2 items"),
+        ({"a": A, "b": B}, C, r"argument rest: expected a list of 1 items, got Tensor"),
+        ({"a": A, "b": C}, [C], r"argument batch\['b'\]: expected float32"),
+    ],
+)
+def test_a_nested_argument_that_does_not_fit_says_where(batch: Any, rest: Any, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        signed(nested, {"a": A, "b": B}, [C]).flatten((batch, rest), {})
+
+
+def test_a_default_that_is_no_constant_must_be_given() -> None:
+    default = torch.zeros(1)
+
+    def forward(x: Tensor, y: Tensor = default) -> None: ...
+
+    signature = signed(forward, A)
+    assert [id(tensor) for tensor in signature.flatten((A, B[:1]), {})][0] == id(A)
+    with pytest.raises(ArtifactError, match="missing a required argument: 'y'"):
+        signature.flatten((A,), {})
+
+
+def test_keys_that_json_cannot_hold_are_refused() -> None:
+    with pytest.raises(CaptureError, match="keys of a dict must be str, int or bool"):
+        structure({(1, 2): A}, "output", [])

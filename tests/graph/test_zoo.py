@@ -1,0 +1,142 @@
+"""Every model of the zoo: captured faithfully, quantized where it should be, and close to FP32 in every format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import openvino
+import pytest
+import torch
+from openvino import Type
+from torch import fx, nn
+from torch.utils._pytree import tree_flatten
+from zoo import ZOO, Specimen, forward, settled
+
+import lq_plugin
+from lq_plugin.artifacts.pt2 import load_module
+from lq_plugin.candidate import Candidate
+from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.graph.folding import attribute
+from lq_plugin.graph.placement import CONVOLUTIONS, RUNTIMES
+
+Shape = tuple[int, ...]
+BATCH_SIZES = (16, 5, 1)
+EXACT_DB = 100  # float32 with BatchNorm folded; quantized outputs are far below
+
+
+@dataclass(frozen=True)
+class Made:
+    specimen: Specimen
+    model: nn.Module
+    candidate: Candidate
+    batches: list[Any]
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=ZOO)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    specimen = ZOO[request.param]
+    model = settled(specimen)
+    generator = torch.Generator().manual_seed(1)
+    candidate = lq_plugin.quantize(model, [specimen.batch(generator, 16) for _ in range(4)])
+    batches = [specimen.batch(generator, size) for size in BATCH_SIZES]
+    return Made(specimen, model, candidate, batches, tmp_path_factory.mktemp(request.param))
+
+
+def sqnr(made: Made, module: nn.Module) -> float:
+    """Pool all batches; the outputs' structures, shapes and dtypes must be the model's own."""
+    metric = SignalToQuantizationNoise()
+    for batch in made.batches:
+        with torch.no_grad():
+            wanted, given = forward(made.model, batch), forward(module, batch)
+        wanted = tuple(wanted) if isinstance(wanted, tuple) else wanted  # a namedtuple comes back as a tuple
+        (leaves, spec), (given_leaves, given_spec) = tree_flatten(wanted), tree_flatten(given)
+        assert given_spec == spec
+        for left, right in zip(given_leaves, leaves, strict=True):
+            if isinstance(right, torch.Tensor):
+                assert (left.shape, left.dtype) == (right.shape, right.dtype)
+            else:
+                assert left == right
+        metric.update(given, wanted)
+    return float(metric.compute())
+
+
+def check_quantized_values(made: Made, runtime: str, pairs: int) -> None:
+    """One pair for each quantized value; exporters may unite those that are equal, such as a transposed value's."""
+    placement = made.candidate.placed(runtime)
+    nodes = made.candidate.converted(runtime).module.graph.nodes
+    inserted = sum(node.target is torch.ops.quantized_decomposed.quantize_per_tensor.default for node in nodes)
+    assert len(set(placement.scales.values())) <= pairs <= inserted
+
+
+def check_weights(made: Made, runtime: str, integers: Iterable[Shape], floats: Iterable[Shape]) -> None:
+    """Every layer's weight is there once, as integers; of the float tensors none has the shape of such a weight."""
+    placement = made.candidate.placed(runtime)
+    module = made.candidate.graph.module
+    nodes = {node.name: node for node in module.graph.nodes}
+    layers = [weight for name, (weight, _) in placement.weights.items() if "embedding" not in name]
+    distinct = {weight.numpy().tobytes(): weight for weight in (attribute(module, nodes[name]) for name in layers)}
+    expected = Counter(tuple(sorted(weight.shape)) for weight in distinct.values())
+    assert expected <= Counter(tuple(sorted(shape)) for shape in integers)
+    assert not expected.keys() & {tuple(sorted(shape)) for shape in floats}
+
+
+def test_the_folded_graph_computes_what_the_model_computes(made: Made) -> None:
+    signature = made.candidate.graph.signature
+
+    class Folded(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return signature.unflatten(made.candidate.graph.module(*signature.flatten(args, kwargs)))
+
+    assert sqnr(made, Folded()) > EXACT_DB
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_expected_operators_are_quantized_and_the_others_listed(made: Made, runtime: str) -> None:
+    placement = made.candidate.placed(runtime)
+    assert Counter(op.op for op in placement.quantized.values()) == made.specimen.quantized
+    assert all(op.reason for op in placement.float_ops)
+    left = {op.op for op in placement.float_ops}
+    assert not left & {*CONVOLUTIONS, "linear", "embedding", "_native_batch_norm_legit_no_training"}
+
+
+def test_onnx_holds_integers_and_stays_close(made: Made) -> None:
+    artifact = lq_plugin.export(made.candidate, made.folder, ["onnx"])["onnx"]
+    graph = onnx.load(artifact.path / "model.onnx").graph
+    operators = Counter(node.op_type for node in graph.node)
+    check_quantized_values(made, "onnxruntime", operators["QuantizeLinear"])
+    assert operators["DequantizeLinear"] >= operators["QuantizeLinear"]
+    shapes = {
+        kind: [tuple(tensor.dims) for tensor in graph.initializer if tensor.data_type == kind]
+        for kind in (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT)
+    }
+    check_weights(made, "onnxruntime", shapes[onnx.TensorProto.INT8], shapes[onnx.TensorProto.FLOAT])
+    assert sqnr(made, lq_plugin.load(artifact.path)) > made.specimen.sqnr
+
+
+def test_openvino_holds_integers_and_stays_close(made: Made) -> None:
+    artifact = lq_plugin.export(made.candidate, made.folder, ["openvino"])["openvino"]
+    operators = openvino.Core().read_model(artifact.path / "model.xml").get_ordered_ops()
+    kinds = Counter(op.get_type_name() for op in operators)
+    check_quantized_values(made, "openvino", kinds["FakeQuantize"])
+    constants = [(op.get_element_type(), tuple(op.shape)) for op in operators if op.get_type_name() == "Constant"]
+    shapes = {kind: [shape for found, shape in constants if found == kind] for kind in (Type.i8, Type.f32)}
+    check_weights(made, "openvino", shapes[Type.i8], shapes[Type.f32])
+    assert sqnr(made, lq_plugin.load(artifact.path)) > made.specimen.sqnr
+
+
+def test_pt2_holds_integers_and_stays_close(made: Made) -> None:
+    artifact = lq_plugin.export(made.candidate, made.folder, ["pt2"])["pt2"]
+    module = load_module(artifact.path)
+    assert isinstance(module, fx.GraphModule)
+    targets = Counter(str(node.target) for node in module.graph.nodes)
+    check_quantized_values(made, "torch", targets["quantized_decomposed.quantize_per_tensor.default"])
+    tensors = list(module.state_dict().values())
+    shapes = {kind: [tuple(t.shape) for t in tensors if t.dtype == kind] for kind in (torch.int8, torch.float32)}
+    check_weights(made, "torch", shapes[torch.int8], shapes[torch.float32])
+    assert sqnr(made, lq_plugin.load(artifact.path)) > made.specimen.sqnr

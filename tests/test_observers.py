@@ -1,0 +1,171 @@
+"""Observers against independent references in numpy, on plain and on awkward values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lq_plugin.errors import ConfigError
+from lq_plugin.observers import OBSERVERS, Histogram, MinMax, MovingAverage, Observer, Percentile, Statistic
+
+MERGING = [MinMax(), Histogram(), Percentile(99.0)]
+BINS = 4096
+
+
+def parts(seed: int = 0) -> list[Tensor]:
+    """Batches whose ranges differ by orders of magnitude."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(500, generator=generator) * scale + shift for scale, shift in ((1, 0), (30, 2), (0.01, -5))]
+
+
+def seen(observer: Observer, batches: list[Tensor]) -> Statistic:
+    statistic: Statistic = {}
+    for batch in batches:
+        statistic = observer.update(statistic, batch)
+    return statistic
+
+
+def equal(left: Statistic, right: Statistic) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("observer", MERGING, ids=lambda observer: observer.name)
+def test_merged_parts_are_the_whole_bit_for_bit(observer: Observer) -> None:
+    first, second, third = parts()
+    merged = observer.merge([seen(observer, [first, third]), seen(observer, [second])])
+    assert equal(merged, seen(observer, [torch.cat([first, second, third])]))
+
+
+@pytest.mark.parametrize("observer", MERGING, ids=lambda observer: observer.name)
+def test_the_order_of_batches_does_not_matter(observer: Observer) -> None:
+    assert equal(seen(observer, parts()), seen(observer, parts()[::-1]))
+
+
+@pytest.mark.parametrize("observer", MERGING, ids=lambda observer: observer.name)
+def test_statistics_hold_tensors_only_and_survive_a_checkpoint(observer: Observer, tmp_path: object) -> None:
+    torch.save(seen(observer, parts()), f"{tmp_path}/statistic.pt")
+    assert equal(torch.load(f"{tmp_path}/statistic.pt", weights_only=True), seen(observer, parts()))
+
+
+def test_minmax_is_the_range_of_everything() -> None:
+    values = torch.cat(parts()).numpy()
+    assert MinMax().range(seen(MinMax(), parts())) == (values.min().item(), values.max().item())
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, 1.0])
+def test_the_moving_average_follows_its_recurrence(momentum: float) -> None:
+    low, high = (float(extreme(parts()[0].numpy())) for extreme in (np.min, np.max))
+    for batch in parts()[1:]:
+        low += momentum * (batch.min().item() - low)
+        high += momentum * (batch.max().item() - high)
+    observer = MovingAverage(momentum)
+    assert observer.range(seen(observer, parts())) == pytest.approx((low, high), rel=1e-5)
+
+
+def test_moving_averages_of_processes_count_the_same() -> None:
+    observer = MovingAverage()
+    statistics = [seen(observer, [part]) for part in parts()]
+    lows, highs = zip(*(observer.range(statistic) for statistic in statistics), strict=True)
+    expected = (float(np.mean(lows)), float(np.mean(highs)))
+    assert observer.range(observer.merge(statistics)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("percentile", [75.0, 99.0, 99.9])
+def test_a_percentile_leaves_out_as_many_values_on_both_sides(percentile: float) -> None:
+    values = np.sort(torch.cat(parts()).numpy())
+    left_out = int(len(values) * (100 - percentile) / 100 + 1e-9)
+    expected = float(values[left_out]), float(values[-1 - left_out])
+    bin_width = float(2 * 2 ** np.ceil(np.log2(np.abs(values).max())) / BINS)
+    assert Percentile(percentile).range(seen(Percentile(percentile), parts())) == pytest.approx(expected, abs=bin_width)
+
+
+def test_the_whole_percentile_holds_every_value() -> None:
+    values = torch.cat(parts())
+    low, high = Percentile(100).range(seen(Percentile(100), parts()))
+    assert low <= values.min()
+    assert high >= values.max()
+
+
+def test_the_histogram_clips_an_outlier_where_that_costs_less() -> None:
+    values = torch.cat([torch.randn(2_000_000, generator=torch.Generator().manual_seed(0)), torch.tensor([60.0])])
+    low, high = Histogram().range(seen(Histogram(), [values]))
+    extremes = (float(values.min()), float(values.max()))
+    assert high < 0.5 * extremes[1]
+    assert _squared_error(values.numpy(), low, high) < 0.5 * _squared_error(values.numpy(), *extremes)
+
+
+def test_the_histograms_range_is_the_best_of_a_search_on_the_values_themselves() -> None:
+    values = torch.distributions.Laplace(0.5, 1.0).icdf(torch.linspace(1e-4, 1 - 1e-4, 20_000)).numpy()
+    chosen = _squared_error(values, *Histogram().range(seen(Histogram(), [torch.from_numpy(values)])))
+    grid = np.linspace(0.05, 1.0, 20)
+    best = min(_squared_error(values, values.min() * low, values.max() * high) for low in grid for high in grid)
+    assert chosen <= 1.1 * best
+
+
+def _squared_error(values: np.ndarray, low: float, high: float) -> float:
+    """Mean squared error of affine 8-bit quantization, with zero exact."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255
+    zero = np.round(-low / scale)
+    levels = np.clip(np.round(values / scale + zero), 0, 255)
+    return float((((levels - zero) * scale - values) ** 2).mean())
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_infinite_and_undefined_values_are_left_out(name: str) -> None:
+    observer = OBSERVERS[name]()
+    batch = parts()[0]
+    broken = torch.cat([batch, torch.tensor([torch.inf, -torch.inf, torch.nan])])
+    assert equal(seen(observer, [broken]), seen(observer, [batch]))
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_nothing_but_undefined_values_gives_a_range_of_zero(name: str) -> None:
+    observer = OBSERVERS[name]()
+    low, high = observer.range(seen(observer, [torch.full((4,), torch.nan)]))
+    assert low == pytest.approx(0, abs=1e-20)
+    assert high == pytest.approx(0, abs=1e-20)
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+@pytest.mark.parametrize("value", [3.0, -3.0, 1e-12, 4.0])
+def test_a_constant_is_inside_its_own_range(name: str, value: float) -> None:
+    observer = OBSERVERS[name]()
+    low, high = observer.range(seen(observer, [torch.full((64,), value)]))
+    assert min(low, 0) <= value <= max(high, 0) or min(abs(low - value), abs(high - value)) <= abs(value) / 100
+    assert max(abs(low), abs(high)) <= abs(value) * 1.01
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_zeros_give_a_range_of_zero(name: str) -> None:
+    observer = OBSERVERS[name]()
+    low, high = observer.range(seen(observer, [torch.zeros(16)]))
+    assert (low, high) == pytest.approx((0, 0), abs=1e-20)
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_half_precision_is_observed_as_its_float_values(name: str) -> None:
+    observer = OBSERVERS[name]()
+    batch = parts()[0].bfloat16()
+    assert equal(seen(observer, [batch]), seen(observer, [batch.float()]))
+
+
+def test_the_input_is_not_changed() -> None:
+    for observer in OBSERVERS.values():
+        batch = parts()[0]
+        seen(observer(), [batch])
+        assert torch.equal(batch, parts()[0])
+
+
+@pytest.mark.parametrize("momentum", [0.0, -1.0, 1.5])
+def test_a_momentum_out_of_range_is_refused(momentum: float) -> None:
+    with pytest.raises(ConfigError, match=r"momentum: .* out of range"):
+        MovingAverage(momentum)
+
+
+@pytest.mark.parametrize("percentile", [50.0, 0.0, 100.5])
+def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
+    with pytest.raises(ConfigError, match=r"percentile: .* out of range"):
+        Percentile(percentile)

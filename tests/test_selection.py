@@ -1,0 +1,98 @@
+"""The budget and the choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lq_plugin import Budget
+from lq_plugin.errors import ConfigError
+from lq_plugin.selection import lost, resolve, select
+
+
+@pytest.mark.parametrize(
+    ("budget", "fp32", "int8", "loss"),
+    [
+        (Budget(mode="max"), 0.8, 0.6, 0.25),
+        (Budget(mode="max"), 0.8, 1.0, -0.25),
+        (Budget(mode="min"), 2.0, 3.0, 0.5),
+        (Budget(mode="min"), 2.0, 1.0, -0.5),
+        (Budget(mode="min"), -2.0, -1.0, 0.5),
+        (Budget(), 2.0, 3.0, 0.5),
+        (Budget(), 2.0, 1.0, 0.5),
+        (Budget(relative=False, mode="max"), 0.8, 0.6, 0.2),
+        (Budget(relative=False, mode="min"), 2.0, 3.0, 1.0),
+        (Budget(mode="max"), 0.0, -0.5, 0.5),
+    ],
+)
+def test_the_loss_counts_in_the_budgets_terms(budget: Budget, fp32: float, int8: float, loss: float) -> None:
+    assert budget.loss(fp32, int8) == pytest.approx(loss)
+    resolved = Budget("metric", budget.max_loss, budget.relative, budget.mode)
+    assert lost(resolved, {"metric": int8}, {"metric": int8 - fp32}) == pytest.approx(loss)
+
+
+def test_without_a_metric_nothing_is_lost() -> None:
+    assert lost(Budget(), {}, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "monitor", "mode", "metric", "known_mode"),
+    [
+        (Budget(), "acc", "max", "acc", "max"),
+        (Budget(), "acc", "min", "acc", "min"),
+        (Budget(mode="min"), "acc", "max", "acc", "min"),
+        (Budget(), "train/loss", "min", "loss", None),
+        (Budget(), None, None, "loss", None),
+        (Budget("loss"), "acc", "max", "loss", None),
+        (Budget("acc"), "acc", "max", "acc", "max"),
+    ],
+)
+def test_the_metric_is_the_given_the_monitored_or_the_first_one(
+    budget: Budget, monitor: str | None, mode: str | None, metric: str, known_mode: str | None
+) -> None:
+    found = resolve(budget, ["loss", "acc"], monitor, mode)
+    assert (found.metric, found.mode) == (metric, known_mode)
+    assert (found.max_loss, found.relative) == (budget.max_loss, budget.relative)
+
+
+def test_a_module_that_logs_nothing_has_no_metric() -> None:
+    assert resolve(Budget(), [], "acc", "max").metric is None
+
+
+def test_a_metric_that_is_not_logged_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError, match=r"budget\.metric: 'ac' is unknown. Did you mean 'acc'\? Allowed: 'acc', 'loss'"
+    ):
+        resolve(Budget("ac"), ["loss", "acc"], None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_loss": -0.1}, "max_loss: -0.1 is negative. Allowed: 0 or more"),
+        ({"mode": "maxi"}, r"mode: 'maxi' is unknown. Did you mean 'max'"),
+    ],
+)
+def test_a_budget_that_cannot_work_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Budget(**options)
+
+
+def entry(candidate: str, median: float | None, status: str = "ok") -> dict[str, Any]:
+    latency = None if median is None else {"median": median}
+    return {"candidate": candidate, "format": "onnx", "status": status, "latency_ms": latency}
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "selected"),
+    [
+        ([], None),
+        ([entry("a", 2.0), entry("b", 1.0)], "b/onnx"),
+        ([entry("a", 2.0), entry("b", 1.0, "over_budget")], "a/onnx"),
+        ([entry("a", 2.0), entry("b", None)], "a/onnx"),
+        ([entry("a", 2.0, "failed"), entry("b", 1.0, "over_budget")], None),
+    ],
+)
+def test_the_fastest_within_the_budget_is_selected(artifacts: list[dict[str, Any]], selected: str | None) -> None:
+    assert select(artifacts) == selected

@@ -74,10 +74,13 @@ class Int8Evaluation(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Print the table, now that no progress bar writes to the terminal any more."""
         if stage == "fit" and self.manifest is not None:
-            table.show(self.manifest, _exporter(trainer).folder)
+            folder = _exporter(trainer).folder
+            assert folder is not None
+            table.show(self.manifest, folder)
 
     def _evaluate(self, trainer: Any, pl_module: Any) -> Mapping[str, Any]:
         exporter = _exporter(trainer)
+        assert exporter.folder is not None
         outcomes = exporter.outcomes(trainer, pl_module)
         comparisons: list[Comparison] = []
         measured: dict[str, Measurement] = {}
@@ -156,7 +159,7 @@ def _subjects(trainer: Any, outcomes: Sequence[Outcome]) -> list[Subject]:
     return list(subjects.values())
 
 
-def _exporter(trainer: Any) -> Any:
+def _exporter(trainer: Any) -> ArtifactExport:
     exporter = next((callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)), None)
     if exporter is None:
         raise ConfigError(

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from lq_plugin.callbacks.checkpoint import Checkpoint
+from lq_plugin.callbacks.listening import Listener, Seen
 from lq_plugin.callbacks.quantizing import QuantizingCallback, data_of
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import CalibrationError, ConfigError, LqError
+from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.evaluation import loop
-from lq_plugin.graph.calibration import Calibration, Provenance, Recording
-from lq_plugin.graph.capture import FloatGraph, capture, fold
-from lq_plugin.graph.placement import RUNTIMES, place
-from lq_plugin.observers import Observer, Statistic
+from lq_plugin.graph.calibration import Calibration, Provenance
+from lq_plugin.graph.capture import capture, fold
+from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme, as_dict
-
-_Seen = tuple[dict[str, Statistic], int, int]  # statistics of one process's pass, samples, batches
 
 
 class StaticQuantization(QuantizingCallback):
@@ -93,14 +88,7 @@ class StaticQuantization(QuantizingCallback):
 
     def _forget(self) -> None:
         """Drop everything that belongs to one run of one model."""
-        self._listening = ExitStack()
-        self._graph: FloatGraph | None = None
-        self._example: tuple[Sequence[Any], Mapping[str, Any]] | None = None
-        self._recording: Recording | None = None
-        self._chosen: set[int] = set()
-        self._position = -1
-        self._failure: LqError | None = None
-        self._heard = False
+        self._listener = Listener(self.scheme, self.samples, self.seed, self.dynamic_dims)
         self._heard_sanity: bool | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -123,35 +111,24 @@ class StaticQuantization(QuantizingCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Listen to the target's forward."""
         target = loop.resolve_target(pl_module, self.target)
-        self._position, self._recording, self._heard = -1, None, False
-        hear = torch.compiler.disable(  # type: ignore[no-untyped-call]
-            lambda args, kwargs: self._hear(trainer, target, args, kwargs)
-        )
-
-        def listen(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            hear(args, kwargs)
-            return output
-
-        self._listening.enter_context(loop.replaced_forward(target, listen))
+        self._listener.start(target, trainer.num_val_batches, trainer.world_size, rehearsal=trainer.sanity_checking)
 
     def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
         """Count the batches of a pass."""
-        self._position += 1
+        self._listener.next_batch()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop listening, and keep the statistics of this pass."""
-        self._listening.close()
+        seen = self._listener.stop()
         if trainer.sanity_checking:
-            self._heard_sanity = self._heard
-        else:
-            found = [seen for seen in _of_every_process(trainer, self._seen()) if seen is not None]
-            self.calibration = self._finished(trainer, found) if found else self.calibration
-        self._recording = None
+            self._heard_sanity = self._listener.heard
+            return
+        found = [part for part in _of_every_process(trainer, seen) if part is not None]
+        self.calibration = self._merged(trainer, found) if found else self.calibration
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run breaks off."""
-        self._listening.close()
+        self._listener.stop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics of the last validation pass: tensors and builtins only."""
@@ -163,8 +140,8 @@ class StaticQuantization(QuantizingCallback):
 
     def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: Checkpoint) -> Candidate:
         """Unite the checkpoint's weights with its own calibration, or calibrate once more where it has none."""
-        if self._failure is not None:
-            raise self._failure
+        if self._listener.failure is not None:
+            raise self._listener.failure
         calibration = (
             self.calibration
             if checkpoint.weights is None
@@ -175,8 +152,8 @@ class StaticQuantization(QuantizingCallback):
             source = self._calibrated_anew(trainer, model)
             calibration = source.calibration
         assert calibration is not None
-        assert source._example is not None
-        graph = fold(capture(loop.resolve_target(model, self.target), *source._example, self.dynamic_dims))
+        assert source._listener.example is not None
+        graph = fold(capture(loop.resolve_target(model, self.target), *source._listener.example, self.dynamic_dims))
         provenance = replace(
             calibration.provenance,
             checkpoint=checkpoint.name,
@@ -198,52 +175,7 @@ class StaticQuantization(QuantizingCallback):
             **as_dict(self.scheme),
         }
 
-    def _hear(self, trainer: Any, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Look at one call of the target. Only the sanity check, before training, may stop the run."""
-        self._heard = True
-        if self._failure is not None:
-            return
-        try:
-            if self._graph is None:
-                self._graph, self._example = self._captured(target, args, kwargs)
-            if not trainer.sanity_checking:
-                self._observe(trainer, self._graph, args, kwargs)
-        except Exception as error:
-            if trainer.sanity_checking:
-                raise
-            self._failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
-
-    def _captured(
-        self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[FloatGraph, tuple[Sequence[Any], Mapping[str, Any]]]:
-        graph = capture(target, args, kwargs, self.dynamic_dims)
-        folded = fold(graph)
-        for runtime in RUNTIMES:
-            place(folded, self.scheme, runtime)
-        return graph, graph.signature.call(graph.example)
-
-    def _observe(self, trainer: Any, graph: FloatGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        if self._recording is None:
-            self._recording = Recording.start(fold(graph), self.scheme)
-            sizes = (leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
-            self._chosen = self._choose(trainer.num_val_batches, next(sizes, 1) * trainer.world_size)
-        if self._position in self._chosen:
-            self._recording.see(graph.signature.flatten(args, kwargs))
-
-    def _choose(self, batches: Sequence[int | float], batch_size: int) -> set[int]:
-        """Choose which batches of a pass are observed; the first ones where their number is not known."""
-        wanted, total = math.ceil(self.samples / max(batch_size, 1)), sum(batches)
-        if math.isinf(total):
-            return set(range(wanted))
-        order = torch.randperm(int(total), generator=torch.Generator().manual_seed(self.seed))
-        return set(order[:wanted].tolist())
-
-    def _seen(self) -> _Seen | None:
-        if self._recording is None or self._failure is not None or not self._recording.batches:
-            return None
-        return self._recording.statistics(), self._recording.samples, self._recording.batches
-
-    def _finished(self, trainer: Any, found: Sequence[_Seen]) -> Calibration:
+    def _merged(self, trainer: Any, found: Sequence[Seen]) -> Calibration:
         assert not isinstance(self.scheme.observer, str)
         merge = self.scheme.observer.merge
         names = dict.fromkeys(name for statistics, _, _ in found for name in statistics)
@@ -263,7 +195,7 @@ class StaticQuantization(QuantizingCallback):
     def _fits(self, calibration: Calibration | None, global_step: int) -> bool:
         """Whether a calibration is one of these weights, gathered the way that this callback asks for."""
         assert not isinstance(self.scheme.observer, str)
-        if calibration is None or self._example is None:
+        if calibration is None or self._listener.example is None:
             return False
         provenance = calibration.provenance
         return (provenance.global_step, provenance.observer) == (global_step, self.scheme.observer.name)
@@ -274,17 +206,17 @@ class StaticQuantization(QuantizingCallback):
         rider.calibration = None
         rider._forget()
         loop.run(model, data_of(trainer), "validate", callbacks=[rider])
-        if rider._failure is not None:
-            raise rider._failure
+        if rider._listener.failure is not None:
+            raise rider._listener.failure
         if rider.calibration is None:
             raise CalibrationError(_never_called(model, self.target))
         return rider
 
 
-def _of_every_process(trainer: Any, value: _Seen | None) -> list[_Seen | None]:
+def _of_every_process(trainer: Any, value: Seen | None) -> list[Seen | None]:
     if trainer.world_size == 1:
         return [value]
-    values: list[_Seen | None] = [None] * trainer.world_size
+    values: list[Seen | None] = [None] * trainer.world_size
     torch.distributed.all_gather_object(values, value)
     return values
 

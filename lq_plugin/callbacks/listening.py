@@ -1,0 +1,126 @@
+"""Watching a target's calls in a validation pass, without anybody noticing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lq_plugin.errors import CalibrationError, LqError
+from lq_plugin.evaluation import loop
+from lq_plugin.graph.calibration import Recording
+from lq_plugin.graph.capture import FloatGraph, capture, fold
+from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.observers import Statistic
+from lq_plugin.scheme import Scheme
+
+Call = tuple[Sequence[Any], Mapping[str, Any]]
+Seen = tuple[dict[str, Statistic], int, int]  # statistics of one process's pass, samples, batches
+
+
+class Listener:
+    """Captures a target's graph at its first call, and runs it beside the target for some batches of each pass.
+
+    Args:
+        scheme: what is observed, and how.
+        samples: how many samples to observe in a pass, rounded up to whole batches.
+        seed: of the private generator that chooses the batches.
+        dynamic_dims: see :func:`~lq_plugin.graph.capture.capture`.
+
+    Attributes:
+        example: the first call, on the CPU; what the graph was captured from.
+        failure: why nothing can be observed. It never stops a training, see :meth:`hear`.
+        heard: whether the target was called in this pass.
+    """
+
+    def __init__(self, scheme: Scheme, samples: int, seed: int, dynamic_dims: Mapping[str, Sequence[int]]) -> None:
+        self._scheme, self._samples, self._seed, self._dynamic_dims = scheme, samples, seed, dynamic_dims
+        self._shadow = ExitStack()
+        self._graph: FloatGraph | None = None
+        self._recording: Recording | None = None
+        self._batches: Sequence[int | float] = ()
+        self._chosen: set[int] = set()
+        self._position = -1
+        self._processes = 1
+        self._rehearsal = False
+        self.example: Call | None = None
+        self.failure: LqError | None = None
+        self.heard = False
+
+    def start(self, target: nn.Module, batches: Sequence[int | float], processes: int, rehearsal: bool) -> None:
+        """Shadow the target's forward for one pass.
+
+        Args:
+            target: the module to listen to.
+            batches: number of batches of every loader; infinite where not known.
+            processes: how many processes share the samples.
+            rehearsal: whether this is the sanity check, where nothing is observed and errors are raised.
+        """
+        self._batches, self._processes, self._rehearsal = batches, processes, rehearsal
+        self._position, self._recording, self.heard = -1, None, False
+        hear = torch.compiler.disable(  # type: ignore[no-untyped-call]
+            lambda args, kwargs: self.hear(target, args, kwargs)
+        )
+
+        def listen(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            hear(args, kwargs)
+            return output
+
+        self._shadow.enter_context(loop.replaced_forward(target, listen))
+
+    def next_batch(self) -> None:
+        """Count the batches of a pass."""
+        self._position += 1
+
+    def stop(self) -> Seen | None:
+        """Give the target its forward back; return what was seen in this pass, if anything."""
+        self._shadow.close()
+        recording, self._recording = self._recording, None
+        if recording is None or self.failure is not None or not recording.batches:
+            return None
+        return recording.statistics(), recording.samples, recording.batches
+
+    def hear(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Look at one call of the target. Only a rehearsal, before training, may stop the run."""
+        self.heard = True
+        if self.failure is not None:
+            return
+        try:
+            if self._graph is None:
+                self._graph = self._captured(target, args, kwargs)
+                self.example = self._graph.signature.call(self._graph.example)
+            if not self._rehearsal:
+                self._observe(self._graph, args, kwargs)
+        except Exception as error:
+            if self._rehearsal:
+                raise
+            self.failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
+
+    def _captured(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FloatGraph:
+        graph = capture(target, args, kwargs, self._dynamic_dims)
+        folded = fold(graph)
+        for runtime in RUNTIMES:  # finds patterns that match nothing now, and not when fit ends
+            place(folded, self._scheme, runtime)
+        return graph
+
+    def _observe(self, graph: FloatGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if self._recording is None:
+            self._recording = Recording.start(fold(graph), self._scheme)
+            sizes = (leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+            self._chosen = self._choose(max(next(sizes, 1), 1) * self._processes)
+        if self._position in self._chosen:
+            self._recording.see(graph.signature.flatten(args, kwargs))
+
+    def _choose(self, batch_size: int) -> set[int]:
+        """Choose which batches of a pass are observed; the first ones where their number is not known."""
+        wanted, total = math.ceil(self._samples / batch_size), sum(self._batches)
+        if math.isinf(total):
+            return set(range(wanted))
+        order = torch.randperm(int(total), generator=torch.Generator().manual_seed(self._seed))
+        return set(order[:wanted].tolist())

@@ -1,16 +1,20 @@
 """INT8 for PyTorch Lightning: calibrated in the training loop, measured on what ships."""
 
-from lq_plugin.artifacts.base import Artifact, export, load
-from lq_plugin.callbacks.evaluation import Int8Evaluation
-from lq_plugin.callbacks.export import ArtifactExport
-from lq_plugin.callbacks.static import StaticQuantization
-from lq_plugin.candidate import Candidate, calibrate, quantize
-from lq_plugin.evaluation.latency import Latency
-from lq_plugin.evaluation.metrics import evaluate
-from lq_plugin.graph.calibration import Calibration
-from lq_plugin.observers import Histogram, MinMax, MovingAverage, Percentile
-from lq_plugin.scheme import Scheme
-from lq_plugin.selection import Budget
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lq_plugin.artifacts.base import Artifact, export, load
+    from lq_plugin.callbacks.evaluation import Int8Evaluation
+    from lq_plugin.callbacks.export import ArtifactExport
+    from lq_plugin.callbacks.static import StaticQuantization
+    from lq_plugin.candidate import Candidate, calibrate, quantize
+    from lq_plugin.evaluation.latency import Latency
+    from lq_plugin.evaluation.metrics import evaluate
+    from lq_plugin.graph.calibration import Calibration
+    from lq_plugin.observers import Histogram, MinMax, MovingAverage, Percentile
+    from lq_plugin.scheme import Scheme
+    from lq_plugin.selection import Budget
 
 __all__ = [
     "Artifact",
@@ -32,3 +36,35 @@ __all__ = [
     "load",
     "quantize",
 ]
+
+# Imported when first used: a process that only loads an artifact needs neither Lightning nor torchao.
+_HOMES = {
+    "Artifact": "lq_plugin.artifacts.base",
+    "ArtifactExport": "lq_plugin.callbacks.export",
+    "Budget": "lq_plugin.selection",
+    "Calibration": "lq_plugin.graph.calibration",
+    "Candidate": "lq_plugin.candidate",
+    "Histogram": "lq_plugin.observers",
+    "Int8Evaluation": "lq_plugin.callbacks.evaluation",
+    "Latency": "lq_plugin.evaluation.latency",
+    "MinMax": "lq_plugin.observers",
+    "MovingAverage": "lq_plugin.observers",
+    "Percentile": "lq_plugin.observers",
+    "Scheme": "lq_plugin.scheme",
+    "StaticQuantization": "lq_plugin.callbacks.static",
+    "calibrate": "lq_plugin.candidate",
+    "evaluate": "lq_plugin.evaluation.metrics",
+    "export": "lq_plugin.artifacts.base",
+    "load": "lq_plugin.artifacts.base",
+    "quantize": "lq_plugin.candidate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

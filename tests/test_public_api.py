@@ -6,16 +6,26 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import lq_plugin
 from lq_plugin import errors
 
 
-def test_all_is_sorted_and_complete() -> None:
+def test_all_is_sorted_and_every_name_has_a_home() -> None:
     assert sorted(lq_plugin.__all__) == lq_plugin.__all__
-    public = {
-        name for name, value in vars(lq_plugin).items() if not name.startswith("_") and not inspect.ismodule(value)
-    }
-    assert public == set(lq_plugin.__all__)
+    assert set(lq_plugin._HOMES) == set(lq_plugin.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        lq_plugin.quantise  # noqa: B018
+
+
+def test_loading_an_artifact_needs_neither_lightning_nor_torchao() -> None:
+    code = (
+        "import sys, lq_plugin; lq_plugin.load;"
+        "print([name for name in ('lightning', 'torchao', 'torchmetrics') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n")
 
 
 def test_the_promised_names_are_there() -> None:

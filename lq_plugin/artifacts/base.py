@@ -14,15 +14,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from lq_plugin.artifacts import onnx, openvino, pt2
-from lq_plugin.candidate import Candidate
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, require, unknown_name
 from lq_plugin.graph.capture import FloatGraph
 from lq_plugin.graph.signature import Signature
+
+if TYPE_CHECKING:
+    from lq_plugin.candidate import Candidate
 
 DESCRIPTION = "artifact.json"
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]

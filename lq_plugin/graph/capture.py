@@ -219,9 +219,8 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
     with muted():
         try:
             program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-            functional: ExportedProgram = program.run_decompositions(
-                {}
-            )  # no in-place operators; else decomposes nothing
+            # Makes in-place operators functional, decomposes nothing else.
+            functional: ExportedProgram = program.run_decompositions({})
         except CaptureError:
             raise
         except Exception as error:

@@ -121,8 +121,8 @@ def _observe_weights(prepared: fx.GraphModule) -> None:
 def _look_up_integers(module: fx.GraphModule) -> None:
     """Look up rows of an embedding's integers and scales, in place of rows of the dequantized table.
 
-    No runtime moves the dequantization behind the look-up by itself: each would dequantize the whole table in every
-    call.
+    onnxruntime does not move the dequantization behind the look-up by itself: it would dequantize the whole table in
+    every call (30,000 rows of 384: 4.7 ms in place of 0.7).
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -146,15 +146,17 @@ def _look_up_integers(module: fx.GraphModule) -> None:
 
 
 def _keep_reduced_dimensions(module: fx.GraphModule) -> None:
-    """Reduce with the dimensions kept, and drop them afterwards.
+    """Reduce float values with the dimensions kept, and drop them afterwards.
 
     OpenVINO (2026.4) moves a multiplication by channel, such as LayerNorm's, through a reduction and into the quantizer
     that follows, which then takes the channels from the dimension that was reduced: a linear layer after mean pooling
     came out at 10 dB.
     """
     for node in list(module.graph.nodes):
-        value, dims, keep = (*arguments(node), None, False)[:3] if node.target in _REDUCTIONS else (None, None, True)
-        if not dims or keep:
+        if node.target not in _REDUCTIONS:
+            continue
+        value, dims, keep = (*arguments(node), None, False)[:3]
+        if not dims or keep or value.target in _DEQUANTIZE:
             continue
         with module.graph.inserting_after(node):
             squeezed = module.graph.call_function(aten.squeeze.dims, (node, dims))

@@ -160,7 +160,7 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
         reason = _no_form(node) if operator is None else _refusal(node, operator, scheme, convolutional)
         if reason is None and operator is not None:
             chosen[node] = operator
-        elif operator_type(node) not in PASSING:
+        else:
             refused[node] = reason or ""
     if not any(operator.weight is not None or operator.name in ("matmul", "bmm") for operator in chosen.values()):
         raise ConfigError(_nothing_to_quantize(refused))

@@ -12,13 +12,13 @@ LOGGERS = (
     "torch.utils._pytree",  # a registration inside torchao that torch will change
     "torch.onnx",  # progress and version notes of the exporter
     "onnxscript",  # optimizer notes
-    "torch.export",
+    "torch.export",  # advice on its own exceptions, which are explained in our errors
+    "torch.fx",  # symbols of a capture that failed
 )
 WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),  # torch copying its own graph
     (DeprecationWarning, r".*"),  # inside torch, onnx and openvino; none of them reaches the user's own code
-    (UserWarning, r".*To copy construct from a tensor.*"),  # torchao's fold of BatchNorm
-    (UserWarning, r"Not fusing linear\+bn.*"),  # reported in the coverage as a float operator
+    (UserWarning, r"The tensor attributes? .* assigned during export.*"),  # caches of masks and positions
 )
 
 

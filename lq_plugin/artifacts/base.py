@@ -169,7 +169,8 @@ def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
         except (LqError, OSError):
             raise
         except Exception as error:
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+            reason = next((line for line in lines if "Unsupported" in line), lines[0])
             raise ExportError(
                 f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} "
                 f"({type(error).__name__}: {reason}). The other formats are not affected."

@@ -21,7 +21,7 @@ from lq_plugin.graph.copying import detached_copy
 
 SPLITS = ("validate", "test")
 Forward = Callable[..., Any]
-_LIGHTNING = ("lightning.pytorch.", "pytorch_lightning.")
+_LIGHTNING = ("lightning.pytorch.core.", "pytorch_lightning.core.")
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def run(
         callbacks: for the loop's Trainer.
     """
     module = detached_copy(model)
+    _settle(module, set_up=split in (data.loaders or {}) or data.datamodule is not None)
     limit = (data.limits or {}).get(split, 1.0)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
@@ -179,16 +180,26 @@ def _trainer_class(model: nn.Module) -> Any:
 
 
 def _datamodule_copy(data: Data, split: str) -> Any:
-    """A shallow copy that is already prepared; one with a loader for the split is not set up again either."""
+    """A shallow copy, which gives the loader of the split that exists already."""
     datamodule = copy.copy(data.datamodule)
     datamodule.trainer = None
-    datamodule.prepare_data = lambda: None
-    datamodule.teardown = lambda stage=None: None
+    _settle(datamodule, set_up=split in (data.loaders or {}))
     if split in (data.loaders or {}):
-        datamodule.setup = lambda stage=None: None
         loader = "val_dataloader" if split == "validate" else "test_dataloader"
         setattr(datamodule, loader, lambda: (data.loaders or {})[split])
     return datamodule
+
+
+def _settle(owner: Any, set_up: bool) -> None:
+    """Keep a copy from being prepared, taken down and, where all it gives exists already, set up once more.
+
+    Fit did that before. A second ``setup`` could split the data anew, or build layers anew with random weights.
+    """
+    owner.configure_callbacks = list
+    owner.prepare_data = lambda: None
+    owner.teardown = lambda stage=None: None
+    if set_up:
+        owner.setup = lambda stage=None: None
 
 
 @contextmanager

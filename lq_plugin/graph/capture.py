@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import linecache
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules import transformer
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
 from lq_plugin.graph import signature
@@ -21,6 +25,7 @@ from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_const
 from lq_plugin.graph.signature import Parameter, Signature, Structure
 from lq_plugin.noise import muted
 
+logger = logging.getLogger(__name__)
 _MAX_BATCH_CONSTANT = 1  # torch.export bakes dimensions of size 0 and 1 into the graph
 
 
@@ -216,7 +221,7 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
 
 
 def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
-    with muted():
+    with muted(), contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the whole graph
         try:
             program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
             # Makes in-place operators functional, decomposes nothing else.
@@ -224,7 +229,8 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
         except CaptureError:
             raise
         except Exception as error:
-            raise CaptureError(_explain(flat.target, error)) from error
+            logger.debug("torch.export failed", exc_info=True)
+            raise CaptureError(_explain(flat.target, error)) from None  # else pages of tracing frames are printed
     return functional
 
 
@@ -256,10 +262,12 @@ def _user_line(error: BaseException) -> str:
 def isolated() -> Iterator[None]:
     """Run graph work in the middle of somebody's training: no gradients, no autocast, and no trace left behind.
 
-    The random state is restored. The fast path of attention, an operator that no runtime knows, is off.
+    The random state is restored. The fast path of attention, an operator that no runtime knows, is off, and a mask is
+    taken as it is given: whether it happens to be causal depends on its values, and no graph can branch on them.
     """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    fastpath, is_causal = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with (
@@ -272,3 +280,4 @@ def isolated() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        transformer._detect_is_causal_mask = is_causal

@@ -33,7 +33,7 @@ def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = No
 
 
 def _accuracy(manifest: Mapping[str, Any]) -> Table:
-    table = _table("Metrics of every artifact, reloaded from disk", ("FP32", "INT8", "difference"))
+    table = _table("Metrics of the reloaded artifacts", ("FP32", "INT8", "difference"))
     for name, reference in manifest["fp32"]["metrics"].items():
         table.add_section()
         table.add_row(name, f"{reference:.4f}")
@@ -81,6 +81,8 @@ def _problems(manifest: Mapping[str, Any]) -> list[str]:
         for entry in manifest["artifacts"]
         if entry["size_bytes"] is not None and entry["size_bytes"] > (manifest["fp32"]["size_bytes"] or float("inf"))
     ]
+    if not manifest["fp32"]["metrics"]:
+        lines.append("No metric is known, so no budget was judged: log one in validation_step, or give metrics={…}.")
     if slower:
         lines.append(f"Slower than the fastest FP32 runtime: {', '.join(slower)}")
     if larger:

@@ -69,9 +69,10 @@ def test_the_live_module_and_the_random_state_stay_bit_identical() -> None:
 
 
 def test_capture_works_within_inference_mode_and_the_inputs_stay_as_they_are() -> None:
+    module = nn.Linear(4, 2)
     with torch.inference_mode():
         x = torch.ones(3, 4)
-        graph = capture(nn.Linear(4, 2), [x])
+        graph = capture(module, [x])
     assert not graph.example[0].is_inference()
     assert x.is_inference()
 

@@ -62,7 +62,7 @@ ZOO: dict[str, Specimen] = {
         {"conv2d": 11, "adaptive_avg_pool2d": 2, "mul": 2, "add": 2, "mean": 1, "linear": 1},
         38,
     ),
-    "unet": Specimen(vision.UNet, images, {"conv2d": 11, "max_pool2d": 2, "conv_transpose2d": 2, "cat": 2}, 32),
+    "unet": Specimen(vision.UNet, images, {"conv2d": 11, "max_pool2d": 2, "conv_transpose2d": 2, "cat": 2}, 28),
     "wavenet": Specimen(
         vision.GatedWaveNet,
         lambda g, n: vectors(g, n, 2, 64),
@@ -77,7 +77,7 @@ ZOO: dict[str, Specimen] = {
     ),
     "subclassed": Specimen(vision.Subclassed, images, {"conv2d": 4}, 32),
     "reparametrized": Specimen(vision.Reparametrized, images, {"conv2d": 1, "mean": 1, "linear": 1}, 34),
-    "encoder": Specimen(sequences.Encoder, lambda g, n: vectors(g, n, 12, 32), {"linear": 9}, 31),
+    "encoder": Specimen(sequences.Encoder, lambda g, n: vectors(g, n, 12, 32), {"linear": 9}, 30),
     "decoder": Specimen(
         sequences.Decoder, lambda g, n: (vectors(g, n, 6, 32), vectors(g, n, 9, 32)), {"linear": 15}, 30
     ),
@@ -89,7 +89,7 @@ ZOO: dict[str, Specimen] = {
         30,
     ),
     "attention": Specimen(sequences.HandmadeAttention, _masked, {"linear": 2, "matmul": 1, "bmm": 1}, 30),
-    "mlp": Specimen(sequences.NormalizedMlp, lambda g, n: vectors(g, n, 16), {"linear": 3}, 30),
+    "mlp": Specimen(sequences.NormalizedMlp, lambda g, n: vectors(g, n, 16), {"linear": 3}, 28),
     "two_inputs": Specimen(
         structures.TwoInputs, _two_inputs, {"embedding": 1, "conv2d": 1, "adaptive_avg_pool2d": 1, "linear": 2}, 33
     ),

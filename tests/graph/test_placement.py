@@ -1,0 +1,201 @@
+"""Which operators are quantized, with which scales, and what is said about the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import ZOO, settled
+
+from lq_plugin.errors import ConfigError
+from lq_plugin.graph.capture import FloatGraph, capture, fold
+from lq_plugin.graph.placement import RUNTIMES, Placement, place
+from lq_plugin.scheme import Scheme
+
+
+class Written(nn.Module):
+    """Two convolutions and a linear layer, put together by a function."""
+
+    def __init__(self, forward: Callable[[Written, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self, x)
+
+
+def graph_of(forward: Callable[[Written, Tensor], Tensor]) -> FloatGraph:
+    return fold(capture(Written(forward).eval(), [torch.ones(2, 3, 8, 8)]))
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> FloatGraph:
+    return fold(capture(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)]))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> FloatGraph:
+    return fold(capture(settled(ZOO["encoder"]), [torch.ones(2, 12, 32)]))
+
+
+def quantized(placement: Placement) -> Counter[str]:
+    return Counter(op.op for op in placement.quantized.values())
+
+
+def reasons(placement: Placement) -> dict[str, str]:
+    return {op.op: op.reason for op in placement.float_ops}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("forward", "operator"),
+    [
+        (lambda m, x: m.left(x) + m.right(x), "add"),
+        (lambda m, x: F.relu(m.left(x)) + F.max_pool2d(m.right(x), 3, 1, 1), "add"),
+        (lambda m, x: (m.left(x) + m.right(x)) + m.left(x) * 2, "add"),
+        (lambda m, x: torch.cat([m.left(x), F.silu(m.right(x))], 1), "cat"),
+        (lambda m, x: m.left(x) * torch.sigmoid(x.mean((2, 3), keepdim=True).sum(1, keepdim=True)), "mul"),
+        (lambda m, x: F.max_pool2d(m.left(x), 2), "max_pool2d"),
+        (lambda m, x: F.avg_pool2d(F.gelu(m.left(x)), 2), "avg_pool2d"),
+        (lambda m, x: F.adaptive_avg_pool2d(m.left(x), 1), "adaptive_avg_pool2d"),
+        (lambda m, x: F.interpolate(m.left(x), scale_factor=2).mean((2, 3)), "mean"),
+    ],
+)
+def test_what_lies_between_convolutions_is_quantized(
+    forward: Callable[[Written, Tensor], Tensor], operator: str, runtime: str
+) -> None:
+    assert quantized(place(graph_of(forward), Scheme(), runtime))[operator] >= 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("forward", "operator", "reason"),
+    [
+        (lambda m, x: m.left(x) + x.sum(1, keepdim=True), "add", "not between convolutions"),
+        (lambda m, x: m.left(x) + 1, "add", "an input is a number"),
+        (lambda m, x: m.left(x) * 2, "mul", "an input is a number"),
+        (lambda m, x: m.left(x) + m.fc.bias.view(4, 1, 1), "add", "an input is a constant"),
+        (lambda m, x: m.fc(m.left(x).mean((2, 3))) * m.fc(m.right(x).mean((2, 3))), "mul", "not between convolutions"),
+        (lambda m, x: torch.cat([m.left(x), x], 1), "cat", "not between convolutions"),
+        (lambda m, x: m.left(F.max_pool2d(x, 2)), "max_pool2d", "not after a convolution"),
+        (lambda m, x: m.left(F.avg_pool2d(x, 2)), "avg_pool2d", "not after a convolution"),
+        (lambda m, x: F.conv2d(x, m.left(x).mean((0, 2, 3)).view(4, 1, 1, 1).expand(4, 3, 1, 1)), "conv2d", "computed"),
+        (lambda m, x: m.left(x.double().float()).double() @ m.left(x).double(), "matmul", "not float32"),
+        (lambda m, x: m.left(F.relu(x)), "relu", "no quantized operator before it"),
+        (lambda m, x: m.left(x).softmax(1), "softmax", "no INT8 form"),
+    ],
+)
+def test_what_stays_float_is_listed_with_its_reason(
+    forward: Callable[[Written, Tensor], Tensor], operator: str, reason: str, runtime: str
+) -> None:
+    found = [op for op in place(graph_of(forward), Scheme(), runtime).float_ops if op.op == operator]
+    assert reason in found[0].reason
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_residual_sums_on_the_way_to_a_layer_norm_stay_float(encoder: FloatGraph, runtime: str) -> None:
+    placement = place(encoder, Scheme(), runtime)
+    assert quantized(placement) == {"linear": 9}
+    left = Counter(op.op for op in placement.float_ops)
+    assert left == {"add": 4, "layer_norm": 4, "scaled_dot_product_attention": 2, "mean": 1}
+
+
+def test_an_activation_that_the_runtime_computes_along_is_not_listed(mobilenet: FloatGraph) -> None:
+    assert "hardswish" in reasons(place(mobilenet, Scheme(), "onnxruntime"))
+    assert "hardswish" not in reasons(place(mobilenet, Scheme(), "openvino"))
+    for runtime in RUNTIMES:
+        assert not {"relu", "hardtanh", "relu6", "clamp"} & reasons(place(mobilenet, Scheme(), runtime)).keys()
+
+
+def test_values_that_are_only_handed_on_share_the_scale_of_their_origin() -> None:
+    graph = graph_of(lambda m, x: m.fc(F.max_pool2d(m.left(x), 8).flatten(1)))
+    scales = place(graph, Scheme(), "openvino").scales
+    assert scales.pop("tensors_0") == "tensors_0"
+    assert len(scales) == 2  # the input of the pooling and that of the linear layer
+    assert set(scales.values()) == {"conv2d"}
+
+
+def test_nearest_upsampling_keeps_the_scale_of_its_input() -> None:
+    graph = graph_of(lambda m, x: m.right(F.interpolate(m.left(x)[:, :3], scale_factor=2)))
+    assert place(graph, Scheme(), "onnxruntime").scales["upsample_nearest2d"] == "conv2d"
+
+
+def test_every_quantized_value_is_one_that_calibration_observes(mobilenet: FloatGraph) -> None:
+    names = {node.name for node in mobilenet.module.graph.nodes}
+    for runtime in RUNTIMES:
+        placement = place(mobilenet, Scheme(), runtime)
+        used = {value for values in placement.inputs.values() for value in values} | placement.outputs
+        assert used == placement.scales.keys()
+        assert set(placement.scales.values()) <= names
+
+
+def test_a_product_with_a_constant_matrix_has_a_weight() -> None:
+    placement = place(fold(capture(settled(ZOO["matrices"]), [torch.ones(2, 16)])), Scheme(), "openvino")
+    assert sorted(axis for _, axis in placement.weights.values()) == [1, 1]
+    assert all(len(values) == 1 for values in placement.inputs.values())
+
+
+@pytest.mark.parametrize("pattern", ["blocks.0", "blocks.[0]", "blocks.0*"])
+def test_skip_leaves_a_module_and_all_below_it_float(mobilenet: FloatGraph, pattern: str) -> None:
+    placement = place(mobilenet, Scheme(skip=[pattern]), "openvino")
+    assert not [op for op in placement.quantized.values() if op.name.startswith("blocks.0")]
+    assert quantized(placement)["conv2d"] == 6
+    skipped = [op for op in placement.float_ops if op.reason == f"skipped by {pattern!r}"]
+    assert Counter(op.op for op in skipped)["conv2d"] == 5
+
+
+def test_skip_by_glob_picks_single_modules(mobilenet: FloatGraph) -> None:
+    placement = place(mobilenet, Scheme(skip=["blocks.*.excite.reduce"]), "openvino")
+    assert quantized(placement)["conv2d"] == 9
+
+
+def test_skip_by_operator_type_leaves_only_that_type_float(mobilenet: FloatGraph) -> None:
+    every, fewer = (place(mobilenet, scheme, "openvino") for scheme in (Scheme(), Scheme(skip=["op:mul"])))
+    assert quantized(every) - quantized(fewer) == {"mul": 2}
+
+
+def test_only_quantizes_nothing_else(mobilenet: FloatGraph) -> None:
+    placement = place(mobilenet, Scheme(only=["blocks.1"]), "openvino")
+    assert {op.name.startswith("blocks.1") for op in placement.quantized.values()} == {True}
+    assert "not named by only" in {op.reason for op in placement.float_ops}
+
+
+def test_skip_wins_over_only(mobilenet: FloatGraph) -> None:
+    placement = place(mobilenet, Scheme(only=["blocks.1", "op:linear"], skip=["blocks.1.excite"]), "openvino")
+    assert quantized(placement)["linear"] == 1
+    assert not [op for op in placement.quantized.values() if "excite" in op.name]
+
+
+@pytest.mark.parametrize("argument", ["skip", "only"])
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("blocks.0.exite", "'blocks.0.exite' is unknown. Did you mean 'blocks.0.excite'"),
+        ("nothing.*", "'nothing.\\*' is unknown"),
+        ("op:conv2", "'op:conv2' is unknown. Did you mean .*'op:conv2d'"),
+        ("op:bmm", "'op:bmm' matches no operator of this model. It has: .*op:conv2d"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_names_the_nearest(
+    mobilenet: FloatGraph, argument: str, pattern: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{argument}: {message}"):
+        place(mobilenet, Scheme(**{argument: [pattern]}), "onnxruntime")
+
+
+def test_a_model_without_anything_to_quantize_is_refused_with_what_it_has() -> None:
+    graph = fold(capture(nn.LayerNorm(4), [torch.ones(2, 4)]))
+    with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*layer_norm: no INT8 form"):
+        place(graph, Scheme(), "torch")
+
+
+def test_a_model_of_which_everything_is_skipped_is_refused(mobilenet: FloatGraph) -> None:
+    with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*skipped by '\*'.*relax skip"):
+        place(mobilenet, Scheme(skip=["*"]), "torch")

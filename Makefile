@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.10 or newer with venv, and pip's access to packages.
+# `make demo` and `make test` need nothing but Python 3.11 or newer with venv, and pip's access to packages.
 # torch is installed as the constraints pin it; where pip would bring a CUDA build and a CPU build is wanted,
 # point pip at PyTorch's CPU packages (PIP_EXTRA_INDEX_URL) before the first `make`.
 PYTHON ?= python3

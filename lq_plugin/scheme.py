@@ -25,7 +25,8 @@ class Scheme:
         observer: how a range is taken from the values seen: a name of ``observers.OBSERVERS`` or an observer itself.
         activation_dtype: ``"uint8"`` (fastest on x86) or ``"int8"``.
         activation_symmetric: zero point in the middle of the range instead of where it fits best.
-        weight_granularity: one scale for each output channel, or one for the tensor. Weights are symmetric int8.
+        weight_granularity: one scale for each output channel, or one for the tensor. Weights are int8.
+        weight_symmetric: zero point 0 (fastest) instead of where it fits best.
         reduce_range: weights use 7 of their 8 bits. On x86 CPUs without VNNI, kernels add products in pairs in 16
             bits and saturate with 8-bit weights; with 7 bits they cannot. By default on where this machine's CPU is
             such a one; set it when artifacts are made for another machine.
@@ -46,6 +47,7 @@ class Scheme:
     activation_dtype: str = "uint8"
     activation_symmetric: bool = False
     weight_granularity: str = "per_channel"
+    weight_symmetric: bool = True
     reduce_range: bool | None = None
     skip: Sequence[str] = ()
     only: Sequence[str] = ()

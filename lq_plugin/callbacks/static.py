@@ -41,6 +41,7 @@ class StaticQuantization(QuantizingCallback):
         activation_dtype: ``"uint8"`` or ``"int8"``.
         activation_symmetric: zero point in the middle of the range.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
+        weight_symmetric: zero point 0.
         reduce_range: weights use 7 bits; by default where this CPU's kernels would saturate with 8.
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
@@ -63,6 +64,7 @@ class StaticQuantization(QuantizingCallback):
         activation_dtype: str = Scheme.activation_dtype,
         activation_symmetric: bool = Scheme.activation_symmetric,
         weight_granularity: str = Scheme.weight_granularity,
+        weight_symmetric: bool = Scheme.weight_symmetric,
         reduce_range: bool | None = Scheme.reduce_range,
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
@@ -76,6 +78,7 @@ class StaticQuantization(QuantizingCallback):
             activation_dtype=activation_dtype,
             activation_symmetric=activation_symmetric,
             weight_granularity=weight_granularity,
+            weight_symmetric=weight_symmetric,
             reduce_range=reduce_range,
             skip=skip,
             only=only,

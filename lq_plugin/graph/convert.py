@@ -99,13 +99,14 @@ def activation_qparams(bounds: Range, scheme: Scheme) -> tuple[float, int, int, 
 
 def _weight_spec(scheme: Scheme, axis: int) -> pt2e.QuantizationSpec:
     per_channel = scheme.weight_granularity == "per_channel"
-    limit = 63 if scheme.reduce_range else 127
+    highest = 63 if scheme.reduce_range else 127
+    kind = "symmetric" if scheme.weight_symmetric else "affine"
     return pt2e.QuantizationSpec(
         dtype=torch.int8,
         observer_or_fake_quant_ctr=pt2e.PerChannelMinMaxObserver if per_channel else pt2e.MinMaxObserver,
-        quant_min=-limit,
-        quant_max=limit,
-        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        quant_min=-highest if scheme.weight_symmetric else -highest - 1,
+        quant_max=highest,
+        qscheme=getattr(torch, f"{scheme.weight_granularity}_{kind}"),
         ch_axis=axis if per_channel else None,
     )
 

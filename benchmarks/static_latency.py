@@ -3,7 +3,7 @@
 Run it from anywhere, in an environment with ``lq_plugin[onnx,openvino]`` and ``nncf``::
 
     python benchmarks/static_latency.py
-    python benchmarks/static_latency.py --models resnet18 --rounds 3 --threads 4 --out /tmp/latency.json
+    python benchmarks/static_latency.py --models resnet18 --rounds 3 --threads 4 --out latency.json
 
 Every turn of a lane is a fresh process; the lanes take turns, in another order each round; all runtimes get the
 same number of threads and the same calibration data. Two ratios are given: the median of the ratios within the

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lq_plugin.artifacts.base import Artifact, export, load
+    from lq_plugin.callbacks.dynamic import DynamicQuantization
     from lq_plugin.callbacks.evaluation import Int8Evaluation
     from lq_plugin.callbacks.export import ArtifactExport
     from lq_plugin.callbacks.static import StaticQuantization
-    from lq_plugin.candidate import Candidate, calibrate, quantize
+    from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate, calibrate, quantize
     from lq_plugin.evaluation.latency import Latency
     from lq_plugin.evaluation.metrics import evaluate
     from lq_plugin.graph.calibration import Calibration
@@ -22,6 +23,8 @@ __all__ = [
     "Budget",
     "Calibration",
     "Candidate",
+    "DynamicCandidate",
+    "DynamicQuantization",
     "Histogram",
     "Int8Evaluation",
     "Latency",
@@ -29,6 +32,7 @@ __all__ = [
     "MovingAverage",
     "Percentile",
     "Scheme",
+    "StaticCandidate",
     "StaticQuantization",
     "calibrate",
     "evaluate",
@@ -44,6 +48,8 @@ _HOMES = {
     "Budget": "lq_plugin.selection",
     "Calibration": "lq_plugin.graph.calibration",
     "Candidate": "lq_plugin.candidate",
+    "DynamicCandidate": "lq_plugin.candidate",
+    "DynamicQuantization": "lq_plugin.callbacks.dynamic",
     "Histogram": "lq_plugin.observers",
     "Int8Evaluation": "lq_plugin.callbacks.evaluation",
     "Latency": "lq_plugin.evaluation.latency",
@@ -51,6 +57,7 @@ _HOMES = {
     "MovingAverage": "lq_plugin.observers",
     "Percentile": "lq_plugin.observers",
     "Scheme": "lq_plugin.scheme",
+    "StaticCandidate": "lq_plugin.candidate",
     "StaticQuantization": "lq_plugin.callbacks.static",
     "calibrate": "lq_plugin.candidate",
     "evaluate": "lq_plugin.evaluation.metrics",

@@ -1,25 +1,63 @@
-"""A model ready to be exported: the float graph, its calibration and a scheme. The functional twins live here."""
+"""A model ready to be exported, with a scheme and its provenance. The functional twins live here."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
 
 from torch import nn
 
-from lq_plugin.errors import CalibrationError
-from lq_plugin.graph.calibration import Calibration, Provenance, Recording, calls
-from lq_plugin.graph.capture import FloatGraph, capture, duplicate, fold
+from lq_plugin.eager import swap
+from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.graph.calibration import UNCALIBRATED, Calibration, Provenance, Recording, calls
+from lq_plugin.graph.capture import Call, FloatGraph, capture, duplicate, fold, private_call
 from lq_plugin.graph.convert import convert
+from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.placement import Placement, place
+from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme
 
 
+class Candidate(Protocol):
+    """Everything that artifacts are made from: a :class:`StaticCandidate` or a :class:`DynamicCandidate`."""
+
+    @property
+    def name(self) -> str:
+        """Names the candidate's folder and its rows in the manifest."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """What is quantized and how."""
+
+    @property
+    def example(self) -> Call:
+        """Arguments and keyword arguments of one real call, on the CPU."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Whose weights these are, and what was calibrated."""
+
+    @property
+    def graph(self) -> FloatGraph:
+        """The folded float graph on its own copy of the weights, on the CPU.
+
+        Raises:
+            CaptureError: the model's forward cannot be captured.
+        """
+
+    def placed(self, runtime: str) -> Placement:
+        """Return where quantize/dequantize pairs go for a runtime."""
+
+    def converted(self, runtime: str) -> FloatGraph:
+        """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
+
+
 @dataclass(frozen=True)
-class Candidate:
-    """Everything that artifacts are made from.
+class StaticCandidate:
+    """A float graph, its calibration and a scheme.
 
     Args:
         name: names the candidate's folder and its rows in the manifest.
@@ -33,13 +71,23 @@ class Candidate:
     calibration: Calibration
     scheme: Scheme
 
+    @property
+    def example(self) -> Call:
+        """The captured call."""
+        return self.graph.signature.call(self.graph.example)
+
+    @property
+    def provenance(self) -> Provenance:
+        """That of the calibration."""
+        return self.calibration.provenance
+
     def placed(self, runtime: str) -> Placement:
         """Return where quantize/dequantize pairs go for a runtime."""
         return place(self.graph, self.scheme, runtime)
 
     def converted(self, runtime: str) -> FloatGraph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
-        assert not isinstance(self.scheme.observer, str)
+        assert isinstance(self.scheme.observer, Observer)
         ranges = self.calibration.ranges(self.scheme.observer)
         placement = self.placed(runtime)
         missing = sorted(set(placement.scales.values()) - set(ranges))
@@ -49,6 +97,47 @@ class Candidate:
                 "or with other skip and only patterns; calibrate again."
             )
         return convert(self.graph, placement, ranges, self.scheme)
+
+
+@dataclass(frozen=True)
+class DynamicCandidate:
+    """A float module and a scheme. Nothing is calibrated, and a graph is captured only for a format that needs one.
+
+    Args:
+        name: names the candidate's folder and its rows in the manifest.
+        module: the float module, a copy of its own, in eval mode on the CPU.
+        example: arguments and keyword arguments of one real call, on the CPU.
+        scheme: what is quantized and how.
+        provenance: whose weights these are.
+        dynamic_dims: dynamic dimensions of the graph besides the batch, by input name.
+    """
+
+    name: str
+    module: nn.Module
+    example: Call
+    scheme: Scheme
+    provenance: Provenance
+    dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @cached_property
+    def graph(self) -> FloatGraph:
+        """The module's folded float graph, captured at first use."""
+        return fold(capture(self.module, *self.example, self.dynamic_dims))
+
+    def placed(self, runtime: str) -> Placement:
+        """Return where weights are integers for a runtime."""
+        return place(self.graph, swap.by_path(self.module, self.scheme), runtime)
+
+    def converted(self, runtime: str) -> FloatGraph:
+        """Return the graph with integer weights, for a runtime that quantizes what they are multiplied with itself."""
+        return convert(self.graph, self.placed(runtime), {}, self.scheme)
+
+    def with_integer_tables(self, runtime: str) -> FloatGraph:
+        """Return the float graph with embeddings alone as integers, for a runtime that does the rest itself."""
+        placement = self.placed(runtime)
+        tables = {name: op for name, op in placement.quantized.items() if op.op == "embedding"}
+        weights = {name: placement.weights[name] for name in tables}
+        return convert(self.graph, replace(placement, quantized=tables, weights=weights), {}, self.scheme)
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "static") -> Calibration:
@@ -65,7 +154,10 @@ def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "
         CaptureError: the model's forward cannot be captured.
         ConfigError: the scheme does not fit the model.
     """
-    return _calibrated(model, batches, _scheme(scheme), None)[1]
+    scheme = _scheme(scheme)
+    if scheme.method == "dynamic":
+        raise ConfigError("scheme: 'dynamic' needs no calibration. Call quantize(model, batches, 'dynamic').")
+    return _calibrated(model, batches, scheme, None)[1]
 
 
 def quantize(
@@ -76,12 +168,14 @@ def quantize(
     name: str | None = None,
     dynamic_dims: Mapping[str, Sequence[int]] | None = None,
 ) -> Candidate:
-    """Make a candidate from a trained model: capture, calibrate, and keep what artifacts are made from.
+    """Make a candidate from a trained model: what artifacts are made from.
+
+    Static: capture and calibrate. Dynamic: nothing is calibrated, and only the first batch is looked at.
 
     Args:
         model: any module; it is neither changed nor switched to another mode.
         batches: forward inputs, each a tensor, a tuple (args) or a dict (kwargs). Write a single dict argument as
-            ``({...},)``. The first one is the example for capture.
+            ``({...},)``. The first one is the example of a call.
         scheme: a method's name, or a :class:`Scheme`.
         name: the candidate's name; the method's by default.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [2, 3]}``.
@@ -98,8 +192,12 @@ def quantize(
         32
     """
     scheme = _scheme(scheme)
+    if scheme.method == "dynamic":
+        example = private_call(*_first(iter(calls(batches))))
+        module, dims = detached_copy(model).cpu(), dict(dynamic_dims or {})
+        return DynamicCandidate(name or scheme.method, module, example, scheme, UNCALIBRATED, dims)
     graph, calibration = _calibrated(model, batches, scheme, dynamic_dims)
-    return Candidate(name or scheme.method, graph, calibration, scheme)
+    return StaticCandidate(name or scheme.method, graph, calibration, scheme)
 
 
 def _calibrated(
@@ -108,11 +206,9 @@ def _calibrated(
     scheme: Scheme,
     dynamic_dims: Mapping[str, Sequence[int]] | None,
 ) -> tuple[FloatGraph, Calibration]:
-    assert not isinstance(scheme.observer, str)
+    assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))
-    first = next(inputs, None)
-    if first is None:
-        raise CalibrationError("batches: it is empty. Give at least one batch of forward inputs.")
+    first = _first(inputs)
     graph = fold(capture(model, *first, dynamic_dims))
     recording = Recording.start(duplicate(graph), scheme)
     for args, kwargs in itertools.chain([first], inputs):
@@ -128,6 +224,13 @@ def _calibrated(
         seed=None,
     )
     return graph, Calibration(recording.statistics(), provenance)
+
+
+def _first(inputs: Iterator[Call]) -> Call:
+    first = next(inputs, None)
+    if first is None:
+        raise CalibrationError("batches: it is empty. Give at least one batch of forward inputs.")
+    return first
 
 
 def _scheme(given: Scheme | str) -> Scheme:

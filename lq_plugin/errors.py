@@ -4,6 +4,7 @@
 
     LqError
     ├── ConfigError (ValueError)      an argument or option that cannot work; raised as early as it can be known
+    │   └── UnsupportedError          a candidate has no form in a format: nothing in it can be quantized there
     ├── MissingExtraError (ImportError)   an optional dependency is needed and not installed
     ├── CaptureError (RuntimeError)   the target could not be turned into a graph
     ├── CalibrationError (RuntimeError)   no statistics could be gathered
@@ -27,6 +28,10 @@ class LqError(Exception):
 
 class ConfigError(LqError, ValueError):
     """An argument or option cannot work."""
+
+
+class UnsupportedError(ConfigError):
+    """A candidate has no form in a format, because nothing in it can be quantized there."""
 
 
 class MissingExtraError(LqError, ImportError):

@@ -11,9 +11,17 @@ from lq_plugin import cpu
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.observers import OBSERVERS, Observer
 
-METHODS = ("static",)
+METHODS = ("static", "dynamic")
+DEFAULT_OBSERVER = "histogram"
 ACTIVATION_DTYPES = ("uint8", "int8")
 GRANULARITIES = ("per_channel", "per_tensor")
+# What dynamic kernels do and no option changes: they take the range of each batch themselves, as uint8.
+_FIXED_FOR_DYNAMIC = {
+    "observer": None,
+    "activation_dtype": "uint8",
+    "activation_symmetric": False,
+    "weight_symmetric": True,
+}
 
 
 @dataclass(frozen=True)
@@ -21,8 +29,10 @@ class Scheme:
     """What is quantized and how.
 
     Args:
-        method: ``"static"``: scales of activations are fixed ahead of time from calibration.
-        observer: how a range is taken from the values seen: a name of ``observers.OBSERVERS`` or an observer itself.
+        method: ``"static"``: scales of activations are fixed ahead of time from calibration. ``"dynamic"``: they are
+            computed from each batch at run time, and nothing is calibrated.
+        observer: how a range is taken from the values seen: a name of ``observers.OBSERVERS`` or an observer itself;
+            ``"histogram"`` by default. Dynamic has none.
         activation_dtype: ``"uint8"`` (fastest on x86) or ``"int8"``.
         activation_symmetric: zero point in the middle of the range instead of where it fits best.
         weight_granularity: one scale for each output channel, or one for the tensor. Weights are int8.
@@ -30,6 +40,7 @@ class Scheme:
         reduce_range: weights use 7 of their 8 bits. On x86 CPUs without VNNI, kernels add products in pairs in 16
             bits and saturate with 8-bit weights; with 7 bits they cannot. By default on where this machine's CPU is
             such a one; set it when artifacts are made for another machine.
+        embeddings: whether look-up tables are quantized too; by default for static, and not for dynamic.
         skip: what stays float: globs over module names (``"head"``, ``"encoder.layers.0.*"``) and operator types
             written ``"op:conv2d"``.
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
@@ -43,19 +54,27 @@ class Scheme:
     """
 
     method: str = "static"
-    observer: Observer | str = "histogram"
+    observer: Observer | str | None = None
     activation_dtype: str = "uint8"
     activation_symmetric: bool = False
     weight_granularity: str = "per_channel"
     weight_symmetric: bool = True
     reduce_range: bool | None = None
+    embeddings: bool | None = None
     skip: Sequence[str] = ()
     only: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "observer", _observer(self.observer))
+        if self.method == "dynamic":
+            _check_dynamic(self)
+        else:
+            object.__setattr__(
+                self, "observer", _observer(DEFAULT_OBSERVER if self.observer is None else self.observer)
+            )
         if self.reduce_range is None:
             object.__setattr__(self, "reduce_range", cpu.saturates())
+        if self.embeddings is None:
+            object.__setattr__(self, "embeddings", self.method == "static")
         for field, allowed in (
             ("method", METHODS),
             ("activation_dtype", ACTIVATION_DTYPES),
@@ -65,6 +84,15 @@ class Scheme:
                 raise unknown_name(field, str(getattr(self, field)), allowed)
         for field in ("skip", "only"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+
+
+def _check_dynamic(scheme: Scheme) -> None:
+    for field, value in _FIXED_FOR_DYNAMIC.items():
+        if getattr(scheme, field) != value:
+            raise ConfigError(
+                f"{field}: {getattr(scheme, field)!r} is not available for dynamic quantization, whose kernels take "
+                "the range of each batch as uint8. Leave it out, or use method='static'."
+            )
 
 
 def _observer(given: Observer | str) -> Observer:
@@ -86,8 +114,9 @@ def _patterns(field: str, given: Any) -> tuple[str, ...]:
 def as_dict(scheme: Scheme) -> dict[str, Any]:
     """The scheme as builtins, for manifests: ``{"method": "static", "observer": {"name": "histogram"}, ...}``."""
     assert not isinstance(scheme.observer, str)
+    observer = scheme.observer
     return dataclasses.asdict(scheme) | {
-        "observer": {"name": scheme.observer.name, **dataclasses.asdict(scheme.observer)},
+        "observer": None if observer is None else {"name": observer.name, **dataclasses.asdict(observer)},
         "skip": list(scheme.skip),
         "only": list(scheme.only),
     }

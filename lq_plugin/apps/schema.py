@@ -25,6 +25,7 @@ TARGETS = (
     "lightning.pytorch.callbacks.RichProgressBar",
     "lightning.pytorch.loggers.CSVLogger",
     "lq_plugin.ArtifactExport",
+    "lq_plugin.DynamicQuantization",
     "lq_plugin.Int8Evaluation",
     "lq_plugin.StaticQuantization",
     "lq_plugin.evaluation.latency.Latency",

@@ -2,32 +2,40 @@
 
 An artifact's folder holds the runtime's own files and ``artifact.json``: format, call signature, coverage and the
 sha256 of every file, itself included. Nothing in it is unpickled.
+
+Three formats hold a graph; ``torch`` holds the INT8 layers of a module, which the user's class is put around again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lq_plugin.artifacts import onnx, openvino, pt2
+from lq_plugin.artifacts import onnx, onnx_dynamic, openvino, pt2, torch_layers
+from lq_plugin.coverage import Coverage
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, require, unknown_name
 from lq_plugin.graph.capture import FloatGraph
 from lq_plugin.graph.signature import Signature
 
 if TYPE_CHECKING:
-    from lq_plugin.candidate import Candidate
+    from lq_plugin.candidate import Candidate, DynamicCandidate
 
 DESCRIPTION = "artifact.json"
+DEFAULT_FORMATS = ("onnx", "openvino", "pt2")
+ALWAYS = {"dynamic": ("torch",)}  # formats that are made of a method's candidates whether or not they are asked for
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Factory = Callable[[], nn.Module]
+logger = logging.getLogger("lq_plugin")
 
 
 @dataclass(frozen=True)
@@ -38,21 +46,56 @@ class Format:
         runtime: what executes it, and so where quantize/dequantize pairs are placed.
         extra: the extra that installs what it needs; ``None`` where the core is enough.
         packages: the modules of that extra which must be importable.
-        export: writes the converted graph's files into a folder.
+        export: writes a graph's files into a folder, be it float or with quantize/dequantize pairs.
+        dynamic: writes a dynamic candidate's files into a folder, where that takes more than a graph with integer
+            weights.
         load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
+        rebuild: reads that folder into a module, around which the factory's result is put.
+        refuses: why candidates of a method cannot be written, by method.
     """
 
     runtime: str
     extra: str | None
     packages: tuple[str, ...]
-    export: Callable[[FloatGraph, Path], None]
-    load: Callable[[Path, int | None], Run]
+    export: Callable[[FloatGraph, Path], None] | None = None
+    dynamic: Callable[[DynamicCandidate, Path], Coverage] | None = None
+    load: Callable[[Path, int | None], Run] | None = None
+    rebuild: Callable[[Path, Factory], nn.Module] | None = None
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
 
 FORMATS: Mapping[str, Format] = {
-    "onnx": Format("onnxruntime", "onnx", ("onnx", "onnxscript", "onnxruntime"), onnx.export, onnx.load),
-    "openvino": Format("openvino", "openvino", ("onnx", "onnxscript", "openvino"), openvino.export, openvino.load),
-    "pt2": Format("torch", None, (), pt2.export, pt2.load),
+    "onnx": Format(
+        "onnxruntime",
+        "onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        export=onnx.export,
+        dynamic=onnx_dynamic.export,
+        load=onnx.load,
+    ),
+    "openvino": Format(
+        "openvino",
+        "openvino",
+        ("onnx", "onnxscript", "openvino"),
+        export=openvino.export,
+        load=openvino.load,
+    ),
+    "pt2": Format(
+        "torch",
+        None,
+        (),
+        export=pt2.export,
+        load=pt2.load,
+        refuses={"dynamic": "torch.export cannot capture torch's dynamic INT8 layers; the format 'torch' holds them"},
+    ),
+    "torch": Format(
+        "torch",
+        None,
+        (),
+        dynamic=torch_layers.export,
+        rebuild=torch_layers.rebuild,
+        refuses={"static": "a static candidate is a graph without the user's class; the format 'pt2' holds it"},
+    ),
 }
 
 
@@ -66,7 +109,7 @@ class Artifact:
         method: the scheme's method.
         format: a key of ``FORMATS``.
         runtime: what executes it.
-        signature: how it is called.
+        signature: how it is called; ``None`` where the user's own class is called.
         files: sha256 by file name, without ``artifact.json``.
         quantized_ops: ``{"name", "op"}`` of every operator that computes on integers.
         float_ops: ``{"name", "op", "reason"}`` of every operator that stays float.
@@ -77,7 +120,7 @@ class Artifact:
     method: str
     format: str
     runtime: str
-    signature: Signature
+    signature: Signature | None
     files: Mapping[str, str]
     quantized_ops: Sequence[Mapping[str, str]]
     float_ops: Sequence[Mapping[str, str]]
@@ -126,64 +169,98 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(formats)
 
 
+def formats_of(method: str, formats: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats that are due for a method's candidates: those asked for, and those that are always made."""
+    return tuple(dict.fromkeys((*formats, *ALWAYS.get(method, ()))))
+
+
 def export(
-    candidate: Candidate, folder: str | os.PathLike[str], formats: Sequence[str] = tuple(FORMATS)
+    candidate: Candidate, folder: str | os.PathLike[str], formats: Sequence[str] | None = None
 ) -> dict[str, Artifact]:
     """Export a candidate, one folder a format.
 
     Args:
         candidate: what to export.
         folder: where the formats' folders are made; one that exists already is replaced when the new one is complete.
-        formats: keys of ``FORMATS``.
+        formats: keys of ``FORMATS``; all that the candidate's method has by default. ``"torch"`` is always made of a
+            dynamic candidate.
 
     Returns:
-        The artifacts by format.
+        The artifacts by format. A format that does not exist for the candidate's method is left out, with a warning
+        that says why.
 
     Raises:
-        ConfigError: an unknown format.
+        ConfigError: an unknown format, or none that exists for the candidate's method.
         MissingExtraError: a format needs a package that is not installed.
         ExportError: a runtime's exporter refused the graph.
     """
-    return {name: export_one(candidate, Path(folder) / name, name) for name in check_formats(formats)}
+    method = candidate.scheme.method
+    if formats is None:
+        formats = [name for name in FORMATS if method not in FORMATS[name].refuses]
+    due = formats_of(method, check_formats(formats))
+    refused = {name: FORMATS[name].refuses[method] for name in due if method in FORMATS[name].refuses}
+    if len(refused) == len(due):
+        raise ConfigError(f"formats: {list(formats)} cannot be made of a {method} candidate: {refused}.")
+    for name, reason in refused.items():
+        logger.warning("%s/%s is unsupported: %s.", candidate.name, name, reason)
+    return {name: export_one(candidate, Path(folder) / name, name) for name in due if name not in refused}
 
 
 def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
     """Export a candidate in one format to ``path``; see :func:`export`."""
-    chosen = FORMATS[format_name]
-    placement = candidate.placed(chosen.runtime)
-    content: dict[str, Any] = {
-        "schema_version": 1,
-        "candidate": candidate.name,
-        "method": candidate.scheme.method,
-        "format": format_name,
-        "runtime": chosen.runtime,
-        "signature": candidate.graph.signature.to_json(),
-        "quantized_ops": [vars(op) for op in placement.quantized.values()],
-        "float_ops": [vars(op) for op in placement.float_ops],
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{format_name}-", dir=path.parent))
     try:
-        try:
-            chosen.export(candidate.converted(chosen.runtime), scratch)
-        except (LqError, OSError):
-            raise
-        except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-            reason = next((line for line in lines if "Unsupported" in line), lines[0])
-            raise ExportError(
-                f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} "
-                f"({type(error).__name__}: {reason}). The other formats are not affected."
-            ) from error
-        content["files"] = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
-        content["sha256"] = _digest(content)
-        (scratch / DESCRIPTION).write_text(json.dumps(content, indent=1))
+        coverage = _written(candidate, scratch, format_name)
+        _describe(candidate, coverage, scratch, format_name)
         shutil.rmtree(path, ignore_errors=True)
         scratch.chmod(0o755)
         scratch.rename(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return read(path)
+
+
+def _written(candidate: Candidate, folder: Path, format_name: str) -> Coverage:
+    """Write the runtime's own files."""
+    try:
+        return _write(candidate, folder, FORMATS[format_name])
+    except (LqError, OSError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        reason = next((line for line in lines if "Unsupported" in line), lines[0])
+        raise ExportError(
+            f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} "
+            f"({type(error).__name__}: {reason}). The other formats are not affected."
+        ) from error
+
+
+def _write(candidate: Any, folder: Path, chosen: Format) -> Coverage:
+    if candidate.scheme.method == "dynamic" and chosen.dynamic is not None:
+        return chosen.dynamic(candidate, folder)
+    assert chosen.export is not None
+    placement = candidate.placed(chosen.runtime)
+    chosen.export(candidate.converted(chosen.runtime), folder)
+    return Coverage(tuple(placement.quantized.values()), placement.float_ops)
+
+
+def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_name: str) -> None:
+    """Write ``artifact.json`` beside the runtime's files."""
+    chosen = FORMATS[format_name]
+    content: dict[str, Any] = {
+        "schema_version": 1,
+        "candidate": candidate.name,
+        "method": candidate.scheme.method,
+        "format": format_name,
+        "runtime": chosen.runtime,
+        "signature": candidate.graph.signature.to_json() if chosen.load is not None else None,
+        "quantized_ops": [vars(op) for op in coverage.quantized],
+        "float_ops": [vars(op) for op in coverage.float_ops],
+        "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
+    }
+    content["sha256"] = _digest(content)
+    (folder / DESCRIPTION).write_text(json.dumps(content, indent=1))
 
 
 def read(path: str | os.PathLike[str]) -> Artifact:
@@ -215,28 +292,42 @@ def read(path: str | os.PathLike[str]) -> Artifact:
             )
     return Artifact(
         path=folder,
-        signature=Signature.from_json(content["signature"]),
+        signature=None if content["signature"] is None else Signature.from_json(content["signature"]),
         **{key: content[key] for key in ("candidate", "method", "format", "runtime", "files")},
         **{key: content[key] for key in ("quantized_ops", "float_ops")},
     )
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> ArtifactModule:
+def load(path: str | os.PathLike[str], threads: int | None = None, factory: Factory | None = None) -> nn.Module:
     """Load an artifact as a module with the call signature and output structure of its target.
 
-    Neither the user's code nor Lightning is needed, and nothing is unpickled.
+    Lightning is not needed, nor is the user's code for a format that holds a graph. Nothing is unpickled.
 
     Args:
         path: an artifact's folder.
-        threads: size of onnxruntime's or OpenVINO's thread pool; their own choice by default. A ``.pt2`` uses the
+        threads: size of onnxruntime's or OpenVINO's thread pool; their own choice by default. torch's formats use the
             threads of torch, see ``torch.set_num_threads``.
+        factory: for the format ``"torch"``: the target's class, or anything that returns a float module of the same
+            structure when called without arguments.
 
     Raises:
-        ArtifactError: the folder is no artifact, or a file in it is missing or was changed.
+        ArtifactError: the folder is no artifact, or a file in it is missing or was changed, or the factory's module
+            has another structure.
+        ConfigError: the format needs a factory, and none was given.
         MissingExtraError: its runtime is not installed.
     """
     artifact = read(path)
-    return ArtifactModule(artifact.signature, FORMATS[artifact.format].load(artifact.path, threads))
+    chosen = FORMATS[artifact.format]
+    if chosen.rebuild is not None:
+        if factory is None:
+            raise ConfigError(
+                f"factory: the format {artifact.format!r} holds INT8 layers without the code around them. Give the "
+                "class of the target, load(path, factory=MyModel), or a function that returns one."
+            )
+        return chosen.rebuild(artifact.path, factory)
+    assert chosen.load is not None
+    assert artifact.signature is not None
+    return ArtifactModule(artifact.signature, chosen.load(artifact.path, threads))
 
 
 def sha256(file: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lq_plugin.artifacts.pt2 import program_of
+from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.errors import require
 from lq_plugin.graph.capture import FloatGraph
 from lq_plugin.noise import muted
@@ -25,7 +26,11 @@ def export(graph: FloatGraph, folder: Path) -> None:
     weights = sum(tensor.nbytes for tensor in graph.module.state_dict().values())
     with muted():
         program = torch.onnx.export(
-            program_of(graph), dynamo=True, verbose=False, input_names=_unique(names), output_names=None
+            program_of(with_onnx_layers(graph)),
+            dynamo=True,
+            verbose=False,
+            input_names=_unique(names),
+            custom_translation_table=translations(),
         )
         assert program is not None
         _add_bias_apart(program.model.graph)
@@ -53,12 +58,15 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
 
 
 def _add_bias_apart(graph: Any) -> None:
-    """Split ``Gemm`` with a bias into ``Gemm`` and ``Add`` where its result is not quantized.
+    """Split ``Gemm`` with a bias into ``Gemm`` and ``Add`` where its factors are quantized and its result is not.
 
     onnxruntime computes a ``Gemm`` on integers only without bias, or with a result that is quantized too.
     """
     ir = require("onnx_ir", "onnx", "formats: 'onnx'")
     for product in [node for node in graph if node.op_type == "Gemm" and len(node.inputs) == 3]:
+        factor = product.inputs[0].producer()
+        if factor is None or factor.op_type != "DequantizeLinear":
+            continue
         (result,) = product.outputs
         after = [use.node for use in result.uses()]
         if len(after) == 1 and after[0].op_type in ("Relu", "Clip"):

@@ -30,7 +30,7 @@ _ALLOWED = {  # by the key in a serialized graph
         r"([A-Z][A-Za-z]*(?=\()|[a-z]+=(True|False)|True|False|'[a-z]+\d+'|\d+(\.\d+)?|[-+*/(),<>= ])*"
     ),
     "target": re.compile(
-        r"torch\.ops\.(aten|quantized_decomposed)\.\w+\.\w+|torch\.ops\.higher_order\.\w+"
+        r"torch\.ops\.(aten|quantized_decomposed|lq_plugin)\.\w+\.\w+|torch\.ops\.higher_order\.\w+"
         r"|_operator\.\w+|math\.\w+|torch\.sym_\w+"
     ),
 }
@@ -75,6 +75,8 @@ def load_module(folder: Path) -> torch.nn.Module:
         ArtifactError: the file holds something that torch would unpickle or run.
     """
     import torch.ao.quantization.fx._decomposed  # registers the quantize and dequantize operators
+
+    import lq_plugin.graph.recurrent  # and those of recurrent layers
 
     _refuse_code(folder / FILE)
     with muted():

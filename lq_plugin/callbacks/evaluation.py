@@ -153,9 +153,11 @@ def _subjects(trainer: Any, outcomes: Sequence[Outcome]) -> list[Subject]:
         artifacts = [o.artifact for o in outcomes if o.candidate == callback.name and o.artifact is not None]
         if callback.candidate is None or callback.model is None or not artifacts:
             continue
-        key = (callback.target, callback.candidate.calibration.provenance.checkpoint)
-        known = subjects.get(key, Subject(callback.model, callback.target, callback.candidate.graph, ()))
-        subjects[key] = replace(known, artifacts=(*known.artifacts, *artifacts))
+        key = (callback.target, callback.candidate.provenance.checkpoint)
+        known = subjects.get(key, Subject(callback.model, callback.target, callback.candidate, ()))
+        # A static candidate has its graph already; a dynamic one may have none.
+        source = callback.candidate if callback.method == "static" else known.candidate
+        subjects[key] = replace(known, candidate=source, artifacts=(*known.artifacts, *artifacts))
     return list(subjects.values())
 
 

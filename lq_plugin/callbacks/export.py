@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lq_plugin.artifacts.base import FORMATS, check_formats, export_one
+from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, export_one, formats_of
 from lq_plugin.callbacks.quantizing import QuantizingCallback
-from lq_plugin.errors import ConfigError, LqError
+from lq_plugin.errors import ConfigError, LqError, UnsupportedError
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Outcome
 
@@ -29,7 +29,8 @@ class ArtifactExport(Callback):
     A format that fails is listed in the manifest with its reason; the others are made all the same.
 
     Args:
-        formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``.
+        formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``. Dynamic candidates are exported as
+            ``"torch"`` too. What a method cannot have is listed in the manifest as unsupported.
         output_dir: folder of the run; the Trainer's ``log_dir``, else its ``default_root_dir``, by default.
 
     Attributes:
@@ -41,7 +42,7 @@ class ArtifactExport(Callback):
         MissingExtraError: a format needs a package that is not installed.
     """
 
-    def __init__(self, formats: Sequence[str] = tuple(FORMATS), output_dir: str | None = None) -> None:
+    def __init__(self, formats: Sequence[str] = DEFAULT_FORMATS, output_dir: str | None = None) -> None:
         self.formats = check_formats(formats)
         self.output_dir = output_dir
         self.folder: Path | None = None
@@ -55,8 +56,11 @@ class ArtifactExport(Callback):
         self._outcomes = None
         if not quantizing(trainer):
             raise ConfigError(
-                "ArtifactExport: no callback of this Trainer makes a candidate. Add StaticQuantization() to callbacks."
+                "ArtifactExport: no callback of this Trainer makes a candidate. Add StaticQuantization() or "
+                "DynamicQuantization() to callbacks."
             )
+        for callback in quantizing(trainer):
+            self._check_method(callback.method)
         self.folder = Path(self.output_dir or trainer.log_dir or trainer.default_root_dir) / "quantized"
         if trainer.is_global_zero:
             _check_writable(self.folder)
@@ -74,7 +78,7 @@ class ArtifactExport(Callback):
             self._outcomes = [
                 self._outcome(trainer, pl_module, callback, name)
                 for callback in quantizing(trainer)
-                for name in self.formats
+                for name in formats_of(callback.method, self.formats)
             ]
             entries = [manifest.entry(outcome, self.folder, None) for outcome in self._outcomes]
             self.write(trainer, entries, fp32=manifest.NO_FP32, budget=None, selected=None)
@@ -102,7 +106,7 @@ class ArtifactExport(Callback):
         content = manifest.build(
             entries,
             calibration={
-                name: vars(callback.candidate.calibration.provenance)
+                name: vars(callback.candidate.provenance)
                 for name, callback in callbacks.items()
                 if callback.candidate is not None
             },
@@ -118,15 +122,24 @@ class ArtifactExport(Callback):
         manifest.write(self.folder, content)
         return content
 
+    def _check_method(self, method: str) -> None:
+        if all(method in FORMATS[name].refuses for name in formats_of(method, self.formats)):
+            reasons = {name: FORMATS[name].refuses[method] for name in self.formats}
+            raise ConfigError(f"formats: none of {list(self.formats)} can be made of a {method} candidate: {reasons}.")
+
     def _outcome(self, trainer: Any, pl_module: Any, callback: QuantizingCallback, format_name: str) -> Outcome:
         assert self.folder is not None
-        runtime = FORMATS[format_name].runtime
+        runtime, refusal = FORMATS[format_name].runtime, FORMATS[format_name].refuses.get(callback.method)
+        if refusal is not None:
+            return Outcome(callback.name, callback.method, format_name, runtime, None, "unsupported", refusal)
         candidate = callback.build(trainer, pl_module)
         if candidate is None:
             return Outcome(callback.name, callback.method, format_name, runtime, None, "failed", callback.error)
         try:
             table.note(f"exporting {candidate.name}/{format_name}")
             artifact = export_one(candidate, self.folder / candidate.name / format_name, format_name)
+        except UnsupportedError as error:
+            return Outcome(callback.name, callback.method, format_name, runtime, None, "unsupported", str(error))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             logger.error(

@@ -14,12 +14,11 @@ from torch.utils._pytree import tree_leaves
 from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Recording
-from lq_plugin.graph.capture import FloatGraph, capture, fold
+from lq_plugin.graph.capture import Call, FloatGraph, capture, fold
 from lq_plugin.graph.placement import RUNTIMES, place
 from lq_plugin.observers import Statistic
 from lq_plugin.scheme import Scheme
 
-Call = tuple[Sequence[Any], Mapping[str, Any]]
 Seen = tuple[dict[str, Statistic], int, int]  # statistics of one process's pass, samples, batches
 
 

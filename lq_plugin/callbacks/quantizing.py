@@ -103,6 +103,16 @@ class QuantizingCallback(Callback):
         """Return this callback's exact configuration as builtins, for the manifest."""
 
 
+def never_called(callback: QuantizingCallback, model: nn.Module, where: str) -> str:
+    """Say that the target's forward is not what a step calls, and what could be chosen in its place."""
+    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    return (
+        f"target: the forward of {callback.target or type(model).__name__!r} is never called in {where}, so nothing is "
+        f"known of its inputs. Choose what {where} calls, for example one of {children}: "
+        f"{type(callback).__name__}(target='…')."
+    )
+
+
 def data_of(trainer: Any) -> Data:
     """Return where a running Trainer's batches come from."""
     loaders = {} if trainer.val_dataloaders is None else {"validate": tree_map(_whole, trainer.val_dataloaders)}

@@ -12,14 +12,14 @@ from torch import nn
 
 from lq_plugin.callbacks.checkpoint import Checkpoint
 from lq_plugin.callbacks.listening import Listener, Seen
-from lq_plugin.callbacks.quantizing import QuantizingCallback, data_of
-from lq_plugin.candidate import Candidate
+from lq_plugin.callbacks.quantizing import QuantizingCallback, data_of, never_called
+from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import capture, fold
 from lq_plugin.observers import Observer
-from lq_plugin.scheme import Scheme, as_dict
+from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme, as_dict
 
 
 class StaticQuantization(QuantizingCallback):
@@ -43,6 +43,7 @@ class StaticQuantization(QuantizingCallback):
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
         weight_symmetric: zero point 0.
         reduce_range: weights use 7 bits; by default where this CPU's kernels would saturate with 8.
+        embeddings: whether look-up tables are quantized too; they are by default.
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
 
@@ -60,12 +61,13 @@ class StaticQuantization(QuantizingCallback):
         checkpoint: str = "best",
         seed: int = 0,
         dynamic_dims: Mapping[str, Sequence[int]] | None = None,
-        observer: Observer | str = Scheme.observer,
+        observer: Observer | str = DEFAULT_OBSERVER,
         activation_dtype: str = Scheme.activation_dtype,
         activation_symmetric: bool = Scheme.activation_symmetric,
         weight_granularity: str = Scheme.weight_granularity,
         weight_symmetric: bool = Scheme.weight_symmetric,
         reduce_range: bool | None = Scheme.reduce_range,
+        embeddings: bool | None = Scheme.embeddings,
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
     ) -> None:
@@ -80,6 +82,7 @@ class StaticQuantization(QuantizingCallback):
             weight_granularity=weight_granularity,
             weight_symmetric=weight_symmetric,
             reduce_range=reduce_range,
+            embeddings=embeddings,
             skip=skip,
             only=only,
         )
@@ -109,7 +112,7 @@ class StaticQuantization(QuantizingCallback):
         if trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0:
             raise ConfigError("val_dataloaders: the validation loader is empty, so there is nothing to calibrate on.")
         if self._heard_sanity is False:
-            raise ConfigError(_never_called(pl_module, self.target))
+            raise ConfigError(never_called(self, pl_module, "validation_step"))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Listen to the target's forward."""
@@ -141,7 +144,7 @@ class StaticQuantization(QuantizingCallback):
         """Take up the statistics of a checkpoint."""
         self.calibration = _calibration_in(state_dict)
 
-    def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: Checkpoint) -> Candidate:
+    def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: Checkpoint) -> StaticCandidate:
         """Unite the checkpoint's weights with its own calibration, or calibrate once more where it has none."""
         if self._listener.failure is not None:
             raise self._listener.failure
@@ -164,7 +167,7 @@ class StaticQuantization(QuantizingCallback):
             checkpoint_global_step=checkpoint.global_step,
             extra_pass=source is not self,
         )
-        return Candidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
+        return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
 
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""
@@ -179,7 +182,7 @@ class StaticQuantization(QuantizingCallback):
         }
 
     def _merged(self, trainer: Any, found: Sequence[Seen]) -> Calibration:
-        assert not isinstance(self.scheme.observer, str)
+        assert isinstance(self.scheme.observer, Observer)
         merge = self.scheme.observer.merge
         names = dict.fromkeys(name for statistics, _, _ in found for name in statistics)
         statistics = {name: merge([seen[0][name] for seen in found if name in seen[0]]) for name in names}
@@ -197,7 +200,7 @@ class StaticQuantization(QuantizingCallback):
 
     def _fits(self, calibration: Calibration | None, global_step: int) -> bool:
         """Whether a calibration is one of these weights, gathered the way that this callback asks for."""
-        assert not isinstance(self.scheme.observer, str)
+        assert isinstance(self.scheme.observer, Observer)
         if calibration is None or self._listener.example is None:
             return False
         provenance = calibration.provenance
@@ -212,7 +215,7 @@ class StaticQuantization(QuantizingCallback):
         if rider._listener.failure is not None:
             raise rider._listener.failure
         if rider.calibration is None:
-            raise CalibrationError(_never_called(model, self.target))
+            raise CalibrationError(never_called(self, model, "validation_step"))
         return rider
 
 
@@ -226,12 +229,3 @@ def _of_every_process(trainer: Any, value: Seen | None) -> list[Seen | None]:
 
 def _calibration_in(state: Mapping[str, Any]) -> Calibration | None:
     return Calibration.from_state_dict(state["calibration"]) if "calibration" in state else None
-
-
-def _never_called(model: nn.Module, target: str | None) -> str:
-    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    return (
-        f"target: the forward of {target or type(model).__name__!r} is never called in validation_step, so there is "
-        f"nothing to observe. Choose what validation_step calls, for example one of {children}: "
-        "StaticQuantization(target='…')."
-    )

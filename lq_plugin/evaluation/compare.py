@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from lq_plugin.artifacts.base import FORMATS, Artifact, ArtifactModule, load
+from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.fidelity import max_difference
 from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.loop import Data, resolve_target, splits_of
 from lq_plugin.evaluation.metrics import Scores, scores
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.capture import Call
+from lq_plugin.graph.copying import detached_copy
 
 EAGER = "torch"
 
@@ -30,14 +34,18 @@ class Subject:
     Args:
         model: the LightningModule with the weights that were quantized, on the CPU.
         target: dotted path of the module that the artifacts replace.
-        graph: the target's float graph.
+        candidate: one of those that the artifacts were made from; its graph and its example serve for all.
         artifacts: all of the same target and weights.
     """
 
     model: nn.Module
     target: str | None
-    graph: FloatGraph
+    candidate: Candidate
     artifacts: Sequence[Artifact]
+
+    def float_target(self) -> nn.Module:
+        """Return a copy of the float target, for artifacts that need the user's class around them."""
+        return detached_copy(resolve_target(self.model, self.target))
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,35 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """One call whose latency is measured.
+
+    Args:
+        flat: its tensors in the order of the graph, for runtimes; none where no artifact is a graph.
+        call: its arguments and keyword arguments, for modules.
+    """
+
+    flat: Sequence[Tensor]
+    call: Call
+
+    @property
+    def batch_size(self) -> int:
+        """First dimension of the first tensor."""
+        tensors = (leaf for leaf in tree_leaves(self.call) if isinstance(leaf, Tensor) and leaf.dim())
+        return next((tensor.shape[0] for tensor in tensors), 1)
+
+    def calling(self, module: nn.Module) -> Callable[[], object]:
+        """Return a function that calls a module with them."""
+        args, kwargs = self.call
+
+        def call() -> object:
+            with torch.no_grad():
+                return module(*args, **kwargs)
+
+        return call
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What was measured on one artifact reloaded from disk.
 
@@ -60,7 +97,8 @@ class Measurement:
         latency_ms: ``{median, p90, batch_size, threads, rounds, calls, mode}``; ``None`` where nothing was measured.
         speedup: against FP32 in eager torch, and against the fastest FP32 runtime.
         sqnr_db: fidelity of the outputs to FP32 on validation data.
-        reload_max_difference: largest difference between the outputs here and those of a new process.
+        reload_max_difference: largest difference between the outputs here and those of a new process; ``None`` for a
+            format that needs the user's class, which a new process does not have.
         error: why something could not be measured.
     """
 
@@ -99,10 +137,10 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
         note: told what is going on.
     """
     timings: dict[str, Timing] = {}
-    inputs: list[Tensor] = []
+    inputs = Inputs((), subject.candidate.example)
     if protocol.latency is not None:  # first, for evaluating opens sessions whose threads would disturb it
         note(f"measuring the latency of {len(subject.artifacts)} artifacts and of FP32 on the same runtimes")
-        inputs = _resized(subject.graph, protocol.latency.batch_size)
+        inputs = _inputs(subject, protocol.latency.batch_size)
         timings = _time(subject, inputs, protocol.latency)
     note("evaluating FP32")
     baseline = _score(subject, data, protocol, None)
@@ -127,12 +165,12 @@ def _measure(
     data: Data,
     protocol: Protocol,
     baseline: Mapping[str, Scores],
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     timing: Timing | None,
     fp32_times: Mapping[str, float],
 ) -> Measurement:
     try:
-        module = load(artifact.path)
+        module = load(artifact.path, factory=subject.float_target)
         found = _score(subject, data, protocol, module)
     except Exception as error:
         return Measurement(error=f"{type(error).__name__}: {error}")
@@ -141,14 +179,13 @@ def _measure(
     delta = {name: value - reference[name] for name, value in metrics.items() if name in reference}
     if timing is None or timing.median is None or protocol.latency is None:
         return Measurement(metrics, delta, sqnr_db=sqnr, error=timing.error if timing else None)
-    here = list(module.run([tensor.contiguous() for tensor in inputs]))
     return Measurement(
         metrics,
         delta,
         latency_ms={
             "median": timing.median,
             "p90": timing.p90,
-            "batch_size": inputs[0].shape[0] if inputs[0].dim() else 1,
+            "batch_size": inputs.batch_size,
             "threads": protocol.latency.threads or torch.get_num_threads(),
             "rounds": protocol.latency.rounds,
             "calls": timing.calls,
@@ -159,39 +196,48 @@ def _measure(
             "vs_best_fp32": min(fp32_times.values()) / timing.median,
         },
         sqnr_db=sqnr,
-        reload_max_difference=max_difference(here, list(timing.outputs)),
+        reload_max_difference=_reload_difference(module, inputs, timing),
     )
 
 
-def _time(subject: Subject, inputs: Sequence[Tensor], options: Latency) -> dict[str, Timing]:
+def _reload_difference(module: nn.Module, inputs: Inputs, timing: Timing) -> float | None:
+    if not isinstance(module, ArtifactModule):
+        return None
+    here = module.run([tensor.contiguous() for tensor in inputs.flat])
+    return max_difference(list(here), list(timing.outputs))
+
+
+def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timing]:
     """Time FP32 in eager torch and on every runtime that an artifact uses, and every artifact, in turns.
 
-    Lanes of FP32 are named after the runtime (``torch.compile`` apart from eager ``torch``).
+    Lanes of FP32 are named after the runtime (``torch.compile`` apart from eager ``torch``). What needs the user's code
+    runs in this process, everything else in one of its own.
     """
-    target = resolve_target(subject.model, subject.target)
-    args, kwargs = subject.graph.signature.call(inputs)
-
-    def eager() -> object:
-        with torch.no_grad():
-            return target(*args, **kwargs)
-
+    eager = {EAGER: resolve_target(subject.model, subject.target)}
     with tempfile.TemporaryDirectory() as scratch:
         lanes: dict[str, tuple[str, Path]] = {}
         for name in dict.fromkeys(artifact.format for artifact in subject.artifacts):
-            folder = Path(scratch) / name
-            folder.mkdir()
-            FORMATS[name].export(subject.graph, folder)
-            lanes["torch.compile" if name == "pt2" else FORMATS[name].runtime] = (name, folder)
+            write_float = FORMATS[name].export
+            if write_float is not None:
+                folder = Path(scratch) / name
+                folder.mkdir()
+                write_float(subject.candidate.graph, folder)
+                lanes["torch.compile" if name == "pt2" else FORMATS[name].runtime] = (name, folder)
         for artifact in subject.artifacts:
-            lanes[_lane(artifact)] = (artifact.format, artifact.path)
-        return latency.measure(EAGER, eager, lanes, inputs, options)
+            if FORMATS[artifact.format].rebuild is not None:
+                with suppress(Exception):  # loading it once more for its metrics fails in the same way, and says so
+                    eager[_lane(artifact)] = load(artifact.path, factory=subject.float_target)
+            else:
+                lanes[_lane(artifact)] = (artifact.format, artifact.path)
+        here = {name: inputs.calling(module) for name, module in eager.items()}
+        return latency.measure(here, lanes, inputs.flat, options)
 
 
 def _lane(artifact: Artifact) -> str:
     return f"{artifact.candidate}/{artifact.format}"
 
 
-def _score(subject: Subject, data: Data, protocol: Protocol, module: ArtifactModule | None) -> dict[str, Scores]:
+def _score(subject: Subject, data: Data, protocol: Protocol, module: nn.Module | None) -> dict[str, Scores]:
     available = splits_of(subject.model, data)
     return {
         split: scores(
@@ -212,12 +258,15 @@ def _merged(found: Mapping[str, Scores]) -> dict[str, float]:
     return {name: value for score in found.values() for name, value in score.metrics.items()}
 
 
-def _resized(graph: FloatGraph, batch_size: int) -> list[Tensor]:
-    """The captured example at another batch size, where that is dynamic."""
+def _inputs(subject: Subject, batch_size: int) -> Inputs:
+    """The example of a call at another batch size, where it has a graph and its batch is dynamic."""
+    if all(FORMATS[artifact.format].load is None for artifact in subject.artifacts):
+        return Inputs((), subject.candidate.example)
+    graph = subject.candidate.graph
     tensors = []
     for (_, structure), tensor in zip(graph.signature.tensors(), graph.example, strict=True):
         if structure["shape"] and structure["shape"][0] is None:
             copies = -(-batch_size // tensor.shape[0])
             tensor = tensor.repeat(copies, *(1 for _ in tensor.shape[1:]))[:batch_size]
         tensors.append(tensor)
-    return tensors
+    return Inputs(tuple(tensors), graph.signature.call(tensors))

@@ -78,17 +78,16 @@ class Timing:
 
 
 def measure(
-    name: str,
-    eager: Callable[[], object],
+    here: Mapping[str, Callable[[], object]],
     lanes: Mapping[str, tuple[str, Path]],
     inputs: Sequence[Tensor],
     options: Latency,
 ) -> dict[str, Timing]:
-    """Measure the float model in this process and every lane in one of its own, in turns.
+    """Measure modules in this process and every lane in one of its own, in turns.
 
     Args:
-        name: of the lane that is measured in this process.
-        eager: calls the float model there; this process must not hold sessions whose threads would disturb it.
+        here: calls of modules in this process, by the lane's name; it must not hold sessions whose threads would
+            disturb them.
         lanes: format and folder, by the lane's name.
         inputs: flat input tensors of one call.
         options: how long, how often and with how many threads.
@@ -99,25 +98,24 @@ def measure(
         torch.save(tuple(inputs), file)
         workers = {lane: _Worker(fmt, folder, file, threads) for lane, (fmt, folder) in lanes.items()}
         try:
-            return _in_turns(name, eager, workers, options, threads)
+            return _in_turns(here, workers, options, threads)
         finally:
             for worker in workers.values():
                 worker.stop()
 
 
 def _in_turns(
-    here: str, eager: Callable[[], object], workers: Mapping[str, _Worker], options: Latency, threads: int
+    here: Mapping[str, Callable[[], object]], workers: Mapping[str, _Worker], options: Latency, threads: int
 ) -> dict[str, Timing]:
     for worker in workers.values():
         worker.wait_until_ready()
-    times: dict[str, list[float]] = {here: [], **{name: [] for name in workers}}
+    times: dict[str, list[float]] = {name: [] for name in (*here, *workers)}
     for turn in range(options.rounds + 1):
-        seen = {here: _timed_here(eager, options.seconds, threads)}
+        seen = {name: _timed_here(call, options.seconds, threads) for name, call in here.items()}
         seen |= {name: worker.turn(options.seconds) for name, worker in workers.items() if worker.error is None}
         for name, new in seen.items():
             times[name] += new if turn else []
-    timings = {name: _timing(times[name], worker) for name, worker in workers.items()}
-    return {here: _timing(times[here], None), **timings}
+    return {name: _timing(times[name], workers.get(name)) for name in times}
 
 
 def _timing(times: list[float], worker: _Worker | None) -> Timing:
@@ -216,8 +214,9 @@ def _runner(
     format_name: str, folder: Path, threads: int, tensors: Sequence[Tensor]
 ) -> tuple[Callable[[Sequence[Tensor]], Sequence[Tensor]], str]:
     """The loaded artifact; a graph of torch is compiled where a compiler is there."""
-    if format_name != "pt2":
-        return FORMATS[format_name].load(folder, threads), FORMATS[format_name].runtime
+    load = FORMATS[format_name].load
+    if format_name != "pt2" and load is not None:
+        return load(folder, threads), FORMATS[format_name].runtime
     module = load_module(folder)
     try:
         return _compiled(module, tensors), "torch.compile"

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
-from lq_plugin.artifacts.base import Artifact, ArtifactModule, load
+from lq_plugin.artifacts.base import Artifact, load
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.loop import Data
+from lq_plugin.graph.copying import detached_copy
 
 SQNR_SAMPLES = 512
 
@@ -60,7 +61,7 @@ def evaluate(
         ConfigError: unknown split, target or label.
     """
     path = artifact.path if isinstance(artifact, Artifact) else artifact
-    module = None if path is None else load(path)
+    module = None if path is None else load(path, factory=lambda: detached_copy(loop.resolve_target(model, target)))
     data = Data(loaders={split: dataloaders})
     return dict(scores(model, data, split, module, target=target, metrics=metrics, label=label).metrics)
 
@@ -69,7 +70,7 @@ def scores(
     model: nn.Module,
     data: Data,
     split: str,
-    module: ArtifactModule | None = None,
+    module: nn.Module | None = None,
     *,
     target: str | None = None,
     metrics: Mapping[str, Metric] | None = None,

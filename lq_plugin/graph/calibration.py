@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from lq_plugin.errors import CalibrationError
-from lq_plugin.graph.capture import FloatGraph, isolated
+from lq_plugin.graph.capture import Call, FloatGraph, isolated
 from lq_plugin.graph.convert import Range
 from lq_plugin.graph.placement import RUNTIMES, place
 from lq_plugin.observers import Observer, Statistic
@@ -18,16 +18,17 @@ from lq_plugin.scheme import Scheme
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a calibration comes from.
+    """Where a candidate's weights come from, and its calibration where it has one.
 
     Args:
         checkpoint: file (name) whose weights were calibrated, ``"live"`` for weights in memory.
         global_step: the Trainer's optimizer steps when the statistics were gathered.
         checkpoint_global_step: those of the checkpoint whose weights are quantized with them.
-        split: which data was seen: ``"validate"`` or ``"batches"`` (given by the caller).
+        split: which data was seen: ``"validate"`` or ``"batches"`` (given by the caller); ``None`` where nothing was
+            calibrated.
         samples: how many samples were seen.
         batches: in how many batches.
-        observer: name of the observer.
+        observer: name of the observer, if any.
         seed: of the generator that chose the batches; ``None`` where all were taken.
         extra_pass: whether they were gathered in a validation pass of their own after training, because the checkpoint
             held no statistics of its weights.
@@ -36,12 +37,15 @@ class Provenance:
     checkpoint: str
     global_step: int | None
     checkpoint_global_step: int | None
-    split: str
+    split: str | None
     samples: int
     batches: int
-    observer: str
+    observer: str | None
     seed: int | None
     extra_pass: bool = False
+
+
+UNCALIBRATED = Provenance("live", None, None, split=None, samples=0, batches=0, observer=None, seed=None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Recording:
             graph: a folded graph; its module is taken over.
             scheme: which observer, and what is skipped.
         """
-        assert not isinstance(scheme.observer, str)
+        assert isinstance(scheme.observer, Observer)
         values = {value for runtime in RUNTIMES for value in place(graph, scheme, runtime).scales.values()}
         recorders: dict[str, _Recorder] = {}
         module = graph.module
@@ -124,7 +128,7 @@ class _Recorder(nn.Module):
             self.statistic = self.observer.update(self.statistic, values.detach())
 
 
-def calls(batches: Iterable[Any]) -> Iterable[tuple[Sequence[Any], Mapping[str, Any]]]:
+def calls(batches: Iterable[Any]) -> Iterable[Call]:
     """Read batches as calls: a dict is keyword arguments, a tuple positional ones, anything else the one argument."""
     for batch in batches:
         if isinstance(batch, Mapping):

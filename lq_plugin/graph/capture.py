@@ -17,13 +17,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules import transformer
+from torch.utils._pytree import tree_map_only
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
 from lq_plugin.graph import signature
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_constants
+from lq_plugin.graph.recurrent import kept_whole
 from lq_plugin.graph.signature import Parameter, Signature, Structure
 from lq_plugin.noise import muted
+
+Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments and keyword arguments of a forward
 
 logger = logging.getLogger(__name__)
 _MAX_BATCH_CONSTANT = 1  # torch.export bakes dimensions of size 0 and 1 into the graph
@@ -108,6 +112,13 @@ def capture(
         example=tuple(tensor.cpu() for tensor in tensors),
         modules=tuple(name for name, _ in module.named_modules() if name),
     )
+
+
+def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """Copy a call to the CPU, so that it shares nothing with the caller."""
+    with torch.inference_mode(False):
+        copied: Call = tree_map_only(Tensor, lambda t: t.detach().cpu().clone(), (tuple(args), dict(kwargs)))
+    return copied
 
 
 def fold(graph: FloatGraph) -> FloatGraph:
@@ -221,17 +232,24 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
 
 
 def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
-    with muted(), contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the whole graph
+    with muted(), kept_whole(), contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the whole graph
         try:
             program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-            # Makes in-place operators functional, decomposes nothing else.
-            functional: ExportedProgram = program.run_decompositions({})
+            # Makes in-place operators functional, decomposes nothing else but recurrent cells.
+            functional: ExportedProgram = program.run_decompositions(_cells())
         except CaptureError:
             raise
         except Exception as error:
             logger.debug("torch.export failed", exc_info=True)
             raise CaptureError(_explain(flat.target, error)) from None  # else pages of tracing frames are printed
     return functional
+
+
+def _cells() -> dict[Any, Any]:
+    """How a step of a recurrent network is made of linear layers."""
+    table, aten = torch.export.default_decompositions(), torch.ops.aten
+    cells = (aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
+    return {cell: table[cell] for cell in cells}
 
 
 def _explain(target: nn.Module, error: Exception) -> str:

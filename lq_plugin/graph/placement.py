@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.coverage import FloatOp, QuantizedOp
+from lq_plugin.errors import ConfigError, UnsupportedError, unknown_name
 from lq_plugin.graph.capture import FloatGraph, module_path, module_stack, operator_type
 from lq_plugin.graph.folding import arguments
+from lq_plugin.graph.recurrent import OPERATORS as OPERATORS_OF_LAYERS
 from lq_plugin.scheme import Scheme
 
 aten = torch.ops.aten
@@ -38,6 +40,8 @@ CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpos
 ELEMENTWISE = ("add", "mul", "cat")
 POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean")
 
+RECURRENT = ("lstm", "gru", "rnn")
+
 _OPERATORS: dict[Operator, tuple[object, ...]] = {
     Operator("conv1d", weight=1): (aten.conv1d.default, aten.conv1d.padding),
     Operator("conv2d", weight=1): (aten.conv2d.default, aten.conv2d.padding),
@@ -59,12 +63,18 @@ _OPERATORS: dict[Operator, tuple[object, ...]] = {
     Operator("adaptive_avg_pool1d"): (aten.adaptive_avg_pool1d.default,),
     Operator("adaptive_avg_pool2d"): (aten.adaptive_avg_pool2d.default,),
     Operator("mean"): (aten.mean.dim,),
+    Operator("lstm", ()): (OPERATORS_OF_LAYERS["lstm"].default,),
+    Operator("gru", ()): (OPERATORS_OF_LAYERS["gru"].default,),
+    Operator("rnn", ()): (OPERATORS_OF_LAYERS["rnn"].default,),
     Operator("max_pool1d"): (aten.max_pool1d.default,),
     Operator("max_pool2d"): (aten.max_pool2d.default,),
     Operator("max_pool3d"): (aten.max_pool3d.default,),
 }
 OPERATORS: dict[object, Operator] = {target: operator for operator, targets in _OPERATORS.items() for target in targets}
 OPERATOR_NAMES = tuple(operator.name for operator in _OPERATORS)
+
+# Products with a constant weight, and look-ups: what dynamic quantization covers wherever it is done.
+PRODUCTS = frozenset({"linear", "matmul", "addmm", "embedding"})
 
 # Activations a kernel can compute on its result before it is quantized. Others come out as float operators.
 CLIPPING = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
@@ -86,34 +96,21 @@ class Rules:
     Args:
         fuses: activations that its kernels compute on a convolution's result before quantizing it.
         quantized_outputs: operators whose kernel is taken only when the result is quantized too.
+        dynamic: operators that it computes on integers with a scale from each batch.
     """
 
     fuses: frozenset[str]
     quantized_outputs: frozenset[str] = frozenset()
+    dynamic: frozenset[str] = PRODUCTS
 
 
 RUNTIMES: dict[str, Rules] = {
-    "onnxruntime": Rules(CLIPPING, frozenset({*CONVOLUTIONS, *ELEMENTWISE, *POOLINGS})),
+    "onnxruntime": Rules(
+        CLIPPING, frozenset({*CONVOLUTIONS, *ELEMENTWISE, *POOLINGS}), PRODUCTS | {"lstm", "gru"}
+    ),
     "openvino": Rules(POINTWISE),
     "torch": Rules(POINTWISE),
 }
-
-
-@dataclass(frozen=True)
-class QuantizedOp:
-    """An operator that computes on integers."""
-
-    name: str
-    op: str
-
-
-@dataclass(frozen=True)
-class FloatOp:
-    """An operator that stays float, and why."""
-
-    name: str
-    op: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -146,9 +143,11 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
         runtime: a key of ``RUNTIMES``.
 
     Raises:
-        ConfigError: a pattern of the scheme matches nothing, or nothing in the graph can be quantized.
+        ConfigError: a pattern of the scheme matches nothing.
+        UnsupportedError: nothing in the graph can be quantized.
     """
-    check_patterns(graph, scheme)
+    if scheme.method == "static":  # those of dynamic schemes are about layers, see eager/swap.py
+        check_patterns(graph, scheme)
     rules = RUNTIMES[runtime]
     chosen: dict[fx.Node, Operator] = {}
     refused: dict[fx.Node, str] = {}
@@ -157,14 +156,17 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
         operator = _operator(node)
         if not _computes_on_floats(node) or (operator is None and operator_type(node) in _UNLISTED):
             continue
-        reason = _no_form(node) if operator is None else _refusal(node, operator, scheme, convolutional)
+        reason = _no_form(node) if operator is None else _refusal(node, operator, scheme, rules, convolutional)
         if reason is None and operator is not None:
             chosen[node] = operator
         else:
             refused[node] = reason or ""
-    if not any(operator.weight is not None or operator.name in ("matmul", "bmm") for operator in chosen.values()):
-        raise ConfigError(_nothing_to_quantize(refused))
-    inputs = {node: tuple(_activations(node, operator)) for node, operator in chosen.items()}
+    if not any(o.weight is not None or o.name in ("matmul", "bmm", *RECURRENT) for o in chosen.values()):
+        raise UnsupportedError(_nothing_to_quantize(refused, scheme.method))
+    inputs = {
+        node: () if scheme.method == "dynamic" else tuple(_activations(node, operator))
+        for node, operator in chosen.items()
+    }
     outputs = {
         tail
         for node, operator in chosen.items()
@@ -219,13 +221,21 @@ def check_patterns(graph: FloatGraph, scheme: Scheme) -> None:
                 raise unknown_name(argument, pattern, graph.modules)
 
 
-def _refusal(node: fx.Node, operator: Operator, scheme: Scheme, convolutional: Set[fx.Node]) -> str | None:
+def _refusal(
+    node: fx.Node, operator: Operator, scheme: Scheme, rules: Rules, convolutional: Set[fx.Node]
+) -> str | None:
     """Why an operator stays float, or ``None`` when it is quantized."""
     matching = next((p for p in scheme.skip if _matches(p, node, operator)), None)
     if matching is not None:
         return f"skipped by {matching!r}"
     if scheme.only and not any(_matches(pattern, node, operator) for pattern in scheme.only):
         return "not named by only"
+    if operator.name == "embedding" and not scheme.embeddings:
+        return "embeddings=False"
+    if scheme.method == "dynamic" and operator.name in CONVOLUTIONS:
+        return "dynamic INT8 convolutions are slower than float ones"
+    if operator.name in RECURRENT or scheme.method == "dynamic":
+        return _dynamic_refusal(node, operator, scheme, rules)
     if operator.weight is not None and not _is_constant(node.args[operator.weight]):
         return "its weight is computed in the forward"
     if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
@@ -235,6 +245,16 @@ def _refusal(node: fx.Node, operator: Operator, scheme: Scheme, convolutional: S
         return "an input is a number or not float32"
     policy = _POLICIES.get(operator.name)
     return policy(node, values, convolutional) if policy is not None else None
+
+
+def _dynamic_refusal(node: fx.Node, operator: Operator, scheme: Scheme, rules: Rules) -> str | None:
+    if scheme.method != "dynamic":
+        return "no static INT8 form of this operator"
+    if operator.name not in rules.dynamic:
+        return "no dynamic INT8 form of this operator"
+    if operator.name in PRODUCTS and (operator.weight is None or not _is_constant(node.args[operator.weight])):
+        return "none of its factors is constant"
+    return None
 
 
 def _operator(node: fx.Node) -> Operator | None:
@@ -351,10 +371,12 @@ def _computes_on_floats(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _nothing_to_quantize(refused: dict[fx.Node, str]) -> str:
+def _nothing_to_quantize(refused: dict[fx.Node, str], method: str) -> str:
     reasons = "; ".join(f"{display_name(node)}: {reason}" for node, reason in list(refused.items())[:5])
+    allowed = "convolutions, linear layers, matrix products and embeddings"
+    if method == "dynamic":
+        allowed = "linear layers and, where asked, embeddings"
     return (
-        "target: nothing in it can be quantized. Quantizable are convolutions, linear layers, matrix products and "
-        f"embeddings. It has: {reasons or 'no operator on float tensors'}. Choose another target, or relax skip and "
-        "only."
+        f"target: nothing in it can be quantized. Quantizable are {allowed}. It has: "
+        f"{reasons or 'no operator on float tensors'}. Choose another target, or relax skip and only."
     )

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tiny import Images, Tiny, fit
 from torch import Tensor
 
-from lq_plugin import ArtifactExport, Int8Evaluation, Latency, StaticQuantization
+from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sanity check": ("pt2", {"max_epochs": 2}),
@@ -88,11 +88,16 @@ def test_a_run_with_the_callbacks_is_bit_identical_to_one_without(
     format_name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     plain = run(tmp_path / "plain", [], **options)
-    callbacks = [StaticQuantization(), ArtifactExport([format_name]), Int8Evaluation(latency=None)]
+    callbacks = [
+        StaticQuantization(),
+        DynamicQuantization(),
+        ArtifactExport([format_name]),
+        Int8Evaluation(latency=None),
+    ]
     quantized = run(tmp_path / "quantized", callbacks, **options)
     made = quantized["rows"].pop()  # the row of the INT8 figures, which is empty without them
     assert not made.keys() - {"step", "epoch"}
-    assert callbacks[0].error is None
+    assert (callbacks[0].error, callbacks[1].error) == (None, None)
     assert_same(plain, quantized)
 
 

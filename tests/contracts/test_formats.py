@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,29 @@ import torch
 from torch import Tensor, nn
 
 import lq_plugin
-from lq_plugin import Artifact, Calibration, Candidate
-from lq_plugin.artifacts.base import FORMATS
-from lq_plugin.errors import ArtifactError, CalibrationError, MissingExtraError
+from lq_plugin import Artifact, Calibration, Candidate, Scheme
+from lq_plugin.artifacts.base import FORMATS, export_one
+from lq_plugin.errors import ArtifactError, ConfigError, LqError, MissingExtraError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.scheme import METHODS
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from target import Target, inputs  # noqa: E402
 
 NEW_PROCESS = """
 import sys, torch, lq_plugin
+needs_the_class = sys.argv[4] == "True"
+if needs_the_class:
+    sys.path.insert(0, {here!r})
+    from target import Target
 calls = torch.load(sys.argv[2], weights_only=True)
-module = lq_plugin.load(sys.argv[1], threads=1)
-torch.save([module(*args, **kwargs) for args, kwargs in calls], sys.argv[3])
-assert not [name for name in sys.modules if "test_formats" in name or name.startswith("tests")]
+module = lq_plugin.load(sys.argv[1], threads=1, factory=Target if needs_the_class else None)
+with torch.no_grad():
+    torch.save([module(*args, **kwargs) for args, kwargs in calls], sys.argv[3])
+known = [name for name in sys.modules if "test_formats" in name or name == "target" or name.startswith("tests")]
+assert known == ["target"] * needs_the_class
+assert not {{"lightning", "torchao"}} & set(sys.modules)
 """
 BLOCKED = """
 import sys
@@ -47,7 +58,7 @@ class Finder:
 sys.meta_path[:] = [Finder()]
 import lq_plugin
 from lq_plugin.errors import MissingExtraError
-for attempt in (lambda: lq_plugin.ArtifactExport([{format!r}]), lambda: lq_plugin.load({path!r})):
+for attempt in (lambda: lq_plugin.ArtifactExport([{format!r}]), lambda: lq_plugin.load({path!r}, factory={factory})):
     try:
         attempt()
     except MissingExtraError as error:
@@ -57,35 +68,6 @@ for attempt in (lambda: lq_plugin.ArtifactExport([{format!r}]), lambda: lq_plugi
 """
 
 
-class Target(nn.Module):
-    """Takes a dict, defaults and keywords, and returns a nest of containers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(8 * 36, 4)
-
-    def forward(
-        self, batch: dict[str, Tensor], mode: str = "plain", gain: float = 2.0, *, bias: Tensor | None = None
-    ) -> dict[str, Any]:
-        hidden = torch.relu(self.norm(self.conv(batch["image"])))
-        logits = self.head(hidden.flatten(1)) * gain + batch["offset"]
-        if bias is not None:
-            logits = logits + bias
-        return {
-            "logits": logits,
-            "parts": [logits.softmax(1), (hidden.mean((2, 3)), None)],
-            "more": OrderedDict(second=logits.amax(1), first=logits.argmax(1)),
-        }
-
-
-def inputs(batch: int, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "image": torch.randn(batch, 1, 8, 8, generator=generator),
-        "offset": torch.randn(batch, 4, generator=generator),
-    }
-
-
 @pytest.fixture(scope="module")
 def target() -> Target:
     torch.manual_seed(0)
@@ -93,8 +75,16 @@ def target() -> Target:
 
 
 @pytest.fixture(scope="module")
-def candidate(target: Target) -> Candidate:
-    return lq_plugin.quantize(target, [(inputs(8, seed),) for seed in range(4)])
+def candidates(target: Target) -> dict[str, Candidate]:
+    batches = [(inputs(8, seed),) for seed in range(4)]
+    return {method: lq_plugin.quantize(target, batches, method) for method in METHODS}
+
+
+def broken(candidate: Any) -> Candidate:
+    """Something that no format can be made of."""
+    if candidate.scheme.method == "dynamic":
+        return dataclasses.replace(candidate, scheme=Scheme("dynamic", skip=["head"]))
+    return dataclasses.replace(candidate, calibration=Calibration({}, candidate.calibration.provenance))
 
 
 def described(value: Any) -> Any:
@@ -126,10 +116,21 @@ def members(file: Path) -> list[bytes]:
 
 
 class FormatContract:
-    """The assertions; a subclass names its format."""
+    """The assertions; a subclass names its format and the method of its candidates."""
 
     format: str
+    method = "static"
     packages: tuple[str, ...] = ()
+    quantized = frozenset({"conv2d", "linear"})
+    needs_the_class = False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def candidate(cls, candidates: dict[str, Candidate]) -> Candidate:
+        return candidates[cls.method]
+
+    def load(self, path: Path, **options: Any) -> nn.Module:
+        return lq_plugin.load(path, **options, **({"factory": Target} if self.needs_the_class else {}))
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -147,10 +148,12 @@ class FormatContract:
     def test_a_new_process_gives_the_same_outputs(self, artifact: Artifact, tmp_path: Path) -> None:
         calls = [((inputs(batch, batch),), {}) for batch in (1, 3, 16)]
         torch.save(calls, tmp_path / "calls.pt")
-        command = [sys.executable, "-c", NEW_PROCESS, artifact.path, tmp_path / "calls.pt", tmp_path / "results.pt"]
+        code = NEW_PROCESS.format(here=str(HERE))
+        command = [sys.executable, "-c", code, artifact.path, tmp_path / "calls.pt", tmp_path / "results.pt"]
+        command.append(str(self.needs_the_class))
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        module = lq_plugin.load(artifact.path, threads=1)
+        module = self.load(artifact.path, threads=1)
         results = torch.load(tmp_path / "results.pt", weights_only=True)
         for ((batch,), _), result in zip(calls, results, strict=True):
             assert described(result) == described(module(batch))
@@ -159,7 +162,7 @@ class FormatContract:
     def test_the_outputs_are_close_to_the_targets_and_of_its_structure(
         self, artifact: Artifact, target: Target
     ) -> None:
-        module, sqnr = lq_plugin.load(artifact.path), SignalToQuantizationNoise()
+        module, sqnr = self.load(artifact.path), SignalToQuantizationNoise()
         with torch.no_grad():
             for batch in (1, 5, 8):
                 given, wanted = module(inputs(batch, 9)), target(inputs(batch, 9))
@@ -167,11 +170,14 @@ class FormatContract:
                 sqnr.update(given, wanted)
         assert 20 < sqnr.compute().item() < 80
 
-    def test_convolutions_and_linears_are_quantized(self, artifact: Artifact) -> None:
-        assert {"conv2d", "linear"} <= {op["op"] for op in artifact.quantized_ops}
+    def test_what_can_be_quantized_is_quantized_and_the_rest_is_listed(self, artifact: Artifact) -> None:
+        quantized, stays = ({op["op"].lower() for op in ops} for ops in (artifact.quantized_ops, artifact.float_ops))
+        assert self.quantized <= quantized
+        assert {"conv2d", "linear"} - self.quantized <= stays
+        assert all(op["reason"] for op in artifact.float_ops)
 
     def test_it_is_called_like_its_target(self, artifact: Artifact) -> None:
-        module, batch = lq_plugin.load(artifact.path), inputs(4)
+        module, batch = self.load(artifact.path), inputs(4)
         expected = module(batch)["logits"]
         other_order = dict(reversed(list(batch.items())))
         for result in (
@@ -182,6 +188,83 @@ class FormatContract:
             module(batch, bias=None),
         ):
             assert torch.equal(result["logits"], expected)
+
+    def test_a_changed_file_is_refused(self, artifact: Artifact, copied: Path) -> None:
+        for name in artifact.files:
+            original = (copied / name).read_bytes()
+            middle = len(original) // 2
+            changed = original[:middle] + bytes([original[middle] ^ 1]) + original[middle + 1 :]
+            for content in (changed, original[:-1], original + b"\0", b""):
+                (copied / name).write_bytes(content)
+                with pytest.raises(ArtifactError, match=f"{re.escape(name)}' was changed or truncated after export"):
+                    self.load(copied)
+            (copied / name).unlink()
+            with pytest.raises(ArtifactError, match=f"{re.escape(name)}' is missing. Copy the whole folder"):
+                self.load(copied)
+            (copied / name).write_bytes(original)
+        assert self.load(copied)
+
+    def test_a_changed_description_is_refused(self, copied: Path) -> None:
+        description = copied / "artifact.json"
+        original = description.read_text()
+        description.write_text(original.replace(f'"candidate": "{self.method}"', '"candidate": "better"'))
+        with pytest.raises(ArtifactError, match=r"artifact.json' was changed after export"):
+            self.load(copied)
+        for broken in (original[:-20], "[]", "{}"):
+            description.write_text(broken)
+            with pytest.raises(ArtifactError, match=r"artifact.json' (cannot be read|was changed)"):
+                self.load(copied)
+        description.unlink()
+        with pytest.raises(ArtifactError, match=r"holds no artifact \(artifact.json is missing\)"):
+            self.load(copied)
+
+    def test_a_failing_export_leaves_the_earlier_artifact_and_nothing_else(
+        self, candidate: Candidate, artifact: Artifact, tmp_path: Path
+    ) -> None:
+        shutil.copytree(artifact.path, tmp_path / self.format)
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        with pytest.raises(LqError, match=r"no statistics for|nothing in it can be quantized"):
+            export_one(broken(candidate), tmp_path / self.format, self.format)
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+        assert [entry.name for entry in tmp_path.iterdir()] == [self.format]
+
+    def test_an_export_replaces_the_earlier_artifact(self, candidate: Candidate, copied: Path) -> None:
+        (copied / "stray").write_text("of the earlier one")
+        copied.rename(copied.parent / self.format)
+        made = lq_plugin.export(candidate, copied.parent, [self.format])[self.format]
+        assert {file.name for file in made.path.iterdir()} == {*made.files, "artifact.json"}
+        assert made.size_bytes == sum((made.path / name).stat().st_size for name in made.files)
+        assert self.load(made.path)
+
+    def test_no_file_names_a_place_of_this_machine(self, artifact: Artifact) -> None:
+        places = [str(artifact.path.parent), str(Path(__file__).parents[2]), str(Path.home()), sys.prefix, "/tmp/"]
+        for file in artifact.path.iterdir():
+            for content in members(file):
+                assert not [place for place in places if place.encode() in content]
+                assert not re.findall(rb"[\w/]+\.py\b", content)
+                assert b"site-packages" not in content
+
+    def test_a_missing_package_is_named_with_its_extra(self, artifact: Artifact, tmp_path: Path) -> None:
+        blocked = set(self.packages) or {"onnx"}
+        factory = (
+            f"__import__('runpy').run_path({str(HERE / 'target.py')!r})['Target']" if self.needs_the_class else None
+        )
+        code = BLOCKED.format(blocked=blocked, format=self.format, path=str(artifact.path), factory=factory)
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        made, loaded = done.stdout.splitlines()
+        expected = f"pip install 'lq_plugin[{FORMATS[self.format].extra}]'" if self.packages else "fine"
+        assert expected in made
+        assert expected in loaded
+        assert issubclass(MissingExtraError, ImportError)
+
+    def test_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArtifactError, match="holds no artifact"):
+            self.load(tmp_path / "nowhere" / self.format)
+
+
+class GraphContract(FormatContract):
+    """What a format must do that holds a graph and knows the call it was captured with."""
 
     @pytest.mark.parametrize(
         ("call", "said"),
@@ -204,90 +287,47 @@ class FormatContract:
         self, call: Callable[[nn.Module, dict[str, Tensor]], Any], said: str, artifact: Artifact
     ) -> None:
         with pytest.raises(ArtifactError, match=said):
-            call(lq_plugin.load(artifact.path), inputs(4))
-
-    def test_a_changed_file_is_refused(self, artifact: Artifact, copied: Path) -> None:
-        for name in artifact.files:
-            original = (copied / name).read_bytes()
-            middle = len(original) // 2
-            changed = original[:middle] + bytes([original[middle] ^ 1]) + original[middle + 1 :]
-            for content in (changed, original[:-1], original + b"\0", b""):
-                (copied / name).write_bytes(content)
-                with pytest.raises(ArtifactError, match=f"{re.escape(name)}' was changed or truncated after export"):
-                    lq_plugin.load(copied)
-            (copied / name).unlink()
-            with pytest.raises(ArtifactError, match=f"{re.escape(name)}' is missing. Copy the whole folder"):
-                lq_plugin.load(copied)
-            (copied / name).write_bytes(original)
-        assert lq_plugin.load(copied)
-
-    def test_a_changed_description_is_refused(self, copied: Path) -> None:
-        description = copied / "artifact.json"
-        original = description.read_text()
-        description.write_text(original.replace('"candidate": "static"', '"candidate": "better"'))
-        with pytest.raises(ArtifactError, match=r"artifact.json' was changed after export"):
-            lq_plugin.load(copied)
-        for broken in (original[:-20], "[]", "{}"):
-            description.write_text(broken)
-            with pytest.raises(ArtifactError, match=r"artifact.json' (cannot be read|was changed)"):
-                lq_plugin.load(copied)
-        description.unlink()
-        with pytest.raises(ArtifactError, match=r"holds no artifact \(artifact.json is missing\)"):
-            lq_plugin.load(copied)
-
-    def test_a_failing_export_leaves_the_earlier_artifact_and_nothing_else(
-        self, candidate: Candidate, artifact: Artifact, tmp_path: Path
-    ) -> None:
-        shutil.copytree(artifact.path, tmp_path / self.format)
-        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-        broken = dataclasses.replace(candidate, calibration=Calibration({}, candidate.calibration.provenance))
-        with pytest.raises(CalibrationError, match="no statistics for"):
-            lq_plugin.export(broken, tmp_path, [self.format])
-        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
-        assert [entry.name for entry in tmp_path.iterdir()] == [self.format]
-
-    def test_an_export_replaces_the_earlier_artifact(self, candidate: Candidate, copied: Path) -> None:
-        (copied / "stray").write_text("of the earlier one")
-        copied.rename(copied.parent / self.format)
-        made = lq_plugin.export(candidate, copied.parent, [self.format])[self.format]
-        assert {file.name for file in made.path.iterdir()} == {*made.files, "artifact.json"}
-        assert made.size_bytes == sum((made.path / name).stat().st_size for name in made.files)
-        assert lq_plugin.load(made.path)
-
-    def test_no_file_names_a_place_of_this_machine(self, artifact: Artifact) -> None:
-        places = [str(artifact.path.parent), str(Path(__file__).parents[2]), str(Path.home()), sys.prefix, "/tmp/"]
-        for file in artifact.path.iterdir():
-            for content in members(file):
-                assert not [place for place in places if place.encode() in content]
-                assert not re.findall(rb"[\w/]+\.py\b", content)
-                assert b"site-packages" not in content
-
-    def test_a_missing_package_is_named_with_its_extra(self, artifact: Artifact, tmp_path: Path) -> None:
-        code = BLOCKED.format(blocked=set(self.packages) or {"onnx"}, format=self.format, path=str(artifact.path))
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        made, loaded = done.stdout.splitlines()
-        expected = f"pip install 'lq_plugin[{FORMATS[self.format].extra}]'" if self.packages else "fine"
-        assert expected in made
-        assert expected in loaded
-        assert issubclass(MissingExtraError, ImportError)
-
-    def test_a_missing_folder_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ArtifactError, match="holds no artifact"):
-            lq_plugin.load(tmp_path / "nowhere" / self.format)
+            call(self.load(artifact.path), inputs(4))
 
 
-class TestOnnx(FormatContract):
+class TestOnnx(GraphContract):
     format = "onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
 
 
-class TestOpenVino(FormatContract):
+class TestOpenVino(GraphContract):
     format = "openvino"
     packages = ("onnx", "onnxscript", "openvino")
 
 
-class TestPt2(FormatContract):
+class Dynamic:
+    """Candidates of the dynamic method."""
+
+    method = "dynamic"
+    quantized = frozenset({"linear"})
+
+
+class TestDynamicOnnx(Dynamic, TestOnnx):
+    pass
+
+
+class TestDynamicOpenVino(Dynamic, TestOpenVino):
+    pass
+
+
+class TestTorch(Dynamic, FormatContract):
+    format = "torch"
+    needs_the_class = True
+
+    def test_a_factory_is_asked_for(self, artifact: Artifact) -> None:
+        with pytest.raises(ConfigError, match="factory: the format 'torch' holds INT8 layers without the code"):
+            lq_plugin.load(artifact.path)
+
+    def test_it_is_always_made(self, candidate: Candidate, tmp_path: Path) -> None:
+        assert lq_plugin.export(candidate, tmp_path, ["openvino"]).keys() == {"openvino", "torch"}
+
+
+class TestPt2(GraphContract):
     format = "pt2"
 
     @pytest.fixture
@@ -425,3 +465,17 @@ def pickled(marker: Path) -> bytes:
     buffer = io.BytesIO()
     torch.save(Payload(marker), buffer)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("method", "format_name"), [("dynamic", "pt2"), ("static", "torch")])
+def test_a_format_that_a_method_cannot_have_is_left_out_with_a_warning(
+    method: str, format_name: str, candidates: dict[str, Candidate], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = lq_plugin.export(candidates[method], tmp_path, [format_name, "onnx"])
+    assert made.keys() == {"onnx", *(["torch"] if method == "dynamic" else [])}
+    assert f"{method}/{format_name} is unsupported: {FORMATS[format_name].refuses[method]}." in caplog.text
+
+
+def test_nothing_but_such_formats_is_an_error(candidates: dict[str, Candidate], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"formats: \['torch'\] cannot be made of a static candidate"):
+        lq_plugin.export(candidates["static"], tmp_path, ["torch"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo import ZOO, settled
 
 import lq_plugin
-from lq_plugin.candidate import Candidate
+from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.convert import activation_qparams
@@ -139,7 +139,7 @@ def test_a_value_without_statistics_is_named() -> None:
     candidate = lq_plugin.quantize(nn.Linear(8, 4), [GRID])
     empty = Calibration({}, candidate.calibration.provenance)
     with pytest.raises(CalibrationError, match=r"no statistics for \['tensors_0'\]"):
-        Candidate("static", candidate.graph, empty, candidate.scheme).converted("torch")
+        StaticCandidate("static", candidate.graph, empty, candidate.scheme).converted("torch")
 
 
 @pytest.mark.parametrize("observer", ["minmax", "histogram"])

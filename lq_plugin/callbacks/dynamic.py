@@ -1,0 +1,148 @@
+"""Dynamic quantization: INT8 weights when fit ends, scales of activations from each batch at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lq_plugin.callbacks.checkpoint import Checkpoint
+from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
+from lq_plugin.candidate import DynamicCandidate
+from lq_plugin.eager import swap
+from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.evaluation import loop
+from lq_plugin.graph.calibration import UNCALIBRATED
+from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.copying import detached_copy
+from lq_plugin.scheme import Scheme, as_dict
+
+
+class DynamicQuantization(QuantizingCallback):
+    """Quantize the weights of linear and recurrent layers when fit ends; nothing is calibrated.
+
+    Quantized are ``nn.Linear``, ``nn.LSTM``, ``nn.GRU``, ``nn.LSTMCell``, ``nn.GRUCell``, ``nn.RNNCell`` and, where
+    asked, embeddings. Weights become INT8 ahead of time; the scale of what goes into a layer is computed in every call.
+    One call of the target is remembered, the first one in validation, as an example of its inputs.
+
+    Args:
+        name: unique among the callbacks of a Trainer; names the candidate and its folder.
+        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default.
+        checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
+            ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
+        dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [1]}`` for sequences of any length.
+        weight_granularity: see :class:`~lq_plugin.Scheme`, as are all that follow; ``"per_channel"`` or
+            ``"per_tensor"``.
+        reduce_range: weights use 7 bits; by default where this CPU's kernels would saturate with 8.
+        embeddings: whether look-up tables are quantized too; they are not by default.
+        skip: what stays float: globs over module names and ``"op:<kind of layer>"``, such as ``"op:gru"``.
+        only: where given, nothing else is quantized.
+
+    Raises:
+        ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
+    """
+
+    method = "dynamic"
+
+    def __init__(
+        self,
+        name: str = "dynamic",
+        target: str | None = None,
+        checkpoint: str = "best",
+        dynamic_dims: Mapping[str, Sequence[int]] | None = None,
+        weight_granularity: str = Scheme.weight_granularity,
+        reduce_range: bool | None = Scheme.reduce_range,
+        embeddings: bool | None = Scheme.embeddings,
+        skip: Sequence[str] = Scheme.skip,
+        only: Sequence[str] = Scheme.only,
+    ) -> None:
+        super().__init__(name, target, checkpoint)
+        self.scheme = Scheme(
+            method=self.method,
+            weight_granularity=weight_granularity,
+            reduce_range=reduce_range,
+            embeddings=embeddings,
+            skip=skip,
+            only=only,
+        )
+        self.dynamic_dims = dict(dynamic_dims or {})
+        self._shadow = ExitStack()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop everything that belongs to one run of one model."""
+        self._example: Call | None = None
+        self._heard_in = ""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check what the layers of the target tell."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._forget()
+            swap.check_patterns(loop.resolve_target(pl_module, self.target), self.scheme)
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """Check, before training, that the target is called and that something in it can be quantized."""
+        if self._example is None:
+            raise ConfigError(never_called(self, pl_module, "validation_step"))
+        target = detached_copy(loop.resolve_target(pl_module, self.target)).cpu()
+        swap.survey(target, self._example, self.scheme)
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Listen to the target until it was called in validation once."""
+        if self._heard_in != "validation":
+            self._listen(pl_module, "validation")
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Stop listening."""
+        self._shadow.close()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Listen to the first batches, for a run that is never validated."""
+        if self._example is None:
+            self._listen(pl_module, "training")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stop listening."""
+        self._shadow.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give the target its forward back when a run breaks off."""
+        self._shadow.close()
+
+    def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: Checkpoint) -> DynamicCandidate:
+        """Unite the checkpoint's weights with the example."""
+        if self._example is None:
+            raise CalibrationError(never_called(self, model, "validation_step or training_step"))
+        step = checkpoint.global_step
+        provenance = replace(UNCALIBRATED, checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step)
+        target = loop.resolve_target(model, self.target)
+        return DynamicCandidate(self.name, target, self._example, self.scheme, provenance, self.dynamic_dims)
+
+    def options(self) -> dict[str, Any]:
+        """Return this callback's exact configuration as builtins, for the manifest."""
+        return {
+            "name": self.name,
+            "target": self.target,
+            "checkpoint": self.checkpoint,
+            "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
+            **as_dict(self.scheme),
+        }
+
+    def _listen(self, model: nn.Module, where: str) -> None:
+        """Remember the target's next call."""
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            if self._heard_in != where:
+                self._example, self._heard_in = private_call(args, kwargs), where
+
+        def forward(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
+            remember(args, kwargs)
+            return original(*args, **kwargs)
+
+        self._shadow.enter_context(loop.replaced_forward(loop.resolve_target(model, self.target), forward))

@@ -1,0 +1,1 @@
+"""INT8 layers of eager torch: which layers of a module become INT8, and how one layer does."""

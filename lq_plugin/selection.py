@@ -84,6 +84,39 @@ def select(artifacts: Sequence[Mapping[str, Any]]) -> str | None:
     Args:
         artifacts: the manifest's entries.
     """
-    fit = [entry for entry in artifacts if entry["status"] == "ok" and entry["latency_ms"] is not None]
-    best = min(fit, key=lambda entry: float(entry["latency_ms"]["median"]), default=None)
-    return f"{best['candidate']}/{best['format']}" if best is not None else None
+    best = fastest([(entry["status"], (entry["latency_ms"] or {}).get("median")) for entry in artifacts])
+    return f"{artifacts[best]['candidate']}/{artifacts[best]['format']}" if best is not None else None
+
+
+def fastest(artifacts: Sequence[tuple[str, float | None]]) -> int | None:
+    """Return the position of the fastest artifact within its budget, or ``None``; of equals the first.
+
+    Args:
+        artifacts: status and median latency of each; what was not timed has ``None``.
+
+    Example:
+        >>> fastest([("ok", 2.0), ("over_budget", 0.5), ("ok", 1.0), ("ok", None)])
+        2
+    """
+    fit = [(latency, n) for n, (status, latency) in enumerate(artifacts) if status == "ok" and latency is not None]
+    return min(fit)[1] if fit else None
+
+
+def pareto_front(points: Sequence[Sequence[float]]) -> set[int]:
+    """Return the positions of the points that no other point dominates; equal points stand or fall together.
+
+    A point dominates another that it is nowhere worse than, and somewhere better.
+
+    Args:
+        points: the same objectives of each, all to be minimized.
+
+    Example:
+        >>> sorted(pareto_front([(1, 3), (2, 2), (3, 1), (3, 3)]))
+        [0, 1, 2]
+    """
+    return {n for n, point in enumerate(points) if not any(_dominates(other, point) for other in points)}
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -8,7 +8,7 @@ import pytest
 
 from lq_plugin import Budget
 from lq_plugin.errors import ConfigError
-from lq_plugin.selection import lost, resolve, select
+from lq_plugin.selection import lost, pareto_front, resolve, select
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,26 @@ def entry(candidate: str, median: float | None, status: str = "ok") -> dict[str,
         ([entry("a", 2.0), entry("b", 1.0)], "b/onnx"),
         ([entry("a", 2.0), entry("b", 1.0, "over_budget")], "a/onnx"),
         ([entry("a", 2.0), entry("b", None)], "a/onnx"),
+        ([entry("a", 1.0), entry("b", 1.0)], "a/onnx"),
         ([entry("a", 2.0, "failed"), entry("b", 1.0, "over_budget")], None),
     ],
 )
 def test_the_fastest_within_the_budget_is_selected(artifacts: list[dict[str, Any]], selected: str | None) -> None:
     assert select(artifacts) == selected
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([], set()),
+        ([(1, 1, 1)], {0}),
+        ([(1, 1, 1), (2, 2, 2)], {0}),
+        ([(1, 1, 1), (1, 1, 2)], {0}),
+        ([(1, 2, 3), (3, 2, 1), (2, 2, 2), (3, 3, 3)], {0, 1, 2}),
+        ([(1, 1, 1), (1, 1, 1), (2, 1, 1)], {0, 1}),
+        ([(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1)], {0, 1, 2}),
+        ([(-0.9, 1.0, 5.0), (-0.8, 2.0, 6.0), (-0.95, 9.0, 9.0)], {0, 2}),
+    ],
+)
+def test_the_front_is_what_nothing_dominates(points: list[tuple[float, ...]], front: set[int]) -> None:
+    assert pareto_front(points) == front

@@ -35,6 +35,9 @@ TARGETS = (
     "lq_plugin.observers.Percentile",
     "lq_plugin.recipes.mnist_cnn.data.MnistData",
     "lq_plugin.recipes.mnist_cnn.model.MnistCnn",
+    "lq_plugin.recipes.mnist_vit.model.MnistVit",
+    "lq_plugin.recipes.temps_lstm.data.SeattleTemps",
+    "lq_plugin.recipes.temps_lstm.model.TempsLstm",
     "lq_plugin.selection.Budget",
 )
 # What lq-train itself hands over; an option of that name would be ignored.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq_plugin.artifacts.pt2 import program_of
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
+from lq_plugin.artifacts.pt2 import program_of
 from lq_plugin.errors import require
 from lq_plugin.graph.capture import FloatGraph
 from lq_plugin.noise import muted

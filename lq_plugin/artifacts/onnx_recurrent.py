@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lq_plugin.errors import UnsupportedError, require
 from lq_plugin.graph.capture import FloatGraph, duplicate
@@ -81,7 +81,7 @@ class _Layers(nn.Module):
         each = 4 if has_biases else 2
         if len(weights) != each * layers * self.directions:
             raise UnsupportedError(
-                "target: it has an LSTM with proj_size, which ONNX does not know. The formats of torch hold it in float."
+                "target: it has an LSTM with proj_size, which ONNX does not know. torch's formats hold it in float."
             )
         parts = [weights[start : start + each] for start in range(0, len(weights), each)]
         for layer in range(layers):

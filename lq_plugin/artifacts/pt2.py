@@ -76,8 +76,6 @@ def load_module(folder: Path) -> torch.nn.Module:
     """
     import torch.ao.quantization.fx._decomposed  # registers the quantize and dequantize operators
 
-    import lq_plugin.graph.recurrent  # and those of recurrent layers
-
     _refuse_code(folder / FILE)
     with muted():
         return torch.export.load(folder / FILE).module(check_guards=False)

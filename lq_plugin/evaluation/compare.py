@@ -263,10 +263,5 @@ def _inputs(subject: Subject, batch_size: int) -> Inputs:
     if all(FORMATS[artifact.format].load is None for artifact in subject.artifacts):
         return Inputs((), subject.candidate.example)
     graph = subject.candidate.graph
-    tensors = []
-    for (_, structure), tensor in zip(graph.signature.tensors(), graph.example, strict=True):
-        if structure["shape"] and structure["shape"][0] is None:
-            copies = -(-batch_size // tensor.shape[0])
-            tensor = tensor.repeat(copies, *(1 for _ in tensor.shape[1:]))[:batch_size]
-        tensors.append(tensor)
-    return Inputs(tuple(tensors), graph.signature.call(tensors))
+    tensors = graph.resized(batch_size)
+    return Inputs(tensors, graph.signature.call(tensors))

@@ -50,6 +50,29 @@ class FloatGraph:
     example: tuple[Tensor, ...]
     modules: tuple[str, ...]
 
+    @property
+    def batch_size(self) -> int:
+        """First dimension of the example's first tensor."""
+        return next((tensor.shape[0] for tensor in self.example if tensor.dim()), 1)
+
+    def resized(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Return the example at another batch size; the example as it is where its batch is fixed or not the first."""
+        tensors = []
+        for (_, structure), tensor in zip(self.signature.tensors(), self.example, strict=True):
+            if None not in structure["shape"]:
+                tensors.append(tensor)
+            elif structure["shape"][0] is None and tensor.shape[0] == self.batch_size:
+                copies = -(-batch_size // tensor.shape[0])
+                tensors.append(tensor.repeat(copies, *(1 for _ in tensor.shape[1:]))[:batch_size])
+            else:
+                return self.example
+        try:
+            with isolated():
+                self.module(*tensors)
+        except Exception:  # the first dimensions are alike by chance, or are time
+            return self.example
+        return tuple(tensors)
+
 
 class _FlatForward(nn.Module):
     """A target that takes and returns flat tensors: what is exported."""
@@ -232,7 +255,11 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
 
 
 def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
-    with muted(), kept_whole(), contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the whole graph
+    with (
+        muted(),
+        kept_whole(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # where a failing export prints the whole graph
         try:
             program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
             # Makes in-place operators functional, decomposes nothing else but recurrent cells.

@@ -105,9 +105,7 @@ class Rules:
 
 
 RUNTIMES: dict[str, Rules] = {
-    "onnxruntime": Rules(
-        CLIPPING, frozenset({*CONVOLUTIONS, *ELEMENTWISE, *POOLINGS}), PRODUCTS | {"lstm", "gru"}
-    ),
+    "onnxruntime": Rules(CLIPPING, frozenset({*CONVOLUTIONS, *ELEMENTWISE, *POOLINGS}), PRODUCTS | {"lstm", "gru"}),
     "openvino": Rules(POINTWISE),
     "torch": Rules(POINTWISE),
 }
@@ -163,6 +161,11 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
             refused[node] = reason or ""
     if not any(o.weight is not None or o.name in ("matmul", "bmm", *RECURRENT) for o in chosen.values()):
         raise UnsupportedError(_nothing_to_quantize(refused, scheme.method))
+    recurrent = [display_name(node) for node in refused if operator_type(node) in set(RECURRENT) - rules.dynamic]
+    if scheme.method == "dynamic" and recurrent and runtime == "openvino":
+        raise UnsupportedError(
+            f"target: {recurrent} would stay float, for {runtime} has no INT8 form of recurrent layers."
+        )
     inputs = {
         node: () if scheme.method == "dynamic" else tuple(_activations(node, operator))
         for node, operator in chosen.items()

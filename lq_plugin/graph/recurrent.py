@@ -1,8 +1,8 @@
 """Recurrent layers as one operator of a graph, with sequences of any length, packed ones too.
 
 ``torch.export`` unrolls a recurrent layer over the length that the example happens to have, and cannot take in packed
-sequences at all. While a graph is captured, ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` therefore call an operator of our own,
-which gives the same numbers and stays whole.
+sequences at all. While a graph is captured, ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` therefore call an operator of our
+own, which gives the same numbers and stays whole.
 
 Inside a captured graph a packed sequence is a padded one, time first, and its lengths.
 """

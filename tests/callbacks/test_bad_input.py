@@ -254,7 +254,11 @@ def test_a_file_in_the_way_of_the_output_is_refused_before_training(place: str, 
 
 AFTER_TRAINING: dict[str, tuple[Callable[[], StaticQuantization], type[Tiny], str]] = {
     "capture": (StaticQuantization, Branching, rf"CaptureError: .*test_bad_input\.py:{BRANCH}: if x\.sum\(\) > 1e6:"),
-    "nothing to quantize": (StaticQuantization, Elementwise, "UnsupportedError: target: nothing in it can be quantized"),
+    "nothing to quantize": (
+        StaticQuantization,
+        Elementwise,
+        "UnsupportedError: target: nothing in it can be quantized",
+    ),
     "target not called": (StaticQuantization, Around, "the forward of 'Around' is never called in validation_step"),
     "pattern": (lambda: StaticQuantization(skip=["nett"]), Tiny, "ConfigError: skip: 'nett' is unknown. .*'net'"),
 }

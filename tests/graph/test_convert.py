@@ -47,7 +47,7 @@ def test_an_empty_range_still_has_a_scale_above_zero(bounds: tuple[float, float]
     assert lowest <= zero_point <= highest
 
 
-def nodes_of(candidate: Candidate, target: object, runtime: str = "openvino") -> list[tuple[Any, ...]]:
+def nodes_of(candidate: StaticCandidate, target: object, runtime: str = "openvino") -> list[tuple[Any, ...]]:
     graph = candidate.converted(runtime).module.graph
     return [node.args for node in graph.nodes if node.target is target]
 

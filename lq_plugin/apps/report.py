@@ -1,0 +1,103 @@
+"""``lq-report``: one leaderboard over any set of runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lq_plugin.errors import LqError
+from lq_plugin.report.leaderboard import Leaderboard, distinctions, leaderboard, save
+from lq_plugin.report.page import figure
+
+SHOWN = 20
+EXAMPLE = """\
+examples:
+  lq-report multirun/2026-03-01/12-00-00
+  lq-report outputs multirun --out report
+
+Everything that was found goes to leaderboard.json, .csv (one line per artifact) and .html (one page that needs no
+network). Marks: ★ the fastest artifact within its budget, ● on the Pareto front of accuracy, latency and size.
+"vs FP32": against the fastest FP32 runtime.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``lq-report``."""
+    options = _parser().parse_args(arguments)
+    try:
+        board = leaderboard(*options.folders)
+        show(board)
+        page = save(board, options.out or options.folders[0])
+    except (LqError, OSError) as error:
+        sys.exit(f"lq-report: {error}")
+    print(f"Written: {page.with_suffix('.json')}, .csv and .html")
+
+
+def show(board: Leaderboard, console: Console | None = None) -> None:
+    """Print the first artifacts of a leaderboard, every failed job and the notes.
+
+    Args:
+        board: what to print.
+        console: where to print; the terminal by default.
+    """
+    console = console or Console()
+    if board.artifacts:
+        console.print(_table(board))
+    left_out = len(board.artifacts) - SHOWN
+    lines = [f"… and {left_out} more in the files."] if left_out > 0 else []
+    lines += [f"Run {run}: {what}" for run, what in distinctions(board).items() if what]
+    lines += [f"Run {row.run}, {row.label}: {row.status}. {row.error}" for row in board.artifacts if row.error]
+    lines += [f"Run {job.run}: failed. {job.error}" for job in board.failed]
+    for line in (*lines, *board.notes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(board: Leaderboard) -> Table:
+    table = Table(title="INT8 leaderboard", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=0)
+    metrics = {row.metric for row in board.artifacts}
+    metric = next(iter(metrics)) if len(metrics) == 1 else None
+    for column in ("", "artifact", "run", metric or "metric", "delta", "ms", "vs FP32", "MB", "status"):
+        text = column in ("", "artifact", "run", "status")
+        table.add_column(
+            column,
+            justify="left" if text else "right",
+            no_wrap=column != "run",
+            min_width=8 if column == "run" else None,
+            overflow="fold",
+        )
+    for row in board.ranked[:SHOWN]:
+        table.add_row(
+            "★" * row.winner + "●" * row.pareto,
+            Text(row.label),
+            Text(row.run),
+            ("" if metric else f"{row.metric or ''} ") + figure(row.metrics.get(row.metric or "")),
+            figure(row.delta.get(row.metric or ""), "+.4f"),
+            figure(row.latency_ms, ".3f"),
+            figure(row.speedup_vs_best_fp32, ".2f") + "×",
+            figure(row.size_bytes, ".2f", 1e-6),
+            row.status,
+        )
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lq-report",
+        description="One leaderboard over all runs below some folders, in any depth: single runs, multiruns, or both.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="where to look for runs")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the files go; the first DIR by default")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The leaderboard: the artifacts of any set of runs side by side, as data and as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lq_plugin import selection
+from lq_plugin.report import page
+from lq_plugin.report.runs import FP32, Failed, Row, find, flat, read
+
+FILE = "leaderboard"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Every run found, in the order of their folders.
+
+    Args:
+        artifacts: one row per artifact, those that failed included.
+        fp32: one row per run and runtime of FP32.
+        failed: jobs without figures.
+        notes: what has to be known to compare the rows.
+    """
+
+    artifacts: tuple[Row, ...]
+    fp32: tuple[Row, ...]
+    failed: tuple[Failed, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def jobs(self) -> tuple[Row | Failed, ...]:
+        """Everything that belongs to a run."""
+        return *self.artifacts, *self.fp32, *self.failed
+
+    @property
+    def ranked(self) -> list[Row]:
+        """The artifacts for a reader: winners, then what is within the budget, what is over it, what was not timed."""
+        return sorted(
+            self.artifacts,
+            key=lambda row: (not row.winner, row.latency_ms is None, row.status != "ok", row.latency_ms or 0.0),
+        )
+
+
+def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
+    """Collect every run below some folders.
+
+    A run is a folder with ``quantized/manifest.json``, or with the ``failure.json`` of a job that stopped.
+
+    Args:
+        folders: of runs, of multiruns, or anything above them.
+
+    Raises:
+        ConfigError: a folder does not exist, or there is no run below any.
+    """
+    runs = {name: read(name, folder) for name, folder in find([Path(folder) for folder in folders]).items()}
+    differing = _differing({name: run.options for name, run in runs.items()})
+    rows = [replace(row, config=differing[row.run]) for run in runs.values() for row in run.rows]
+    artifacts = _marked([row for row in rows if row.method != FP32])
+    return Leaderboard(
+        tuple(artifacts),
+        fp32=tuple(row for row in rows if row.method == FP32),
+        failed=tuple(failure for run in runs.values() for failure in run.failed),
+        notes=tuple(_notes(artifacts)),
+    )
+
+
+def distinctions(board: Leaderboard) -> dict[str, str]:
+    """Return what sets each run apart: its overrides that not all have, else its options that differ."""
+    overrides = {job.run: job.overrides for job in board.jobs}
+    configs = {row.run: row.config for row in (*board.artifacts, *board.fp32)}
+    shared = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
+    return {
+        run: " ".join(override for override in given if override not in shared)
+        or " ".join(f"{key}={value}" for key, value in configs.get(run, {}).items())
+        for run, given in overrides.items()
+    }
+
+
+def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the leaderboard of every run below a folder; see :func:`leaderboard` and :func:`save`.
+
+    Args:
+        folder: of the runs.
+        out: where the files go; ``folder`` by default.
+
+    Returns:
+        The page, ``leaderboard.html``.
+    """
+    return save(leaderboard(folder), folder if out is None else out)
+
+
+def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
+    """Write ``leaderboard.json``, ``.csv`` and ``.html``, each in one step.
+
+    Returns:
+        The page, ``leaderboard.html``.
+
+    Raises:
+        MissingExtraError: the page needs jinja2; the other two files are written all the same.
+    """
+    base = Path(out) / FILE
+    base.parent.mkdir(parents=True, exist_ok=True)
+    content = {"schema_version": SCHEMA_VERSION, **asdict(board)}
+    _replace(base.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False))
+    _replace(base.with_suffix(".csv"), _csv(board.artifacts))
+    return _replace(base.with_suffix(".html"), page.render(board, distinctions(board)))
+
+
+def _differing(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The options whose values differ among the runs that have them."""
+    values: dict[str, set[str]] = {}
+    for config in configs.values():
+        for key, value in config.items():
+            values.setdefault(key, set()).add(repr(value))
+    return {run: {k: value for k, value in config.items() if len(values[k]) > 1} for run, config in configs.items()}
+
+
+def _marked(rows: Sequence[Row]) -> list[Row]:
+    """Mark the Pareto front and the winner among the rows of each setting."""
+    front: set[int] = set()
+    winners: set[int | None] = set()
+    for setting in {row.setting for row in rows}:
+        group = [n for n, row in enumerate(rows) if row.setting == setting]
+        measured = {n: point for n in group if (point := rows[n].objectives) and rows[n].status != "failed"}
+        front |= {list(measured)[n] for n in selection.pareto_front(list(measured.values()))}
+        best = selection.fastest([(rows[n].status, rows[n].latency_ms) for n in group])
+        winners.add(None if best is None else group[best])
+    return [replace(row, pareto=n in front, winner=n in winners) for n, row in enumerate(rows)]
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    timed = [row for row in rows if row.latency_ms is not None]
+    settings: dict[str, set[Any]] = {
+        "CPU": {row.cpu for row in timed},
+        "batch size": {row.batch_size for row in timed},
+        "number of threads": {row.threads for row in timed},
+        "budget's metric": {f"{row.metric} ({row.mode or 'direction unknown'})" for row in timed},
+    }
+    for what, values in settings.items():
+        if len(values) > 1:
+            listed = ", ".join(sorted(map(str, values)))
+            yield f"The {what} differs ({listed}): only equals are compared, each with its own winner and Pareto front."
+    models = {row.model for row in timed}
+    if len(models) > 1:
+        yield f"The runs are of different models: {', '.join(sorted(models))}. Each loss is against the run's own FP32."
+    for metric in sorted({row.metric for row in timed if row.metric and row.mode is None}):
+        yield f"Whether more or less {metric} is better is not known, so every difference from FP32 counts as a loss."
+    for row in timed:
+        if row.winner and row.speedup_vs_best_fp32 is not None and row.speedup_vs_best_fp32 < 1:
+            yield f"The winner {row.label} of run {row.run} is slower than the fastest FP32 runtime."
+    if not any(row.winner for row in rows):
+        yield "No artifact was both timed and within its budget, so there is no winner."
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    names = [field.name for field in fields(Row)]
+    lines = [flat({**asdict(row), "overrides": " ".join(row.overrides)}) for row in rows]
+    found = dict.fromkeys(key for line in lines for key in line)
+    columns = sorted(found, key=lambda column: names.index(column.partition(".")[0]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in line.items()} for line in lines)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet takes text such as ``+model.width=64`` for a formula, unless a space is before it."""
+    return f" {value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+
+
+def _replace(file: Path, text: str) -> Path:
+    """Write a file in one step: a reader sees the old one or the new one."""
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    return scratch.replace(file)

@@ -1,0 +1,173 @@
+"""The leaderboard as one static page: no network, no script, readable in light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lq_plugin.errors import require
+
+if TYPE_CHECKING:
+    from lq_plugin.report.leaderboard import Leaderboard
+    from lq_plugin.report.runs import Row
+
+TEMPLATE = "leaderboard.html.jinja"
+WIDTH, HEIGHT = 720, 360
+LEFT, RIGHT, TOP, BOTTOM = 72, 24, 20, 48  # margins, where the ticks' labels are
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a plot.
+
+    Args:
+        x: in pixels.
+        y: in pixels.
+        kind: ``winner``, ``front``, ``rest`` or ``reference``.
+        number: of the row in the table.
+        title: what a reader is told who points at it.
+    """
+
+    x: float
+    y: float
+    kind: str
+    number: int | None
+    title: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Latency against accuracy of the artifacts that are comparable.
+
+    Args:
+        title: how they were measured.
+        vertical: what the vertical axis shows.
+        xticks: positions and labels.
+        yticks: positions and labels.
+        marks: FP32 first, so that artifacts are drawn over it.
+    """
+
+    title: str
+    vertical: str
+    xticks: Sequence[tuple[float, str]]
+    yticks: Sequence[tuple[float, str]]
+    marks: Sequence[Mark]
+
+
+def render(board: Leaderboard, distinctions: Mapping[str, str]) -> str:
+    """Return the page.
+
+    Args:
+        board: what to show.
+        distinctions: what sets each run apart.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", "report", "The leaderboard's page")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = figure
+    numbered = list(enumerate(board.ranked, start=1))
+    page = environment.get_template(TEMPLATE).render(
+        board=board,
+        rows=numbered,
+        runs=len({job.run for job in board.jobs}),
+        distinctions=distinctions,
+        metrics=list(dict.fromkeys(name for row in (*board.fp32, *board.artifacts) for name in row.metrics)),
+        cpus=list(dict.fromkeys(row.cpu for row in board.artifacts)),
+        plots=plots(numbered, board.fp32),
+        size=(WIDTH, HEIGHT),
+        area=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
+    )
+    return str(page)
+
+
+def figure(value: Any, form: str = ".4f", scale: float = 1.0) -> str:
+    """Return a number as text; what is missing as a dash, and what is no finite number as it is."""
+    if value is None:
+        return MISSING
+    return str(value) if isinstance(value, str) else f"{value * scale:{form}}"
+
+
+def plots(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> list[Plot]:
+    """Return one plot for each setting in which something was measured."""
+    measured = [(number, row) for number, row in rows if row.objectives]
+    settings = dict.fromkeys(row.setting for _, row in measured)
+    return [
+        _plot(
+            [(number, row) for number, row in measured if row.setting == setting],
+            [row for row in fp32 if row.setting == setting and row.accuracy is not None and row.latency_ms],
+        )
+        for setting in settings
+    ]
+
+
+def _plot(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> Plot:
+    first = rows[0][1]
+    points = [(row, None) for row in fp32] + [(row, number) for number, row in reversed(rows)]
+    across = _Axis([math.log10(row.latency_ms or 1) for row, _ in points], LEFT, WIDTH - RIGHT)
+    # Accuracy is a cost here: better is up, whatever the metric's direction.
+    up = _Axis([row.accuracy or 0.0 for row, _ in points], TOP, HEIGHT - BOTTOM)
+    return Plot(
+        title=f"{first.cpu}, batch size {first.batch_size}, threads: {first.threads}",
+        vertical=str(first.metric) if first.mode else f"difference of {first.metric} from FP32",
+        xticks=[(across.at(math.log10(t)), f"{t:g}") for t in _decades(10**across.low, 10**across.high)],
+        yticks=[(up.at(t), _shown(t, first.mode)) for t in _steps(up.low, up.high)],
+        marks=[
+            Mark(across.at(math.log10(row.latency_ms or 1)), up.at(row.accuracy or 0.0), _kind(row), number, _told(row))
+            for row, number in points
+        ],
+    )
+
+
+class _Axis:
+    """Values to pixels, with some room at both ends."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        room = 0.06 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 0.05
+        self.low, self.high = min(values) - room, max(values) + room
+        self.start, self.end = start, end
+
+    def at(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, 20, … between two positive numbers, or even steps where these are too few."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [digit * 10.0**n for n in exponents for digit in (1, 2, 5) if low <= digit * 10.0**n <= high]
+    return ticks if len(ticks) > 2 else _steps(low, high)
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """About five round numbers between two numbers."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * digit for digit in (1, 2, 5, 10) if power * digit * 5 >= high - low)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _kind(row: Row) -> str:
+    if row.status == "reference":
+        return "reference"
+    return "winner" if row.winner else "front" if row.pareto else "rest"
+
+
+def _shown(cost: float, mode: str | None) -> str:
+    """Accuracy as a cost, back in the metric's terms."""
+    return f"{100 * cost:g} %" if mode is None else f"{-cost + 0.0 if mode == 'max' else cost:g}"
+
+
+def _told(row: Row) -> str:
+    value = row.metrics.get(row.metric or "")
+    size = "" if row.size_bytes is None else f", {row.size_bytes / 1e6:.2f} MB"
+    return f"{row.run}: {row.label}, {row.metric} {figure(value)}, {figure(row.latency_ms, '.3f')} ms{size}"

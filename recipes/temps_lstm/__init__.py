@@ -1,0 +1,1 @@
+"""An LSTM that forecasts hourly temperatures; see README.md in this folder."""

@@ -193,6 +193,7 @@ def quantize(
     """
     scheme = _scheme(scheme)
     if scheme.method == "dynamic":
+        swap.check_patterns(model, scheme)
         example = private_call(*_first(iter(calls(batches))))
         module, dims = detached_copy(model).cpu(), dict(dynamic_dims or {})
         return DynamicCandidate(name or scheme.method, module, example, scheme, UNCALIBRATED, dims)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lq_plugin.artifacts import onnx, onnx_dynamic, openvino, pt2, torch_layers
 from lq_plugin.coverage import Coverage
-from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, require, unknown_name
+from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.capture import FloatGraph
 from lq_plugin.graph.signature import Signature
 
@@ -186,28 +186,39 @@ def export(
             dynamic candidate.
 
     Returns:
-        The artifacts by format. A format that does not exist for the candidate's method is left out, with a warning
-        that says why.
+        The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
+        why.
 
     Raises:
-        ConfigError: an unknown format, or none that exists for the candidate's method.
+        ConfigError: an unknown format.
+        UnsupportedError: none of the formats exists for the candidate.
         MissingExtraError: a format needs a package that is not installed.
         ExportError: a runtime's exporter refused the graph.
     """
     method = candidate.scheme.method
-    if formats is None:
-        formats = [name for name in FORMATS if method not in FORMATS[name].refuses]
-    due = formats_of(method, check_formats(formats))
-    refused = {name: FORMATS[name].refuses[method] for name in due if method in FORMATS[name].refuses}
-    if len(refused) == len(due):
-        raise ConfigError(f"formats: {list(formats)} cannot be made of a {method} candidate: {refused}.")
+    asked = [name for name in FORMATS if method not in FORMATS[name].refuses] if formats is None else formats
+    artifacts: dict[str, Artifact] = {}
+    refused: dict[str, str] = {}
+    for name in formats_of(method, check_formats(asked)):
+        try:
+            artifacts[name] = export_one(candidate, Path(folder) / name, name)
+        except UnsupportedError as error:
+            refused[name] = str(error)
+    if not artifacts:
+        raise UnsupportedError(f"formats: {list(asked)} cannot be made of candidate {candidate.name!r}: {refused}.")
     for name, reason in refused.items():
-        logger.warning("%s/%s is unsupported: %s.", candidate.name, name, reason)
-    return {name: export_one(candidate, Path(folder) / name, name) for name in due if name not in refused}
+        logger.warning("%s/%s is unsupported: %s", candidate.name, name, reason)
+    return artifacts
 
 
 def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
-    """Export a candidate in one format to ``path``; see :func:`export`."""
+    """Export a candidate in one format to ``path``; see :func:`export`.
+
+    Raises:
+        UnsupportedError: the format does not exist for candidates of this method, or for this one.
+    """
+    if candidate.scheme.method in FORMATS[format_name].refuses:
+        raise UnsupportedError(FORMATS[format_name].refuses[candidate.scheme.method])
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{format_name}-", dir=path.parent))
     try:

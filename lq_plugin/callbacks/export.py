@@ -129,14 +129,13 @@ class ArtifactExport(Callback):
 
     def _outcome(self, trainer: Any, pl_module: Any, callback: QuantizingCallback, format_name: str) -> Outcome:
         assert self.folder is not None
-        runtime, refusal = FORMATS[format_name].runtime, FORMATS[format_name].refuses.get(callback.method)
-        if refusal is not None:
-            return Outcome(callback.name, callback.method, format_name, runtime, None, "unsupported", refusal)
+        runtime = FORMATS[format_name].runtime
         candidate = callback.build(trainer, pl_module)
         if candidate is None:
             return Outcome(callback.name, callback.method, format_name, runtime, None, "failed", callback.error)
         try:
-            table.note(f"exporting {candidate.name}/{format_name}")
+            if callback.method not in FORMATS[format_name].refuses:
+                table.note(f"exporting {candidate.name}/{format_name}")
             artifact = export_one(candidate, self.folder / candidate.name / format_name, format_name)
         except UnsupportedError as error:
             return Outcome(callback.name, callback.method, format_name, runtime, None, "unsupported", str(error))

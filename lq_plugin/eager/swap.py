@@ -139,9 +139,11 @@ def swapped(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
             parent, _, name = place.rpartition(".")
             setattr(made.get_submodule(parent), name, layer)
     for part in made.modules():
+        # Fast paths that read float weights are taken only where these attributes, used for nothing else, are set.
         if isinstance(part, nn.TransformerEncoderLayer):
-            # Its fast path reads float weights; it is taken only where this attribute, used for nothing else, is set.
             part.activation_relu_or_gelu = 0
+        elif isinstance(part, nn.TransformerEncoder):
+            part.use_nested_tensor = False
     return made.eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ With ``--hidden-sizes 8 16 32`` it measures several widths, and with ``--plot FI
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 from collections.abc import Sequence
@@ -56,9 +57,8 @@ def measure(hidden: int) -> Figures:
         folder = Path(scratch) / "float"
         folder.mkdir()
         onnx.export(candidate.graph, folder)
-        loaded = {
-            name: lq_plugin.load(made.path, factory=lambda: nn.LSTM(INPUTS, hidden)) for name, made in artifacts.items()
-        }
+        factory = functools.partial(nn.LSTM, INPUTS, hidden)
+        loaded = {name: lq_plugin.load(made.path, factory=factory) for name, made in artifacts.items()}
         lanes = {"onnxruntime float": ("onnx", folder), "onnxruntime INT8": ("onnx", artifacts["onnx"].path)}
         with torch.no_grad():
             here = {"torch float": lambda: model(x), "torch INT8": lambda: loaded["torch"](x)}
@@ -78,7 +78,7 @@ def measure(hidden: int) -> Figures:
 def table(figures: Figures) -> Table:
     """Float and INT8 side by side."""
     made = Table(title=f"nn.LSTM({INPUTS}, {figures.hidden}), {STEPS} steps, batch {BATCH}")
-    for column in ("", "bytes", "of float", "ms", "speed-up", "mean absolute difference"):
+    for column in ("", "bytes", "of float", "ms", "speed-up", "difference"):
         made.add_column(column, justify="left" if not column else "right")
     for runtime, form in (("torch", "torch"), ("onnxruntime", "onnx")):
         base = figures.latency_ms[f"{runtime} float"]
@@ -88,7 +88,7 @@ def table(figures: Figures) -> Table:
         made.add_row(
             f"INT8, {runtime}", f"{size:,}", f"{share:.2f}", f"{ms:.3f}", f"{base / ms:.2f}×", f"{difference:.5f}"
         )
-    made.caption = f"The mean absolute float output is {figures.magnitude:.3f}."
+    made.caption = f"Difference: mean absolute, of outputs whose mean absolute value is {figures.magnitude:.3f}"
     return made
 
 

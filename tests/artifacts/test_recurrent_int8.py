@@ -15,6 +15,7 @@ from zoo.recurrent import CONFIGURATIONS, Configuration, Recurrent
 
 import lq_plugin
 from lq_plugin.artifacts import onnx_gru
+from lq_plugin.artifacts.base import export_one
 from lq_plugin.errors import UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 
@@ -101,7 +102,8 @@ def test_a_plain_rnn_is_listed_and_the_rest_is_quantized(tmp_path: Path) -> None
 def test_openvino_refuses_what_it_would_leave_float(tmp_path: Path) -> None:
     candidate = lq_plugin.quantize(WithHead(nn.LSTM(4, 6)), [torch.randn(5, 3, 4)], "dynamic")
     with pytest.raises(UnsupportedError, match="openvino has no INT8 form of recurrent layers"):
-        lq_plugin.export(candidate, tmp_path, ["openvino"])
+        export_one(candidate, tmp_path / "openvino", "openvino")
+    assert lq_plugin.export(candidate, tmp_path).keys() == {"onnx", "torch"}
 
 
 @pytest.mark.parametrize("pattern", ["layer", "op:lstm"])

@@ -12,6 +12,7 @@ from zoo.recurrent import CONFIGURATIONS, Configuration, Recurrent
 
 import lq_plugin
 from lq_plugin.artifacts import onnx
+from lq_plugin.artifacts.base import export_one
 from lq_plugin.errors import UnsupportedError
 from lq_plugin.graph.capture import FloatGraph, capture, fold
 
@@ -101,7 +102,7 @@ def test_a_projection_stays_in_torch_and_onnx_says_why(tmp_path: Path) -> None:
         torch.testing.assert_close(graph.module(x)[0], module(x))
     candidate = lq_plugin.quantize(module, [x], "dynamic")
     with pytest.raises(UnsupportedError, match="an LSTM with proj_size, which ONNX does not know"):
-        lq_plugin.export(candidate, tmp_path, ["onnx"])
+        export_one(candidate, tmp_path / "onnx", "onnx")
     made = lq_plugin.export(candidate, tmp_path, ["torch"])["torch"]
     assert {op["op"]: op["reason"] for op in made.float_ops} == {"lstm": "torch has no INT8 kernel for proj_size"}
 

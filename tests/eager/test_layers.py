@@ -1,0 +1,93 @@
+"""Every kind of layer: INT8 is close to float, and plain tensors make the same layer again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves
+
+from lq_plugin.eager.layers import KINDS, put_together, quantized, taken_apart
+from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+
+X, IDS = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12).view(3, 4) % 10
+BOTH = {"bidirectional": True, "num_layers": 2, "batch_first": True, "dropout": 0.3}
+STATE = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1))
+
+LAYERS: dict[str, tuple[str, nn.Module, tuple[Any, ...]]] = {
+    "linear": ("linear", nn.Linear(8, 6), (X,)),
+    "linear without bias": ("linear", nn.Linear(8, 6, bias=False), (X,)),
+    "lstm": ("lstm", nn.LSTM(8, 16), (X,)),
+    "lstm both ways": ("lstm", nn.LSTM(8, 16, **BOTH), (X,)),
+    "lstm without bias": ("lstm", nn.LSTM(8, 16, bias=False), (X,)),
+    "lstm with state": ("lstm", nn.LSTM(8, 16), (X, (STATE, STATE))),
+    "lstm packed": ("lstm", nn.LSTM(8, 16), (pack_sequence([X[0], X[1, :3], X[2, :1]]),)),
+    "gru": ("gru", nn.GRU(8, 16), (X,)),
+    "gru both ways": ("gru", nn.GRU(8, 16, **BOTH), (X,)),
+    "gru without bias": ("gru", nn.GRU(8, 16, bias=False), (X,)),
+    "gru packed": ("gru", nn.GRU(8, 16), (pack_sequence([X[0], X[1, :3], X[2, :1]]),)),
+    "lstm cell": ("lstm_cell", nn.LSTMCell(8, 16), (X[0],)),
+    "lstm cell without bias": ("lstm_cell", nn.LSTMCell(8, 16, bias=False), (X[0],)),
+    "gru cell": ("gru_cell", nn.GRUCell(8, 16), (X[0], STATE[0])),
+    "rnn cell": ("rnn_cell", nn.RNNCell(8, 16), (X[0],)),
+    "rnn cell with relu": ("rnn_cell", nn.RNNCell(8, 16, nonlinearity="relu"), (X[0],)),
+    "embedding": ("embedding", nn.Embedding(10, 8, padding_idx=0), (IDS,)),
+    "embedding bag": ("embedding_bag", nn.EmbeddingBag(10, 8, mode="sum"), (IDS,)),
+    "embedding bag by offsets": (
+        "embedding_bag",
+        nn.EmbeddingBag(10, 8, mode="sum"),
+        (IDS.flatten(), torch.tensor([0, 5])),
+    ),
+}
+
+
+def test_every_kind_is_tried() -> None:
+    assert {kind for kind, _, _ in LAYERS.values()} == set(KINDS)
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize(("kind", "layer", "call"), LAYERS.values(), ids=LAYERS)
+def test_a_layer_is_close_to_float_and_the_same_from_plain_tensors(
+    kind: str, layer: nn.Module, call: tuple[Any, ...], granularity: str
+) -> None:
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    int8 = quantized(layer.eval(), kind, granularity)
+    options, tensors = taken_apart(int8, kind)
+    again = put_together(kind, options, tensors)
+    assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
+    assert {t.dtype for t in tensors.values()} <= {torch.int8, torch.uint8, torch.float32}
+    assert {type(value) for value in options.values()} <= {int, bool, str}
+    weights = [name for name, tensor in tensors.items() if tensor.dtype in (torch.int8, torch.uint8)]
+    assert weights
+    per_row = granularity == "per_channel" or kind.startswith("embedding")
+    assert all(tensors[f"{name}.scale"].dim() == per_row for name in weights)
+    sqnr = SignalToQuantizationNoise()
+    with torch.no_grad():
+        given, wanted, rebuilt = (tree_leaves(module(*call)) for module in (int8, layer, again))
+    for got, float_, same in zip(given, wanted, rebuilt, strict=True):
+        if got is not None:  # a packed sequence may have no order
+            sqnr.update(got, float_)
+            assert torch.equal(got, same)
+    assert sqnr.compute() > 30
+
+
+def test_a_scale_for_each_channel_helps_where_rows_are_uneven() -> None:
+    layer = nn.LSTM(8, 16)
+    with torch.no_grad():
+        layer.weight_ih_l0 *= torch.logspace(-2, 1, 64).unsqueeze(1)
+    found = {}
+    for granularity in ("per_channel", "per_tensor"):
+        sqnr = SignalToQuantizationNoise()
+        with torch.no_grad():
+            sqnr.update(quantized(layer, "lstm", granularity)(X)[0], layer(X)[0])
+        found[granularity] = sqnr.compute()
+    assert found["per_channel"] > found["per_tensor"] + 3
+
+
+def test_the_engine_of_the_process_is_left_as_it_was() -> None:
+    before = torch.backends.quantized.engine
+    quantized(nn.Linear(2, 2), "linear", "per_channel")
+    assert torch.backends.quantized.engine == before

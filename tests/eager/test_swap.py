@@ -1,0 +1,218 @@
+"""Which layers become INT8, why the others do not, and what a module with INT8 layers keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import lq_plugin
+from lq_plugin import Scheme
+from lq_plugin.eager import swap
+from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
+from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+
+DYNAMIC = Scheme("dynamic")
+
+
+class Inherited(nn.Linear):
+    """A subclass that computes what its base does."""
+
+
+class Overriding(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input) * 2
+
+
+class OwnLstm(nn.LSTM):
+    """Inherits its forward."""
+
+
+def hooked() -> nn.Linear:
+    layer = nn.Linear(4, 4)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+class First(nn.Module):
+    def forward(self, x: tuple[Tensor, Any]) -> Tensor:
+        return x[0]
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
+    "inherited": (lambda: Inherited(4, 4), None),
+    "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), None),
+    "own lstm": (lambda: nn.Sequential(OwnLstm(4, 4), First()), None),
+    "overriding": (lambda: Overriding(4, 4), "Overriding overrides the forward of Linear"),
+    "hooked": (hooked, "has forward hooks"),
+    "rnn": (lambda: nn.Sequential(nn.RNN(4, 4), First()), "torch has no INT8 kernel for nn.RNN"),
+    "projection": (
+        lambda: nn.Sequential(nn.LSTM(4, 8, proj_size=4), First()),
+        "torch has no INT8 kernel for proj_size",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(("build", "reason"), CASES.values(), ids=CASES)
+def test_what_becomes_int8_and_why_the_rest_does_not(
+    build: Callable[[], nn.Module], reason: str | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), build()).eval(), torch.randn(3, 5, 4)
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [x], "dynamic"), tmp_path, ["torch"])["torch"]
+    assert len(artifact.quantized_ops) == (1 if reason else 2)
+    reasons = [op["reason"] for op in artifact.float_ops]
+    assert reasons == [] if reason is None else any(reason in found for found in reasons)
+    loaded, sqnr = lq_plugin.load(artifact.path, factory=lambda: nn.Sequential(nn.Linear(4, 4), build())), _sqnr()
+    with torch.no_grad():
+        sqnr.update(loaded(x), model(x))
+    assert sqnr.compute() > 25
+
+
+def _sqnr() -> SignalToQuantizationNoise:
+    return SignalToQuantizationNoise()
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_is_quantized_only_where_the_kernel_is_right(mode: str) -> None:
+    model = nn.Sequential(nn.EmbeddingBag(10, 4, mode=mode), nn.Linear(4, 2)).eval()
+    found = swap.survey(model, ((torch.arange(6).view(2, 3),), {}), Scheme("dynamic", embeddings=True))
+    assert [layer.kind for layer in found.chosen] == ["embedding_bag", "linear"][mode != "sum" :]
+    assert [op.reason for op in found.coverage.float_ops] == (
+        [] if mode == "sum" else [f"torch's INT8 kernel sums where mode={mode!r}"]
+    )
+
+
+def test_embeddings_are_quantized_where_asked() -> None:
+    model, call = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2)), ((torch.arange(6),), {})
+    assert [op.reason for op in swap.survey(model, call, DYNAMIC).coverage.float_ops] == ["embeddings=False"]
+    asked = swap.survey(model, call, Scheme("dynamic", embeddings=True))
+    assert [layer.kind for layer in asked.chosen] == ["embedding", "linear"]
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = nn.ModuleList([self.first])
+        self.table = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.again[0](self.first(self.table(ids))))
+
+
+def test_shared_layers_and_tied_weights_stay_right(tmp_path: Path) -> None:
+    model, ids = Shared().eval(), torch.arange(6)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [ids], "dynamic"), tmp_path, ["torch"])["torch"]
+    loaded, sqnr = lq_plugin.load(artifact.path, factory=Shared), _sqnr()
+    assert loaded.first is loaded.again[0]  # type: ignore[index]
+    assert [op["name"] for op in artifact.quantized_ops] == ["first", "head"]
+    with torch.no_grad():
+        sqnr.update(loaded(ids), model(ids))
+    assert sqnr.compute() > 25
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.encoder(x, src_key_padding_mask=mask)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_transformer_layers_keep_working_and_no_global_switch_moves(masked: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Encoder().eval(), torch.randn(2, 5, 16)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if masked else None
+    call = (x, mask) if masked else (x,)
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [call], "dynamic"), tmp_path, ["torch"])["torch"]
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert [op["name"].rpartition(".")[2] for op in artifact.quantized_ops] == ["linear1", "linear2"] * 2
+    reasons = {op["name"].rpartition(".")[2]: op["reason"] for op in artifact.float_ops}
+    assert reasons["out_proj"] == "its forward is never called; its weight may be used directly"
+    loaded, sqnr = lq_plugin.load(artifact.path, factory=Encoder), _sqnr()
+    inside = slice(None) if mask is None else ~mask
+    with torch.no_grad():
+        sqnr.update(loaded(*call)[inside], model(*call)[inside])
+    assert sqnr.compute() > 25
+
+
+def test_the_target_may_be_the_layer_itself(tmp_path: Path) -> None:
+    model, x = nn.LSTM(4, 8).eval(), torch.randn(5, 2, 4)
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [x], "dynamic"), tmp_path, ["torch"])["torch"]
+    assert [op["name"] for op in artifact.quantized_ops] == ["LSTM"]
+    loaded = lq_plugin.load(artifact.path, factory=lambda: nn.LSTM(4, 8))
+    assert loaded(x)[0].shape == (5, 2, 8)
+
+
+def test_the_file_is_small(tmp_path: Path) -> None:
+    model = nn.LSTM(8, 128, 2).eval()
+    made = lq_plugin.export(lq_plugin.quantize(model, [torch.randn(5, 2, 8)], "dynamic"), tmp_path)["torch"]
+    assert made.size_bytes < 0.3 * sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"skip": ["bady.*"]}, r"skip: 'bady.\*' is unknown. Did you mean 'body"),
+        ({"only": ["op:lstm"]}, "only: 'op:lstm' matches no layer of this model. It has: op:linear"),
+        ({"skip": ["op:conv2d"]}, "skip: 'op:conv2d' is unknown. .*'op:linear'"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error(options: dict[str, Any], said: str) -> None:
+    model = nn.Sequential()
+    model.body = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ConfigError, match=said):
+        lq_plugin.export(lq_plugin.quantize(model, [torch.randn(2, 4)], Scheme("dynamic", **options)), "nowhere")
+
+
+def test_nothing_to_quantize_is_named() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"nothing in it can be quantized.*0: no dynamic INT8 form of this layer"
+    ):
+        swap.survey(nn.Sequential(nn.Conv1d(2, 2, 1)), ((torch.randn(1, 2, 3),), {}), DYNAMIC)
+
+
+FACTORIES: dict[str, tuple[Callable[[], Any], str]] = {
+    "no module": (lambda: 3, "factory: it returned a int. It must return an nn.Module"),
+    "other class": (
+        lambda: nn.Sequential(nn.LSTM(4, 4), First()),
+        "'0' of Sequential is LSTM.4, 4., where a lstm with",
+    ),
+    "other size": (lambda: network(width=9), "where a lstm with .*'hidden_size': 8.* Give the class of the target"),
+    "more parameters": (lambda: nn.Sequential(*network(), nn.LayerNorm(3)), "other parameters than were exported.*3"),
+}
+
+
+def network(width: int = 8) -> nn.Sequential:
+    return nn.Sequential(nn.LSTM(4, width), First(), nn.Linear(width, 3))
+
+
+@pytest.mark.parametrize(("factory", "said"), FACTORIES.values(), ids=FACTORIES)
+def test_another_structure_is_refused_by_name(factory: Callable[[], Any], said: str, tmp_path: Path) -> None:
+    made = lq_plugin.export(lq_plugin.quantize(network(), [torch.randn(5, 2, 4)], "dynamic"), tmp_path, ["torch"])
+    with pytest.raises(ArtifactError, match=said):
+        lq_plugin.load(made["torch"].path, factory=factory)
+
+
+def test_a_live_module_given_as_factory_is_not_changed(tmp_path: Path) -> None:
+    model = network()
+    made = lq_plugin.export(lq_plugin.quantize(model, [torch.randn(5, 2, 4)], "dynamic"), tmp_path, ["torch"])
+    lq_plugin.load(made["torch"].path, factory=lambda: model)
+    assert type(model[0]) is nn.LSTM
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import hydra
+import hydra.experimental.callback
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -20,6 +23,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lq_plugin.errors import LqError
+from lq_plugin.report import leaderboard
+from lq_plugin.report.table import note
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MENDABLE = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
@@ -43,10 +48,12 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     def job(config: DictConfig) -> Any:
         try:
             return task(config)
-        except MENDABLE as error:
-            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            sys.exit(f"{name}: {one_line(error)}")
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                _record(error)
+            elif isinstance(error, MENDABLE) and not full:
+                sys.exit(f"{name}: {one_line(error)}")
+            raise
 
     os.environ[FULL_ERROR] = "1"  # Hydra itself would print several lines and exit; with this it raises
     try:
@@ -58,6 +65,30 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     finally:
         if not full:
             del os.environ[FULL_ERROR]
+        if Sweep.folder is not None:
+            _write_leaderboard(Sweep.folder)
+
+
+class Sweep(hydra.experimental.callback.Callback):
+    """Remembers where a multirun writes, for its leaderboard, which is written even where a job failed."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        Sweep.folder = Path(config.hydra.sweep.dir)
+
+
+def _record(error: Exception) -> None:
+    """Leave the reason of a failed job where the leaderboard looks for it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (folder / "failure.json").write_text(json.dumps({"error": one_line(error)}))
+
+
+def _write_leaderboard(folder: Path) -> None:
+    try:
+        note(f"leaderboard in {leaderboard.write(folder)}")
+    except LqError as error:  # jobs that export nothing have none
+        note(f"no leaderboard: {error}")
 
 
 def one_line(error: BaseException) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from lq_plugin import ArtifactExport, Int8Evaluation
-from lq_plugin.apps import command
-from lq_plugin.errors import ConfigError
+from lq_plugin.apps import command, fits
+from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.report.table import note
 
 # What Lightning warns of and the user of this command cannot act on.
 SILENCED = (
@@ -27,32 +29,69 @@ def main() -> None:
     command.run("lq-train", train, config_name="train")
 
 
-def train(config: DictConfig) -> float | None:
-    """Fit, with quantization, export and evaluation as callbacks.
+def train(config: DictConfig) -> float | tuple[float, ...] | None:
+    """Fit, with quantization, export and evaluation as callbacks; a fit that was done before is taken up again.
 
     Args:
         config: composed from ``conf/train.yaml``.
 
     Returns:
-        The selected artifact's value of the budget's metric, for Hydra's sweepers; ``None`` where there is none.
+        The selected artifact's values of what ``config.objectives`` names, for Hydra's sweepers; ``None`` where there
+        is none.
 
     Raises:
         ConfigError: something that has to be chosen is not, before anything is built.
     """
     check(config)
+    data, model, trainer = built(config)
+    fit = fits.Fit(Path(config.fit.folder) / fits.digest(config, str(trainer.default_root_dir)))
+    if not fits.shared(trainer, config.fit):
+        trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+        return objectives(trainer, config.objectives)
+    with fit.claimed():
+        if not fit.done:
+            note(f"fitting; kept in {fit.folder}")
+            trainer.callbacks.append(fits.KeepFit(fit))
+            trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+            fits.keep_calibrations(fit, trainer)
+            return objectives(trainer, config.objectives)
+    note(f"fit taken from {fit.folder}")
+    data, model, trainer = built(config, limit_train_batches=0)
+    fits.reuse(fit, trainer.callbacks)
+    finish(trainer, model, data)
+    fits.keep_calibrations(fit, trainer)
+    return objectives(trainer, config.objectives)
+
+
+def finish(trainer: Any, model: Any, data: Any) -> None:
+    """Go through a fit without training: the callbacks quantize the checkpoints that they were given."""
+    model.configure_optimizers = _no_optimizers
+    trainer.fit(model, datamodule=data)
+
+
+def _no_optimizers() -> list[Any]:
+    """Nothing is trained, and a schedule could not be made for no steps at all."""
+    return []
+
+
+def built(config: DictConfig, **options: Any) -> tuple[Any, Any, Any]:
+    """Make data, model and Trainer of a configuration.
+
+    Args:
+        config: of the whole run.
+        options: of the Trainer, over those of the configuration.
+    """
     for message in SILENCED:
         warnings.filterwarnings("ignore", message)
     seed_everything(config.seed, workers=True, verbose=False)
     data, model = instantiate(config.data), instantiate(config.model)
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    trainer: Trainer = instantiate(
-        config.trainer, callbacks=callbacks, logger=instantiate(config.logger) if config.logger else False
-    )
+    logger = instantiate(config.logger) if config.logger else False
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger, **options)
     for exporter in callbacks:
         if isinstance(exporter, ArtifactExport):
             exporter.run_config = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
-    trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
-    return next((objective(c.manifest) for c in callbacks if isinstance(c, Int8Evaluation) and c.manifest), None)
+    return data, model, trainer
 
 
 def check(config: DictConfig) -> None:
@@ -75,12 +114,27 @@ def check(config: DictConfig) -> None:
             )
 
 
-def objective(manifest: Mapping[str, Any]) -> float | None:
-    """Return what a sweep optimizes: the selected artifact's value of the budget's metric."""
-    for artifact in manifest["artifacts"]:
-        if f"{artifact['candidate']}/{artifact['format']}" == manifest["selected"]:
-            return cast("float | None", artifact["metrics"].get(manifest["budget"]["metric"]))
+def objectives(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | None:
+    """Return what a sweep optimizes, of the selected artifact.
+
+    Args:
+        trainer: after fit, with an evaluation among its callbacks.
+        names: ``"metric"`` (the budget's), ``"latency_ms"``, ``"size_bytes"``, ``"sqnr_db"`` or a metric's name.
+    """
+    manifests = (callback.manifest for callback in trainer.callbacks if isinstance(callback, Int8Evaluation))
+    manifest = next((made for made in manifests if made is not None), None)
+    for entry in manifest["artifacts"] if manifest is not None else ():
+        if manifest is not None and f"{entry['candidate']}/{entry['format']}" == manifest["selected"]:
+            known = {"metric": entry["metrics"].get(manifest["budget"]["metric"]), **entry["metrics"]}
+            known |= {"latency_ms": entry["latency_ms"]["median"]}
+            known |= {name: entry[name] for name in ("size_bytes", "sqnr_db")}
+            values = [known[name] if name in known else _unknown_objective(name, known) for name in names]
+            return values[0] if len(values) == 1 else tuple(values)
     return None
+
+
+def _unknown_objective(name: str, known: Mapping[str, Any]) -> NoReturn:
+    raise unknown_name("objectives", name, known)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,9 +78,24 @@ def read(trainer: Any, choice: str, written_since: float) -> Checkpoint:
     names = ("last_model_path",) if choice == "last" else ("best_model_path", "last_model_path")
     for path in (Path(getattr(callback, name)) for name in names if callback and getattr(callback, name)):
         if path.is_file():
-            content = _load(path, written_since)
-            return Checkpoint(path.name, content["global_step"], content["state_dict"], content.get("callbacks", {}))
+            return read_file(path, written_since)
     return Checkpoint("live", trainer.global_step)
+
+
+def read_file(path: Path, written_since: float = math.inf) -> Checkpoint:
+    """Read a checkpoint of Lightning.
+
+    Args:
+        path: the file.
+        written_since: see :func:`read`; by default nothing is unpickled.
+
+    Raises:
+        ConfigError: it is none, or it holds more than tensors and plain values.
+    """
+    content = _load(path, written_since)
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        raise ConfigError(f"checkpoint: {str(path)!r} holds no state_dict. Give a checkpoint that Lightning saved.")
+    return Checkpoint(path.name, content.get("global_step", 0), content["state_dict"], content.get("callbacks", {}))
 
 
 def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:

@@ -36,6 +36,7 @@ class QuantizingCallback(Callback):
         candidate: what artifacts are made from; there after fit.
         model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
         error: why there is no candidate.
+        given: a checkpoint that is quantized in place of one that this fit saves, for a fit that trains nothing.
     """
 
     method: str
@@ -49,6 +50,7 @@ class QuantizingCallback(Callback):
         self.candidate: Candidate | None = None
         self.model: nn.Module | None = None
         self.error: str | None = None
+        self.given: Path | None = None
         self._fit_started = 0.0
 
     @property
@@ -84,7 +86,11 @@ class QuantizingCallback(Callback):
         """
         if self.candidate is None and self.error is None:
             try:
-                checkpoint = checkpoints.read(trainer, self.checkpoint, self._fit_started)
+                checkpoint = (
+                    checkpoints.read(trainer, self.checkpoint, self._fit_started)
+                    if self.given is None
+                    else checkpoints.read_file(self.given)
+                )
                 self.model = checkpoints.with_weights(pl_module, checkpoint)
                 self.candidate = self.make_candidate(trainer, self.model, checkpoint)
             except Exception as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +21,7 @@ from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import capture, fold
 from lq_plugin.observers import Observer
+from lq_plugin.report import table
 from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme, as_dict
 
 
@@ -46,6 +49,9 @@ class StaticQuantization(QuantizingCallback):
         embeddings: whether look-up tables are quantized too; they are by default.
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
+
+    Attributes:
+        known: a calibration made before, which is taken where it fits the weights and the options.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
@@ -90,6 +96,8 @@ class StaticQuantization(QuantizingCallback):
         self.seed = seed
         self.dynamic_dims = dict(dynamic_dims or {})
         self.calibration: Calibration | None = None
+        self.known: Calibration | None = None
+        self.candidate: StaticCandidate | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -148,15 +156,13 @@ class StaticQuantization(QuantizingCallback):
         """Unite the checkpoint's weights with its own calibration, or calibrate once more where it has none."""
         if self._listener.failure is not None:
             raise self._listener.failure
-        calibration = (
-            self.calibration
-            if checkpoint.weights is None
-            else _calibration_in(checkpoint.callbacks.get(self.state_key, {}))
-        )
-        source = self
-        if not self._fits(calibration, checkpoint.global_step):
+        saved = checkpoint.callbacks.get(self.state_key, {})
+        own = self.calibration if checkpoint.weights is None else _calibration_in(saved)
+        fitting = (known for known in (own, self.known) if self._fits(known, checkpoint.global_step))
+        calibration, source = next(fitting, None), self
+        if calibration is None or self._listener.example is None:
             source = self._calibrated_anew(trainer, model)
-            calibration = source.calibration
+            calibration = calibration or source.calibration
         assert calibration is not None
         assert source._listener.example is not None
         graph = fold(capture(loop.resolve_target(model, self.target), *source._listener.example, self.dynamic_dims))
@@ -165,7 +171,7 @@ class StaticQuantization(QuantizingCallback):
             checkpoint=checkpoint.name,
             global_step=checkpoint.global_step,
             checkpoint_global_step=checkpoint.global_step,
-            extra_pass=source is not self,
+            extra_pass=calibration is source.calibration and source is not self,
         )
         return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
 
@@ -195,19 +201,26 @@ class StaticQuantization(QuantizingCallback):
             batches=sum(batches for _, _, batches in found),
             observer=self.scheme.observer.name,
             seed=self.seed,
+            observed=self.observed(),
         )
         return Calibration(statistics, provenance)
 
+    def observed(self) -> str:
+        """Return a digest of the options that say what is observed and how."""
+        options = self.options()
+        deciding = ("target", "samples", "seed", "dynamic_dims", "observer", "skip", "only", "embeddings")
+        text = json.dumps({name: options[name] for name in deciding}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def _fits(self, calibration: Calibration | None, global_step: int) -> bool:
         """Whether a calibration is one of these weights, gathered the way that this callback asks for."""
-        assert isinstance(self.scheme.observer, Observer)
-        if calibration is None or self._listener.example is None:
+        if calibration is None:
             return False
-        provenance = calibration.provenance
-        return (provenance.global_step, provenance.observer) == (global_step, self.scheme.observer.name)
+        return (calibration.provenance.global_step, calibration.provenance.observed) == (global_step, self.observed())
 
     def _calibrated_anew(self, trainer: Any, model: nn.Module) -> StaticQuantization:
         """Ride once more on a validation pass, of the checkpoint's weights."""
+        table.note(f"calibrating {self.name!r} in a validation pass of its own")
         rider = copy.copy(self)
         rider.calibration = None
         rider._forget()

@@ -30,6 +30,7 @@ class Provenance:
         batches: in how many batches.
         observer: name of the observer, if any.
         seed: of the generator that chose the batches; ``None`` where all were taken.
+        observed: digest of the options that say what was observed and how.
         extra_pass: whether they were gathered in a validation pass of their own after training, because the checkpoint
             held no statistics of its weights.
     """
@@ -42,6 +43,7 @@ class Provenance:
     batches: int
     observer: str | None
     seed: int | None
+    observed: str = ""
     extra_pass: bool = False
 
 

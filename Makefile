@@ -31,4 +31,4 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 clean:
-	rm -rf $(VENV) build dist outputs multirun *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist fits outputs multirun *.egg-info .mypy_cache .pytest_cache .ruff_cache

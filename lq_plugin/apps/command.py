@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -65,7 +66,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     finally:
         if not full:
             del os.environ[FULL_ERROR]
-        if Sweep.folder is not None:
+        if Sweep.folder is not None and rank_zero_only.rank == 0:
             _write_leaderboard(Sweep.folder)
 
 

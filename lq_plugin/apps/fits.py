@@ -111,14 +111,17 @@ class Fit:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         trainer.save_checkpoint(scratch / LIVE)
-        kept = {"live": LIVE}
+        kept, copies = {"live": LIVE}, dict[str, str]()
         for callback in trainer.checkpoint_callbacks:
             best, last = (getattr(callback, f"{name}_model_path", "") for name in ("best", "last"))
             for choice, file in (("best", best or last), (f"best:{callback.monitor}", best), ("last", last or best)):
-                if file and choice not in kept:
-                    name = f"{choice.partition(':')[0]}-{Path(file).name}"
-                    shutil.copyfile(file, scratch / name)
-                    kept[choice] = name
+                if not file or choice in kept:
+                    continue
+                if file not in copies:
+                    copies[file] = f"{len(copies)}/{Path(file).name}"
+                    (scratch / copies[file]).parent.mkdir()
+                    shutil.copyfile(file, scratch / copies[file])
+                kept[choice] = copies[file]
         (scratch / RECORD).write_text(json.dumps({"checkpoints": kept}, indent=1))
         shutil.rmtree(self.folder, ignore_errors=True)
         scratch.rename(self.folder)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from lq_plugin import ArtifactExport, Int8Evaluation
 from lq_plugin.apps import command, fits
-from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.apps.objectives import check_directions, objectives
+from lq_plugin.errors import ConfigError
 from lq_plugin.report.table import note
 
 # What Lightning warns of and the user of this command cannot act on.
@@ -47,20 +50,20 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     fit = fits.Fit(Path(config.fit.folder) / fits.digest(config, str(trainer.default_root_dir)))
     if not fits.shared(trainer, config.fit):
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
-        return objectives(trainer, config.objectives)
+        return outcome(trainer, config.objectives)
     with fit.claimed():
         if not fit.done:
-            note(f"fitting; kept in {fit.folder}")
+            note(f"fitting, to be kept in {fit.folder} …")
             trainer.callbacks.append(fits.KeepFit(fit))
             trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
             fits.keep_calibrations(fit, trainer)
-            return objectives(trainer, config.objectives)
+            return outcome(trainer, config.objectives)
     note(f"fit taken from {fit.folder}")
     data, model, trainer = built(config, limit_train_batches=0)
     fits.reuse(fit, trainer.callbacks)
     finish(trainer, model, data)
     fits.keep_calibrations(fit, trainer)
-    return objectives(trainer, config.objectives)
+    return outcome(trainer, config.objectives)
 
 
 def finish(trainer: Any, model: Any, data: Any) -> None:
@@ -97,6 +100,8 @@ def built(config: DictConfig, **options: Any) -> tuple[Any, Any, Any]:
 def check(config: DictConfig) -> None:
     """Refuse a configuration with gaps.
 
+    In a sweep, options of a callback that a job does not have are dropped: not every combination has a meaning.
+
     Raises:
         ConfigError: naming the option and how it is given.
     """
@@ -108,33 +113,29 @@ def check(config: DictConfig) -> None:
         )
     for name, callback in config.callbacks.items():
         if callback and "_target_" not in callback:
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                note(f"the options of callbacks.{name} mean nothing to this job of the sweep")
+                config.callbacks[name] = None
+                continue
             raise ConfigError(
                 f"callbacks.{name}: it has options but no _target_, so there is nothing to set them on. "
                 f"Choose the group that makes it (for callbacks.static: quantization=static), or leave the options out."
             )
 
 
-def objectives(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | None:
-    """Return what a sweep optimizes, of the selected artifact.
+def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | None:
+    """Return what a sweeper optimizes, of the run that a Trainer has just done.
 
     Args:
-        trainer: after fit, with an evaluation among its callbacks.
-        names: ``"metric"`` (the budget's), ``"latency_ms"``, ``"size_bytes"``, ``"sqnr_db"`` or a metric's name.
+        trainer: after fit.
+        names: of the objectives.
     """
     manifests = (callback.manifest for callback in trainer.callbacks if isinstance(callback, Int8Evaluation))
     manifest = next((made for made in manifests if made is not None), None)
-    for entry in manifest["artifacts"] if manifest is not None else ():
-        if manifest is not None and f"{entry['candidate']}/{entry['format']}" == manifest["selected"]:
-            known = {"metric": entry["metrics"].get(manifest["budget"]["metric"]), **entry["metrics"]}
-            known |= {"latency_ms": entry["latency_ms"]["median"]}
-            known |= {name: entry[name] for name in ("size_bytes", "sqnr_db")}
-            values = [known[name] if name in known else _unknown_objective(name, known) for name in names]
-            return values[0] if len(values) == 1 else tuple(values)
-    return None
-
-
-def _unknown_objective(name: str, known: Mapping[str, Any]) -> NoReturn:
-    raise unknown_name("objectives", name, known)
+    if HydraConfig.initialized():
+        told = OmegaConf.to_container(HydraConfig.get().sweeper, enum_to_str=True)
+        check_directions(cast("dict[str, Any]", told).get("direction"), names, manifest)
+    return objectives(manifest, names)
 
 
 if __name__ == "__main__":

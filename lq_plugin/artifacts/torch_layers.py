@@ -1,24 +1,26 @@
 """INT8 layers of torch with everything else of a module, for the user's own class to be put around again.
 
 ``model.safetensors`` holds the tensors: integers, scales and biases of INT8 layers as ``int8.<number>.<name>``, all
-other parameters and buffers as ``float.<name>``. ``layers.json`` says where each layer goes, what it is, and which
-names mean the same tensor. Nothing is unpickled.
+other parameters and buffers as ``float.<name>``, each tensor once. ``layers.json`` says where each layer goes, what it
+is, and which names mean the same tensor. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from lq_plugin.coverage import Coverage
 from lq_plugin.eager import swap
-from lq_plugin.eager.layers import KINDS, put_together, quantized, taken_apart
+from lq_plugin.eager.layers import KINDS, Tensors, misfits, put_together, quantized, taken_apart
 from lq_plugin.errors import ArtifactError, ExportError
+from lq_plugin.graph.copying import detached_copy
 
 if TYPE_CHECKING:
     from lq_plugin.candidate import DynamicCandidate
@@ -32,14 +34,15 @@ def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
     """Write ``model.safetensors`` and ``layers.json``."""
     found = swap.survey(candidate.module, candidate.example, candidate.scheme)
     described: list[dict[str, Any]] = []
-    tensors: dict[str, Tensor] = {}
+    tensors: Tensors = {}
     for number, layer in enumerate(found.chosen):
         made = quantized(layer.module, layer.kind, candidate.scheme.weight_granularity)
         options, parts = taken_apart(made, layer.kind)
-        described.append({"path": layer.paths[0], "kind": layer.kind, "options": options})
+        described.append({"paths": list(layer.paths), "kind": layer.kind, "options": options})
         tensors |= {f"int8.{number}.{name}": tensor.contiguous() for name, tensor in parts.items()}
-    rest, aliases = _rest(candidate.module, [layer.paths[0] for layer in found.chosen])
-    tensors |= {f"float.{name}": tensor.contiguous() for name, tensor in rest.items()}
+    rest, aliases = _rest(candidate.module, [path for layer in found.chosen for path in layer.paths])
+    # Cloned, for tensors that are views of one another cannot be written.
+    tensors |= {f"float.{name}": t.clone(memory_format=torch.contiguous_format) for name, t in rest.items()}
     safetensors.torch.save_file(tensors, folder / TENSORS)
     (folder / LAYERS).write_text(json.dumps({"layers": described, "aliases": aliases}, indent=1))
     return found.coverage
@@ -55,36 +58,32 @@ def rebuild(folder: Path, factory: Callable[[], nn.Module]) -> nn.Module:
     Raises:
         ArtifactError: the module has another structure, or the files describe no layers.
     """
-    module = factory()
-    if not isinstance(module, nn.Module):
-        raise ArtifactError(f"factory: it returned a {type(module).__name__}. It must return an nn.Module.")
-    content = json.loads((folder / LAYERS).read_text())
+    given = factory()
+    if not isinstance(given, nn.Module):
+        raise ArtifactError(f"factory: it returned a {type(given).__name__}. It must return an nn.Module.")
+    module = detached_copy(given, share_tensors=True)  # under the names it was exported with: without torch.compile
+    layers, aliases = _described(folder)
     tensors = safetensors.torch.load_file(folder / TENSORS)
     made: dict[str, nn.Module] = {}
-    for number, entry in enumerate(content["layers"]):
-        _check(module, entry)
-        made[entry["path"]] = put_together(entry["kind"], entry["options"], _below(f"int8.{number}.", tensors))
-    rest = _below("float.", tensors)
-    rest |= {alias: rest[name] for alias, name in content["aliases"].items()}
+    for number, entry in enumerate(layers):
+        parts = _below(f"int8.{number}.", tensors)
+        _check(module, entry, parts)
+        made[entry["paths"][0]] = put_together(entry["kind"], entry["options"], parts)
+    _check_sharing(module, layers)
     around = swap.swapped(module, {path: nn.Identity() for path in made})
-    try:
-        around.load_state_dict(rest)
-    except RuntimeError as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise ArtifactError(
-            f"factory: {type(module).__name__} has other parameters than were exported. {reason} {_AS_TRAINED}"
-        ) from None
+    _fill(around, _below("float.", tensors), aliases)
     return swap.swapped(around, made)
 
 
-def _rest(module: nn.Module, chosen: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _rest(module: nn.Module, chosen: Sequence[str]) -> tuple[Tensors, dict[str, str]]:
     """Everything but the chosen layers: tensors by name, and the further names of those that have several."""
-    rest: dict[str, Tensor] = {}
+    rest: Tensors = {}
     names: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    state = swap.swapped(module, {path: nn.Identity() for path in chosen}).state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if any(name.startswith(f"{path}." if path else "") for path in chosen):
+            continue
+        if not isinstance(tensor, Tensor) or nn.parameter.is_lazy(tensor):
             raise ExportError(
                 f"module: its state {name!r} is a {type(tensor).__name__}, which safetensors cannot hold."
             )
@@ -95,25 +94,88 @@ def _rest(module: nn.Module, chosen: list[str]) -> tuple[dict[str, Tensor], dict
     return rest, aliases
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
+    """Load all tensors but those of INT8 layers."""
+    loose = sorted(set(aliases.values()) - rest.keys())
+    if loose:
+        raise _malformed(f"{loose} have further names there, and are not in {TENSORS}")
+    for name, first in _rest(module, [])[1].items():
+        if aliases.get(name, name) != aliases.get(first, first):
+            raise ArtifactError(
+                f"factory: {first!r} and {name!r} of {type(module).__name__} are one tensor, and were two when they "
+                f"were exported. {_AS_TRAINED}"
+            )
+    try:
+        module.load_state_dict(rest | {alias: rest[name] for alias, name in aliases.items()})
+    except RuntimeError as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise ArtifactError(
+            f"factory: {type(module).__name__} has other parameters than were exported. {reason} {_AS_TRAINED}"
+        ) from None
+
+
+def _below(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _check(module: nn.Module, entry: Mapping[str, Any]) -> None:
-    """Check that the layer that is replaced is one of the kind and size that was exported."""
-    path, kind, options = entry["path"], entry["kind"], entry["options"]
-    if kind not in KINDS or {name: type(value) for name, value in options.items()} != dict(KINDS[kind].options):
-        raise ArtifactError(f"path: {LAYERS} describes no layer at {path!r} ({kind}, {options}). Export again.")
-    name = path or "the module itself"
+def _described(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Read what ``layers.json`` says, and check that it is of the form that is written."""
     try:
-        layer = module.get_submodule(path)
-    except AttributeError:
-        raise ArtifactError(
-            f"factory: {type(module).__name__} has no submodule {name!r}, where a {kind} was exported. {_AS_TRAINED}"
-        ) from None
-    given = {name: getattr(layer, name, None) for name in options}
+        content = json.loads((folder / LAYERS).read_text())
+        layers, aliases = content["layers"], content["aliases"]
+        for entry in layers:
+            kind, options, paths = entry["kind"], entry["options"], entry["paths"]
+            types = {name: type(value) for name, value in options.items()}
+            if types != KINDS[kind].options or not paths or not all(isinstance(path, str) for path in paths):
+                raise _malformed(f"it describes no layer at {paths!r} ({kind}, {options})")
+        if not all(isinstance(name, str) for name in aliases.values()):
+            raise _malformed(f"its aliases are no names: {aliases!r}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _malformed(f"{type(error).__name__}: {error}") from None
+    return layers, aliases
+
+
+def _malformed(why: str) -> ArtifactError:
+    return ArtifactError(f"path: {LAYERS} is not as it was written ({why}). Export again.")
+
+
+def _check(module: nn.Module, entry: Mapping[str, Any], tensors: Tensors) -> None:
+    """Check that the layer that is replaced is one of the kind and size that was exported."""
+    kind, options = entry["kind"], entry["options"]
+    name = entry["paths"][0] or "the module itself"
+    layer = _at(module, entry["paths"][0], kind)
+    given = {option: getattr(layer, option, None) for option in options}
     if not isinstance(layer, KINDS[kind].float_class) or given != options:
         raise ArtifactError(
             f"factory: {name!r} of {type(module).__name__} is {layer}, where a {kind} with {options} was exported. "
             f"{_AS_TRAINED}"
         )
+    wrong = misfits(layer, kind, tensors)
+    if wrong:
+        raise ArtifactError(
+            f"factory: {name!r} of {type(module).__name__} is {layer}, which does not fit the exported {kind}: "
+            f"{wrong} are missing, superfluous or of another shape. {_AS_TRAINED}"
+        )
+
+
+def _check_sharing(module: nn.Module, layers: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the same paths lead to the same layer as when they were exported."""
+    found: dict[int, list[str]] = {}
+    for entry in layers:
+        for path in entry["paths"]:
+            found.setdefault(id(_at(module, path, entry["kind"])), []).append(path)
+    otherwise = [paths for paths in found.values() if paths not in [entry["paths"] for entry in layers]]
+    if otherwise:
+        raise ArtifactError(
+            f"factory: {type(module).__name__} has one layer at each of {otherwise}, and was exported with other "
+            f"layers shared. {_AS_TRAINED}"
+        )
+
+
+def _at(module: nn.Module, path: str, kind: str) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        raise ArtifactError(
+            f"factory: {type(module).__name__} has no submodule {path!r}, where a {kind} was exported. {_AS_TRAINED}"
+        ) from None

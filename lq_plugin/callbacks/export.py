@@ -135,7 +135,7 @@ class ArtifactExport(Callback):
             return Outcome(callback.name, callback.method, format_name, runtime, None, "failed", callback.error)
         try:
             if callback.method not in FORMATS[format_name].refuses:
-                table.note(f"exporting {candidate.name}/{format_name}")
+                table.note(f"exporting {candidate.name}/{format_name} …")
             artifact = export_one(candidate, self.folder / candidate.name / format_name, format_name)
         except UnsupportedError as error:
             return Outcome(callback.name, callback.method, format_name, runtime, None, "unsupported", str(error))

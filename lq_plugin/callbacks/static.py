@@ -220,7 +220,7 @@ class StaticQuantization(QuantizingCallback):
 
     def _calibrated_anew(self, trainer: Any, model: nn.Module) -> StaticQuantization:
         """Ride once more on a validation pass, of the checkpoint's weights."""
-        table.note(f"calibrating {self.name!r} in a validation pass of its own")
+        table.note(f"calibrating {self.name!r} in a validation pass of its own …")
         rider = copy.copy(self)
         rider.calibration = None
         rider._forget()

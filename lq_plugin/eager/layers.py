@@ -7,8 +7,9 @@ the products up in 32 bits.
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class Kind:
         float_class: the layer as users write it.
         int8_class: what torch makes of it.
         options: attributes of both that its constructor takes, with their types.
+        ranks: how many dimensions its input may have; the float layer takes more.
         weights: reads quantized weights and float biases from an INT8 layer, by name.
         build: makes an INT8 layer from options, quantized weights and biases.
     """
@@ -45,6 +47,7 @@ class Kind:
     float_class: type[nn.Module]
     int8_class: type[nn.Module]
     options: Mapping[str, type]
+    ranks: Container[int]
     weights: Callable[[Any], Mapping[str, Tensor | None]]
     build: Callable[[type[Any], Mapping[str, Any], Tensors], nn.Module]
 
@@ -97,6 +100,46 @@ def put_together(kind: str, options: Mapping[str, Any], tensors: Tensors) -> nn.
         return chosen.build(chosen.int8_class, options, weights).eval()
 
 
+def misfits(layer: nn.Module, kind: str, tensors: Tensors) -> list[str]:
+    """Return the names of tensors that are missing, superfluous, or of another type or shape than the layer needs.
+
+    Args:
+        layer: the float layer.
+        kind: a key of ``KINDS``.
+        tensors: what :func:`put_together` would be given.
+    """
+    table = kind.startswith("embedding")
+    wanted: dict[str, tuple[torch.dtype, Sequence[tuple[int, ...]]]] = {}
+    for name, tensor in _weights(layer, KINDS[kind].float_class).items():
+        shape = tuple(tensor.shape)
+        if name.startswith("bias"):
+            wanted[name] = torch.float32, [shape]
+            continue
+        wanted[name] = torch.uint8 if table else torch.int8, [shape]
+        wanted[name + _SCALE] = torch.float32, [shape[:1]] if table else [(), shape[:1]]
+        if table and name + _ZERO in tensors:  # left out where all are 0
+            wanted[name + _ZERO] = torch.float32, [shape[:1]]
+    fitting = {
+        name
+        for name, (dtype, shapes) in wanted.items()
+        if name in tensors and tensors[name].dtype == dtype and tuple(tensors[name].shape) in shapes
+    }
+    return sorted((wanted.keys() | tensors.keys()) - fitting)
+
+
+def unfit_call(kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Return why an INT8 layer cannot take a call that its float layer took; ``None`` where it can."""
+    unknown = sorted(kwargs.keys() - inspect.signature(KINDS[kind].int8_class.forward).parameters.keys())
+    if unknown:
+        return f"torch's INT8 layer does not take {unknown[0]!r} by keyword"
+    given = args[0] if args else kwargs["input"]
+    if isinstance(given, Tensor) and given.dim() not in KINDS[kind].ranks:
+        return f"torch's INT8 kernel does not take {given.dim()} dimensions"
+    if kind.startswith("embedding") and not given.is_contiguous():
+        return "torch's INT8 kernel does not take indices that are not contiguous"
+    return None
+
+
 @contextmanager
 def _packing() -> Iterator[None]:
     """Pack weights for the kernels that are fastest step by step, and keep torch's notes of deprecation to itself.
@@ -125,23 +168,28 @@ def _muted() -> Iterator[None]:
 
 def _plain(layer: nn.Module, float_class: type[nn.Module]) -> nn.Module:
     """The layer as an instance of the very class that torch looks for, with biases, and on the same weights."""
-    names = getattr(layer, "_flat_weights_names", _WEIGHTS)
-    # Of recurrent layers, "bias" says whether there is one.
-    found: dict[str, Any] = {name: getattr(layer, name, False) for name in names}
-    weights = {
-        name: None if tensor is None else nn.Parameter(tensor.detach())
-        for name, tensor in found.items()
-        if not isinstance(tensor, bool)
+    parameters: dict[str, nn.Parameter | None] = {
+        name: nn.Parameter(tensor) for name, tensor in _weights(layer, float_class).items()
     }
-    if issubclass(float_class, nn.RNNBase | nn.RNNCellBase):  # torch wants biases; zeros change nothing
-        for name in [name for name in weights if name.startswith("weight")]:
-            if weights.get(bias := name.replace("weight", "bias")) is None:
-                weights[bias] = nn.Parameter(torch.zeros(len(found[name])))
+    if float_class is nn.Linear:
+        parameters.setdefault("bias", None)
     plain = float_class.__new__(float_class)
-    plain.__dict__ |= layer.__dict__ | {"_parameters": weights, "_modules": {}}
+    plain.__dict__ |= layer.__dict__ | {"_parameters": parameters, "_modules": {}}
     if "bias" in layer.__dict__:
         plain.bias = True  # type: ignore[assignment]
     return plain
+
+
+def _weights(layer: nn.Module, float_class: type[nn.Module]) -> Tensors:
+    """Weights and biases as they are now, be they parameters or computed by parametrizations."""
+    names = getattr(layer, "_flat_weights_names", _WEIGHTS)
+    found = {name: getattr(layer, name, None) for name in names}
+    # Of recurrent layers, "bias" says whether there is one.
+    weights = {name: tensor.detach() for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    if issubclass(float_class, nn.RNNBase | nn.RNNCellBase):  # torch wants biases; zeros change nothing
+        for name in [name for name in weights if name.startswith("weight")]:
+            weights.setdefault(name.replace("weight", "bias"), torch.zeros(len(weights[name])))
+    return weights
 
 
 def _requantized(name: str, tensors: Tensors) -> Tensor:
@@ -194,6 +242,7 @@ def _build_table(made: type[Any], options: Mapping[str, Any], weights: Tensors) 
     return layer  # type: ignore[no-any-return]
 
 
+_MATRICES = range(2, 65)  # torch has tensors of up to 64 dimensions
 _LINEAR = {"in_features": int, "out_features": int}
 _RECURRENT = {"input_size": int, "hidden_size": int, "num_layers": int, "batch_first": bool, "bidirectional": bool}
 _CELL = {"input_size": int, "hidden_size": int}
@@ -201,12 +250,12 @@ _TABLE = {"num_embeddings": int, "embedding_dim": int}
 _BAG = {**_TABLE, "mode": str, "include_last_offset": bool}
 
 KINDS: Mapping[str, Kind] = {
-    "linear": Kind(nn.Linear, nnqd.Linear, _LINEAR, _of_linear, _build_linear),
-    "lstm": Kind(nn.LSTM, nnqd.LSTM, _RECURRENT, _of_recurrent, _build_recurrent),
-    "gru": Kind(nn.GRU, nnqd.GRU, _RECURRENT, _of_recurrent, _build_recurrent),
-    "lstm_cell": Kind(nn.LSTMCell, nnqd.LSTMCell, _CELL, _of_recurrent, _build_cell),
-    "gru_cell": Kind(nn.GRUCell, nnqd.GRUCell, _CELL, _of_recurrent, _build_cell),
-    "rnn_cell": Kind(nn.RNNCell, nnqd.RNNCell, {**_CELL, "nonlinearity": str}, _of_recurrent, _build_cell),
-    "embedding": Kind(nn.Embedding, nnq.Embedding, _TABLE, _of_table, _build_table),
-    "embedding_bag": Kind(nn.EmbeddingBag, nnq.EmbeddingBag, _BAG, _of_table, _build_table),
+    "linear": Kind(nn.Linear, nnqd.Linear, _LINEAR, _MATRICES, _of_linear, _build_linear),
+    "lstm": Kind(nn.LSTM, nnqd.LSTM, _RECURRENT, (3,), _of_recurrent, _build_recurrent),
+    "gru": Kind(nn.GRU, nnqd.GRU, _RECURRENT, (3,), _of_recurrent, _build_recurrent),
+    "lstm_cell": Kind(nn.LSTMCell, nnqd.LSTMCell, _CELL, (2,), _of_recurrent, _build_cell),
+    "gru_cell": Kind(nn.GRUCell, nnqd.GRUCell, _CELL, (2,), _of_recurrent, _build_cell),
+    "rnn_cell": Kind(nn.RNNCell, nnqd.RNNCell, {**_CELL, "nonlinearity": str}, (2,), _of_recurrent, _build_cell),
+    "embedding": Kind(nn.Embedding, nnq.Embedding, _TABLE, (1, 2), _of_table, _build_table),
+    "embedding_bag": Kind(nn.EmbeddingBag, nnq.EmbeddingBag, _BAG, (1, 2), _of_table, _build_table),
 }

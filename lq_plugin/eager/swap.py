@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lq_plugin.coverage import Coverage, FloatOp, QuantizedOp
-from lq_plugin.eager.layers import KINDS
+from lq_plugin.eager.layers import KINDS, unfit_call
 from lq_plugin.errors import ConfigError, UnsupportedError, unknown_name
-from lq_plugin.graph.capture import Call, isolated
+from lq_plugin.graph.capture import Call, isolated, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.scheme import Scheme
 
@@ -54,8 +53,8 @@ def survey(module: nn.Module, example: Call, scheme: Scheme) -> Survey:
     """Decide which layers of a module become INT8.
 
     Args:
-        module: in eval mode, on the CPU; left as it is.
-        example: a real call, to see which layers are called at all.
+        module: on the CPU, as :func:`~lq_plugin.graph.copying.detached_copy` returns it; left as it is.
+        example: a real call, to see how layers are used.
         scheme: what is skipped.
 
     Raises:
@@ -65,10 +64,7 @@ def survey(module: nn.Module, example: Call, scheme: Scheme) -> Survey:
     check_patterns(module, scheme)
     layers = _layers(module)
     refused = {id(layer.module): reason for layer in layers if (reason := _refusal(layer, scheme)) is not None}
-    called = _called(module, example, [layer for layer in layers if id(layer.module) not in refused])
-    for layer in layers:
-        if id(layer.module) not in called:
-            refused.setdefault(id(layer.module), "its forward is never called; its weight may be used directly")
+    refused |= _misuses(module, example, [layer for layer in layers if id(layer.module) not in refused])
     chosen = [layer for layer in layers if id(layer.module) not in refused]
     coverage = Coverage(
         tuple(QuantizedOp(_name(module, layer.paths[0]), layer.kind) for layer in chosen),
@@ -130,21 +126,28 @@ def swapped(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
         module: the float module; it is not changed.
         layers: what replaces a layer, by one of its paths. A layer that is shared stays shared.
     """
-    made = detached_copy(module)
+    sharing = detached_copy(module, share_tensors=True)
     for path, layer in layers.items():
-        old = made.get_submodule(path)
-        if old is made:
-            return layer
-        for place in [name for name, part in made.named_modules(remove_duplicate=False) if part is old]:
-            parent, _, name = place.rpartition(".")
-            setattr(made.get_submodule(parent), name, layer)
-    for part in made.modules():
-        # Fast paths that read float weights are taken only where these attributes, used for nothing else, are set.
+        # A layer says itself what its copy is. So its float weights are not copied, and every reference to it follows:
+        # paths that share it, and plain lists and dicts that torch does not look into.
+        sharing.get_submodule(path).__dict__["__deepcopy__"] = lambda _, layer=layer: layer
+    made = detached_copy(sharing)
+    _leave_fast_paths(made, set(layers.values()))
+    return made.requires_grad_(False)
+
+
+def _leave_fast_paths(module: nn.Module, layers: Set[nn.Module]) -> None:
+    """Keep transformers from their fast paths, which read the float weights of layers that are replaced.
+
+    They are taken only where these attributes, used for nothing else after construction, are set.
+    """
+    for part in module.modules():
+        if layers.isdisjoint(part.modules()):
+            continue
         if isinstance(part, nn.TransformerEncoderLayer):
             part.activation_relu_or_gelu = 0
         elif isinstance(part, nn.TransformerEncoder):
             part.use_nested_tensor = False
-    return made.eval().requires_grad_(False)
 
 
 def _layers(module: nn.Module) -> list[Layer]:
@@ -171,20 +174,26 @@ def _refusal(layer: Layer, scheme: Scheme) -> str | None:
     return _structural_refusal(part, kind)
 
 
-def _structural_refusal(part: nn.Module, kind: str) -> str | None:
+def _structural_refusal(part: Any, kind: str) -> str | None:
     if kind == "rnn":
         return "torch has no INT8 kernel for nn.RNN"
     if getattr(part, "proj_size", 0):
         return "torch has no INT8 kernel for proj_size"
     if getattr(part, "mode", "") in ("mean", "max"):
         return f"torch's INT8 kernel sums where mode={part.mode!r}"
-    base: Any = type(part).__mro__[1] if parametrize.is_parametrized(part) else type(part)
-    if base.forward is not _KNOWN[kind].forward or "forward" in part.__dict__:
+    if getattr(part, "max_norm", None) is not None:
+        return "torch's INT8 kernel does not apply max_norm"
+    base = type(part).__mro__[1] if parametrize.is_parametrized(part) else type(part)
+    if getattr(part.forward, "__func__", None) is not _KNOWN[kind].forward:
         return f"{base.__name__} overrides the forward of {_KNOWN[kind].__name__}"
+    if any(map(nn.parameter.is_lazy, part.parameters())):
+        return "its size is not known before its first call"
     if part._forward_hooks or part._forward_pre_hooks:
         return "has forward hooks, which an INT8 layer would not call"
-    if any(nn.parameter.is_lazy(tensor) or tensor.dtype != torch.float32 for tensor in part.parameters()):
+    if any(tensor.dtype != torch.float32 for tensor in part.parameters()):
         return "its weights are not float32"
+    if kind == "embedding_bag" and part.padding_idx is not None and part.weight[part.padding_idx].any():
+        return "torch's INT8 kernel does not leave out padding_idx"
     return None
 
 
@@ -196,33 +205,44 @@ def _matches(pattern: str, layer: Layer) -> bool:
     return bool(fnmatch.filter(prefixes, pattern))
 
 
-def _called(module: nn.Module, example: Call, layers: Sequence[Layer]) -> set[int]:
-    """Run the example, and return which layers' forward was called."""
-    seen: set[int] = set()
-    args, kwargs = example
-    with isolated(), _watched(layers, seen):
-        module(*args, **kwargs)
-    return seen
+def _misuses(module: nn.Module, example: Call, layers: Sequence[Layer]) -> dict[int, str]:
+    """Run the example on a private copy, and return why layers cannot be INT8 as they are used there."""
+    probe = detached_copy(module)
+    witnesses = {id(layer.module): _Witness(probe.get_submodule(layer.paths[0]), layer.kind) for layer in layers}
+    args, kwargs = private_call(*example)
+    with isolated():
+        probe(*args, **kwargs)
+    return {key: witness.reason for key, witness in witnesses.items() if witness.reason is not None}
 
 
-@contextmanager
-def _watched(layers: Sequence[Layer], seen: set[int]) -> Iterator[None]:
-    def watch(part: nn.Module) -> Callable[..., Any]:
-        forward = part.forward
+class _Witness:
+    """Sees how a layer is used; the layer is changed for that."""
 
-        def watching(*args: Any, **kwargs: Any) -> Any:
-            seen.add(id(part))
-            return forward(*args, **kwargs)
+    def __init__(self, layer: nn.Module, kind: str) -> None:
+        self._called = self._inside = False
+        self._misuse: str | None = None
+        layer_class, forward = type(layer), layer.forward
 
-        return watching
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._called = self._inside = True
+            self._misuse = self._misuse or unfit_call(kind, args, kwargs)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._inside = False
 
-    for layer in layers:
-        layer.module.__dict__["forward"] = watch(layer.module)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.module.__dict__["forward"]
+        def read(part: nn.Module, name: str) -> Any:
+            if not self._inside and name in part._parameters:
+                self._misuse = f"its {name} is read outside of its forward"
+            return layer_class.__getattr__(part, name)
+
+        layer.__class__ = type(layer_class.__name__, (layer_class,), {"__getattr__": read})
+        layer.forward = call
+
+    @property
+    def reason(self) -> str | None:
+        """Why the INT8 form of the layer cannot be used like this; ``None`` where it can."""
+        return self._misuse if self._called else "its forward is never called; its weight may be used directly"
 
 
 def _others(module: nn.Module, known: set[int]) -> list[FloatOp]:

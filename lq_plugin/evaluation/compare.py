@@ -139,15 +139,15 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
     timings: dict[str, Timing] = {}
     inputs = Inputs((), subject.candidate.example)
     if protocol.latency is not None:  # first, for evaluating opens sessions whose threads would disturb it
-        note(f"measuring the latency of {len(subject.artifacts)} artifacts and of FP32 on the same runtimes")
+        note(f"measuring the latency of {len(subject.artifacts)} artifacts and of FP32 on the same runtimes …")
         inputs = _inputs(subject, protocol.latency.batch_size)
         timings = _time(subject, inputs, protocol.latency)
-    note("evaluating FP32")
+    note("evaluating FP32 …")
     baseline = _score(subject, data, protocol, None)
     fp32_times = {name: t.median for name, t in timings.items() if "/" not in name and t.median is not None}
     measurements = []
     for artifact in subject.artifacts:
-        note(f"evaluating {artifact.candidate}/{artifact.format}")
+        note(f"evaluating {artifact.candidate}/{artifact.format} …")
         timing = timings.get(_lane(artifact))
         measurements.append(_measure(subject, artifact, data, protocol, baseline, inputs, timing, fp32_times))
     fp32 = {

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lq_plugin.errors import ConfigError
 from lq_plugin.noise import muted
 
 _MIN_CALLS = 3
+_WARM_UP = 0.05  # seconds, at the beginning of every turn
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,22 @@ def _timed_here(call: Callable[[], object], seconds: float, threads: int) -> lis
 
 
 def _timed(call: Callable[[], object], seconds: float) -> list[float]:
+    for _ in _until(_WARM_UP):  # after a pause, the system may have put all threads on one core
+        call()
     times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < _MIN_CALLS or time.perf_counter() < end:
+    for _ in _until(seconds):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
     return times
+
+
+def _until(seconds: float) -> Iterator[None]:
+    """Go on for a while, and for some calls at least."""
+    calls, end = 0, time.perf_counter() + seconds
+    while calls < _MIN_CALLS or time.perf_counter() < end:
+        yield
+        calls += 1
 
 
 class _Worker:
@@ -174,12 +185,19 @@ class _Worker:
 
     def turn(self, seconds: float) -> list[float]:
         assert self._process.stdin is not None
+        self._signal("SIGCONT")
         try:
             self._process.stdin.write(f"{seconds}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the worker died; reading from it says why
-        return self._read() or []
+        times = self._read() or []
+        self._signal("SIGSTOP")  # threads that spin for more work would disturb the next one's turn
+        return times
+
+    def _signal(self, name: str) -> None:
+        if hasattr(signal, name) and self._process.poll() is None:  # there are none on Windows
+            self._process.send_signal(getattr(signal, name))
 
     def stop(self) -> None:
         self._process.kill()

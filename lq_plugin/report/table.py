@@ -13,8 +13,8 @@ from rich.table import Table
 
 
 def note(text: str) -> None:
-    """Say what long work is going on."""
-    Console().print(f"lq_plugin: {text} …", markup=False, highlight=False, soft_wrap=True)
+    """Say what is going on, or where something was taken from or left."""
+    Console().print(f"lq_plugin: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, InstantiationException
@@ -26,8 +27,9 @@ ROOT = Path(str(resources.files(lq_plugin.conf)))
 OPTIONS = sorted((file.parent.name, file.stem) for file in ROOT.glob("*/*.yaml"))
 GROUPS = {
     *("model", "data", "trainer", "logger", "callbacks", "recipe"),
-    *("quantization", "observer", "export", "evaluation", "budget"),
+    *("quantization", "observer", "export", "evaluation", "budget", "sweep"),
 }
+NEEDS_A_GPU = ("gpu", "fsdp")
 SCHEMA = re.compile(r"^  - /lq_plugin/(\w+)@_here_$", re.MULTILINE)
 
 
@@ -55,14 +57,29 @@ def test_the_groups_are_those_that_were_promised() -> None:
     assert {group for group, _ in OPTIONS} == GROUPS
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] != "sweep"])
 def test_every_option_composes_and_instantiates(group: str, option: str, tmp_path: Path) -> None:
     needed = {"data": "mnist_cnn", "model": "mnist_cnn"} | {group: option}
+    if group == "observer":
+        needed["quantization"] = "static"
+    if group == "recipe":
+        needed = {"recipe": option}
     config = composed(*(f"{name}={choice}" for name, choice in needed.items()), folder=str(tmp_path))
     check(config)
     for section, node in sections(config).items():
-        if node:
+        if section == "trainer" and option in NEEDS_A_GPU and not torch.cuda.is_available():
+            with pytest.raises(InstantiationException, match="No supported gpu backend found"):
+                instantiate(node)
+        elif node:
             assert type(instantiate(node)).__name__ == node._target_.rpartition(".")[2], section
+
+
+@pytest.mark.filterwarnings("ignore:The ``declarative_base")  # Optuna 2.10 on SQLAlchemy 2.1
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep"])
+def test_every_sweep_composes_and_instantiates(option: str) -> None:
+    config = compose("train", ["recipe=mnist_cnn", f"sweep={option}"], return_hydra_config=True)
+    (chosen,) = (node for node in (config.hydra.launcher, config.hydra.sweeper) if "basic" not in node._target_.lower())
+    assert type(instantiate(chosen)).__name__ == chosen._target_.rpartition(".")[2]
 
 
 @pytest.mark.parametrize("file", [file for file in ROOT.glob("*/*.yaml") if SCHEMA.search(file.read_text())], ids=str)

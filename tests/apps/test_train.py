@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from lq_plugin.apps.train import objective
+import lq_plugin.conf
 
+RECIPES = sorted(file.stem for file in Path(str(resources.files(lq_plugin.conf))).glob("recipe/*.yaml"))
 SMOKE = ("recipe=mnist_cnn", "data.samples=96", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
 
 
@@ -33,16 +35,29 @@ def test_it_explains_itself(argument: str, tmp_path: Path) -> None:
     assert "recipe=mnist_cnn" in done.stdout if argument == "--help" else "lq_plugin.StaticQuantization" in done.stdout
 
 
-def test_a_run_leaves_artifacts_and_a_manifest(tmp_path: Path) -> None:
-    done = lq_train(tmp_path, *SMOKE, "export=onnx", "hydra.run.dir=run")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_leaves_artifacts_and_a_manifest(recipe: str, tmp_path: Path) -> None:
+    quick = ("data.samples=96", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    latency = [f"callbacks.evaluation.latency.{option}" for option in ("rounds=1", "seconds=0.01")]
+    done = lq_train(tmp_path, f"recipe={recipe}", *quick, *latency, "hydra.run.dir=run")
     assert (done.returncode, done.stderr) == (0, "")
     quantized = tmp_path / "run" / "quantized"
     manifest = json.loads((quantized / "manifest.json").read_text())
-    (artifact,) = manifest["artifacts"]
-    assert (artifact["candidate"], artifact["format"], artifact["error"]) == ("static", "onnx", None)
-    assert all((quantized / artifact["path"] / name).is_file() for name in artifact["sha256"])
+    assert manifest["artifacts"]
+    for artifact in manifest["artifacts"]:
+        assert artifact["status"] != "failed" or "recurrent" in artifact["error"]
+        assert all((quantized / artifact["path"] / name).is_file() for name in artifact["sha256"])
     assert manifest["config"]["run"]["data"]["samples"] == 96
     assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    done = lq_train(tmp_path, *SMOKE, "trainer=ddp_cpu", "export=onnx", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    manifest = json.loads((tmp_path / "run" / "quantized" / "manifest.json").read_text())
+    assert manifest["calibration"]["static"]["samples"] == 96
+    assert [artifact["status"] for artifact in manifest["artifacts"]] != ["failed"]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +97,3 @@ def test_a_fault_in_the_users_code_keeps_its_trace(tmp_path: Path) -> None:
     done = lq_train(tmp_path, *SMOKE, "model._target_=mine.Mine", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert 'mine.py", line 4, in training_step' in done.stderr
-
-
-def test_the_objective_is_the_selected_artifacts_metric() -> None:
-    artifacts = [
-        {"candidate": "static", "format": "onnx", "metrics": {"val/acc": 0.5, "val/loss": 2.0}},
-        {"candidate": "static", "format": "pt2", "metrics": {"val/acc": 0.25, "val/loss": 3.0}},
-    ]
-    manifest = {"artifacts": artifacts, "budget": {"metric": "val/acc"}}
-    assert objective({**manifest, "selected": "static/pt2"}) == 0.25
-    assert objective({**manifest, "selected": None}) is None

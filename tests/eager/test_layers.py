@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
-from lq_plugin.eager.layers import KINDS, put_together, quantized, taken_apart
+from lq_plugin.eager.layers import KINDS, misfits, put_together, quantized, taken_apart, unfit_call
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 
 X, IDS = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12).view(3, 4) % 10
@@ -56,6 +56,7 @@ def test_a_layer_is_close_to_float_and_the_same_from_plain_tensors(
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     int8 = quantized(layer.eval(), kind, granularity)
     options, tensors = taken_apart(int8, kind)
+    assert misfits(layer, kind, tensors) == []
     again = put_together(kind, options, tensors)
     assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
     assert {t.dtype for t in tensors.values()} <= {torch.int8, torch.uint8, torch.float32}
@@ -91,3 +92,34 @@ def test_the_engine_of_the_process_is_left_as_it_was() -> None:
     before = torch.backends.quantized.engine
     quantized(nn.Linear(2, 2), "linear", "per_channel")
     assert torch.backends.quantized.engine == before
+
+
+CALLS: dict[str, tuple[str, nn.Module, tuple[Any, ...], dict[str, Any], str | None]] = {
+    "linear": ("linear", nn.Linear(8, 6), (X,), {}, None),
+    "linear on one row": ("linear", nn.Linear(8, 6), (X[0, 0],), {}, "does not take 1 dimensions"),
+    "linear by keyword": ("linear", nn.Linear(8, 6), (), {"input": X}, "does not take 'input' by keyword"),
+    "lstm by keyword": ("lstm", nn.LSTM(8, 16), (), {"input": X, "hx": None}, None),
+    "lstm on one sequence": ("lstm", nn.LSTM(8, 16), (X[0],), {}, "does not take 2 dimensions"),
+    "lstm packed": ("lstm", nn.LSTM(8, 16), (pack_sequence([X[0], X[1, :3]]),), {}, None),
+    "gru on one sequence": ("gru", nn.GRU(8, 16), (X[0],), {}, "does not take 2 dimensions"),
+    "cell on one row": ("gru_cell", nn.GRUCell(8, 16), (X[0, 0],), {}, "does not take 1 dimensions"),
+    "table on one index": ("embedding", nn.Embedding(10, 8), (IDS[0, 0],), {}, "does not take 0 dimensions"),
+    "table on a cube": ("embedding", nn.Embedding(10, 8), (IDS[None],), {}, "does not take 3 dimensions"),
+    "table on turned indices": ("embedding", nn.Embedding(10, 8), (IDS.t(),), {}, "indices that are not contiguous"),
+}
+
+
+@pytest.mark.parametrize(("kind", "layer", "args", "kwargs", "reason"), CALLS.values(), ids=CALLS)
+def test_calls_that_the_kernels_cannot_take_are_told_from_those_they_can(
+    kind: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None
+) -> None:
+    layer.eval()(*args, **kwargs)
+    int8, said = quantized(layer, kind, "per_channel"), unfit_call(kind, args, kwargs)
+    if reason is None:
+        assert said is None
+        int8(*args, **kwargs)
+    else:
+        assert said is not None
+        assert reason in said
+        with pytest.raises((RuntimeError, IndexError, TypeError)):  # or the reason would be a pretext
+            int8(*args, **kwargs)

@@ -173,11 +173,11 @@ def test_the_file_is_small(tmp_path: Path) -> None:
         ({"skip": ["op:conv2d"]}, "skip: 'op:conv2d' is unknown. .*'op:linear'"),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_an_error(options: dict[str, Any], said: str) -> None:
+def test_a_pattern_that_matches_nothing_is_an_error(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     model = nn.Sequential()
     model.body = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(ConfigError, match=said):
-        lq_plugin.export(lq_plugin.quantize(model, [torch.randn(2, 4)], Scheme("dynamic", **options)), "nowhere")
+        lq_plugin.export(lq_plugin.quantize(model, [torch.randn(2, 4)], Scheme("dynamic", **options)), tmp_path)
 
 
 def test_nothing_to_quantize_is_named() -> None:
@@ -216,3 +216,139 @@ def test_a_live_module_given_as_factory_is_not_changed(tmp_path: Path) -> None:
     assert type(model[0]) is nn.LSTM
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class Remembering(nn.Module):
+    """Changes its buffer, an attribute, its input and the random state in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.lazy = nn.Linear(4, 4), nn.LazyLinear(4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = x.mul_(2) + torch.rand(())
+        return self.lazy(self.head(self.last))
+
+
+def test_a_survey_leaves_the_module_the_example_and_the_random_state_untouched() -> None:
+    model, x = Remembering().eval(), torch.ones(2, 4)
+    state = torch.get_rng_state()
+    found = swap.survey(model, ((x,), {}), DYNAMIC)
+    assert [layer.paths for layer in found.chosen] == [("head",)]
+    assert [op.reason for op in found.coverage.float_ops] == ["its size is not known before its first call"]
+    assert (model.calls.item(), model.last, x.sum().item()) == (0, None, 8)
+    assert type(model.lazy) is nn.LazyLinear
+    assert "forward" not in model.head.__dict__
+    assert type(model.head) is nn.Linear
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Reading(nn.Module):
+    """Uses the weights of layers that it also calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.body(self.table(ids)).to(self.body.weight.dtype)) @ self.table.weight.T
+
+
+class Unbatched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gru, self.head = nn.Linear(4, 4), nn.GRU(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(self.body(x))[0][-1])
+
+
+def shadowed() -> nn.Linear:
+    layer = nn.Linear(4, 4)
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight) * 2  # type: ignore[method-assign]
+    return layer
+
+
+def padded(value: float) -> nn.EmbeddingBag:
+    bag = nn.EmbeddingBag(9, 4, mode="sum", padding_idx=0)
+    nn.init.constant_(bag.weight[0], value)
+    return bag
+
+
+USES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
+    "weights are read": (
+        Reading,
+        torch.arange(6).view(2, 3),
+        dict.fromkeys(("body", "table"), "its weight is read outside of its forward"),
+    ),
+    "one sequence": (
+        Unbatched,
+        torch.randn(3, 4),
+        {"gru": "kernel does not take 2 dimensions", "head": "kernel does not take 1 dimensions"},
+    ),
+    "float64": (
+        lambda: nn.Sequential(nn.Linear(4, 4), First64(), nn.Linear(4, 4, dtype=torch.float64)),
+        torch.randn(2, 4),
+        {"2": "its weights are not float32"},
+    ),
+    "forward of the instance": (
+        lambda: nn.Sequential(nn.Linear(4, 4), shadowed()),
+        torch.randn(2, 4),
+        {"1": "overrides the forward of Linear"},
+    ),
+    "max_norm": (
+        lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Linear(4, 4)),
+        torch.arange(6),
+        {"0": "does not apply max_norm"},
+    ),
+    "padding of zeros": (lambda: nn.Sequential(padded(0.0)), torch.arange(6).view(2, 3), {}),
+    "padding of ones": (
+        lambda: nn.Sequential(padded(1.0), nn.Linear(4, 4)),
+        torch.arange(6).view(2, 3),
+        {"0": "does not leave out padding_idx"},
+    ),
+}
+
+
+class First64(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+@pytest.mark.parametrize(("build", "x", "reasons"), USES.values(), ids=USES)
+def test_a_layer_stays_float_where_its_int8_form_cannot_be_used_so(
+    build: Callable[[], nn.Module], x: Tensor, reasons: dict[str, str], tmp_path: Path
+) -> None:
+    model, scheme = build().eval(), Scheme("dynamic", embeddings=True)
+    coverage = swap.survey(model, ((x,), {}), scheme).coverage
+    assert {op.name for op in coverage.float_ops} == reasons.keys()
+    assert all(reasons[op.name] in op.reason for op in coverage.float_ops)
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [x], scheme), tmp_path, ["torch"])["torch"]
+    loaded, sqnr = lq_plugin.load(artifact.path, factory=lambda: model), _sqnr()
+    with torch.no_grad():
+        sqnr.update(loaded(x), model(x))
+    assert sqnr.compute() > 25
+
+
+def test_only_transformers_with_int8_layers_leave_their_fast_path() -> None:
+    model = nn.ModuleList([Encoder(), Encoder()]).eval()
+    made: Any = swap.swapped(model, {"0.encoder.layers.1.linear1": nn.Identity()})
+    assert [e.encoder.use_nested_tensor for e in made] == [False, True]
+    assert [layer.activation_relu_or_gelu for e in made for layer in e.encoder.layers] == [1, 0, 1, 1]
+    assert all(e.encoder.use_nested_tensor for e in model)  # type: ignore[union-attr]
+
+
+def test_the_float_weights_of_what_is_replaced_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, copied = network(), set[int]()
+    copy = nn.Parameter.__deepcopy__
+
+    def counting(parameter: nn.Parameter, memo: Any) -> Any:
+        copied.add(parameter.numel())
+        return copy(parameter, memo)
+
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", counting)
+    swap.swapped(model, {"0": nn.Identity()})
+    assert copied == {parameter.numel() for parameter in model[2].parameters()}

@@ -147,6 +147,7 @@ def test_the_manifest_follows_its_schema(run: Run) -> None:
         "batches": 5,
         "observer": "histogram",
         "seed": 0,
+        "observed": StaticQuantization().observed(),
         "extra_pass": False,
     }
     assert manifest["budget"] == {"metric": "val/acc", "max_loss": 0.01, "relative": True, "mode": "max"}

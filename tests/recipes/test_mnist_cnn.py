@@ -11,8 +11,9 @@ import torch
 
 import lq_plugin.recipes.mnist_cnn
 from lq_plugin.errors import ConfigError
+from lq_plugin.recipes.mnist import _shifted
 from lq_plugin.recipes.mnist_cnn.data import SPLITS, MnistData
-from lq_plugin.recipes.mnist_cnn.model import MnistCnn, _shifted
+from lq_plugin.recipes.mnist_cnn.model import MnistCnn
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,63 @@
+"""What a sweep optimizes: figures of the artifact that was selected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lq_plugin.errors import ConfigError, unknown_name
+
+_BETTER = {"latency_ms": "min", "size_bytes": "min", "sqnr_db": "max"}
+
+
+def objectives(manifest: Mapping[str, Any] | None, names: Sequence[str]) -> float | tuple[float, ...] | None:
+    """Return figures of the selected artifact, in the order of their names.
+
+    Args:
+        manifest: of a run; ``None`` where nothing was evaluated.
+        names: ``"metric"`` (the budget's), ``"latency_ms"``, ``"size_bytes"``, ``"sqnr_db"`` or a metric's name.
+
+    Returns:
+        A number where one name is given; ``None`` where nothing was selected.
+
+    Raises:
+        ConfigError: a name is none of these.
+    """
+    for entry in manifest["artifacts"] if manifest is not None else ():
+        if manifest is not None and f"{entry['candidate']}/{entry['format']}" == manifest["selected"]:
+            known = {"metric": entry["metrics"][manifest["budget"]["metric"]], **entry["metrics"]}
+            known |= {"latency_ms": entry["latency_ms"]["median"]}
+            known |= {name: entry[name] for name in ("size_bytes", "sqnr_db")}
+            for name in names:
+                if name not in known:
+                    raise unknown_name("objectives", name, known)
+            values = tuple(known[name] for name in names)
+            return values[0] if len(values) == 1 else values
+    return None
+
+
+def check_directions(
+    directions: Sequence[str] | str | None, names: Sequence[str], manifest: Mapping[str, Any] | None
+) -> None:
+    """Refuse a sweeper that looks for the worst.
+
+    Args:
+        directions: ``"maximize"`` or ``"minimize"`` for each objective, as the sweeper was told; ``None`` for a
+            sweeper that has none.
+        names: of the objectives.
+        manifest: of a run; it says whether more or less is better of the budget's metric.
+
+    Raises:
+        ConfigError: naming the objective.
+    """
+    if directions is None or manifest is None or manifest["budget"] is None:
+        return
+    metric, mode = manifest["budget"]["metric"], manifest["budget"]["mode"]
+    better = {"metric": mode, metric: mode} | _BETTER
+    for name, direction in zip(names, [directions] if isinstance(directions, str) else directions, strict=False):
+        if name in better and not direction.startswith(better[name]):
+            more = "more" if better[name] == "max" else "less"
+            raise ConfigError(
+                f"hydra.sweeper.direction: {direction!r} for {name!r}, and {more} is better of "
+                f"{metric if name == 'metric' else name}. Give one of maximize, minimize for each of {list(names)}."
+            )

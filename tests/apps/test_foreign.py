@@ -1,0 +1,151 @@
+"""Somebody else's project: quantization by configuration alone, from Hydra and from LightningCLI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODEL = """
+import lightning as L, torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(L.LightningModule):
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 2))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, _):
+        return F.mse_loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, _):
+        self.log("val/loss", F.mse_loss(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(32, 6), torch.randn(32, 2)), 8)
+
+    val_dataloader = train_dataloader
+"""
+TRAIN = """
+import hydra
+from hydra.utils import instantiate
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config):
+    callbacks = [instantiate(node) for node in (config.get("callbacks") or {}).values()]
+    trainer = instantiate(config.trainer, callbacks=callbacks)
+    trainer.fit(instantiate(config.model), datamodule=instantiate(config.data))
+
+
+main()
+"""
+CONFIG = """
+defaults:
+  - _self_
+  - callbacks: checkpoint
+trainer: {_target_: lightning.Trainer, max_epochs: 1, accelerator: cpu, logger: false, enable_progress_bar: false,
+          enable_model_summary: false, default_root_dir: out}
+model: {_target_: model.Net}
+data: {_target_: model.Data}
+"""
+CHECKPOINT = "checkpoint: {_target_: lightning.pytorch.callbacks.ModelCheckpoint, dirpath: out}\n"
+CLI = """
+from lightning.pytorch.cli import LightningCLI
+from model import Data, Net
+
+LightningCLI(Net, Data, save_config_callback=None)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project that has never heard of lq_plugin."""
+    (tmp_path / "configs" / "callbacks").mkdir(parents=True)
+    (tmp_path / "configs" / "train.yaml").write_text(CONFIG)
+    (tmp_path / "configs" / "callbacks" / "checkpoint.yaml").write_text(CHECKPOINT)
+    for name, text in (("model.py", MODEL), ("train.py", TRAIN), ("cli.py", CLI)):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=300)
+
+
+def statuses(project: Path, folder: str = "out") -> dict[str, str]:
+    content = json.loads((project / folder / "quantized" / "manifest.json").read_text())
+    return {f"{entry['candidate']}/{entry['format']}": entry["status"] for entry in content["artifacts"]}
+
+
+TARGETS = (
+    "+callbacks.static._target_=lq_plugin.StaticQuantization",
+    "+callbacks.export._target_=lq_plugin.ArtifactExport",
+    "+callbacks.export.formats=[onnx]",
+)
+
+
+def test_targets_on_the_command_line_are_enough(project: Path) -> None:
+    done = run(project, "train.py", *TARGETS, "+callbacks.static.samples=16")
+    assert done.returncode == 0, done.stderr
+    assert statuses(project) == {"static/onnx": "ok"}
+
+
+def test_a_typo_on_the_command_line_is_an_error_that_names_it(project: Path) -> None:
+    done = run(project, "train.py", *TARGETS, "+callbacks.static.smaples=16")
+    assert done.returncode == 1
+    assert "smaples" in done.stderr
+
+
+def test_a_search_path_and_a_line_in_the_defaults_bring_the_groups(project: Path) -> None:
+    config = project / "configs" / "train.yaml"
+    groups = "  - quantization: both\n  - export: onnx\n"
+    config.write_text(
+        CONFIG.replace("  - callbacks: checkpoint\n", f"  - callbacks: checkpoint\n{groups}")
+        + "hydra: {searchpath: [pkg://lq_plugin.conf]}\n"
+    )
+    done = run(project, "train.py", "callbacks.static.samples=16", "callbacks.dynamic.skip=[net.2]")
+    assert done.returncode == 0, done.stderr
+    assert statuses(project) == {"static/onnx": "ok", "dynamic/onnx": "ok", "dynamic/torch": "ok"}
+    wrong = run(project, "train.py", "callbacks.static.samples=many")
+    assert wrong.returncode == 1
+    assert "'many'" in wrong.stderr
+    unknown = run(project, "train.py", "callbacks.dynamic.skips=[net.2]")
+    assert unknown.returncode == 1
+    assert "Key 'skips' not in 'DynamicQuantization'" in unknown.stderr
+
+
+def test_lightning_cli_takes_the_callbacks(project: Path) -> None:
+    trainer = {"max_epochs": "1", "accelerator": "cpu", "logger": "false", "enable_progress_bar": "false"}
+    options = [f"--trainer.{name}={value}" for name, value in trainer.items()]
+    done = run(
+        project,
+        *("cli.py", "fit", *options, "--trainer.default_root_dir=out"),
+        "--trainer.callbacks+=lq_plugin.StaticQuantization",
+        "--trainer.callbacks.samples=16",
+        "--trainer.callbacks+=lq_plugin.ArtifactExport",
+        "--trainer.callbacks.formats=[onnx]",
+        "--trainer.callbacks+=lq_plugin.Int8Evaluation",
+        "--trainer.callbacks.latency=null",
+    )
+    assert done.returncode == 0, done.stderr
+    assert statuses(project) == {"static/onnx": "ok"}
+    wrong = run(
+        project, "cli.py", "fit", "--trainer.callbacks+=lq_plugin.StaticQuantization", "--trainer.callbacks.smaples=1"
+    )
+    assert wrong.returncode != 0
+    assert "smaples" in wrong.stderr

@@ -1,0 +1,61 @@
+"""What a sweep is told of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lq_plugin.apps.objectives import check_directions, objectives
+from lq_plugin.errors import ConfigError
+
+
+def entry(form: str, accuracy: float, median: float) -> dict[str, Any]:
+    made = {"candidate": "static", "format": form, "metrics": {"val/acc": accuracy, "val/loss": 2.0}}
+    return made | {"latency_ms": {"median": median}, "size_bytes": 100, "sqnr_db": 30.0}
+
+
+MANIFEST = {
+    "artifacts": [entry("onnx", 0.5, 1.5), entry("pt2", 0.25, 2.5)],
+    "budget": {"metric": "val/acc", "mode": "max"},
+    "selected": "static/pt2",
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["metric"], 0.25),
+        (["metric", "latency_ms"], (0.25, 2.5)),
+        (["size_bytes", "sqnr_db", "val/loss"], (100, 30.0, 2.0)),
+    ],
+)
+def test_objectives_are_figures_of_the_selected_artifact(names: list[str], expected: Any) -> None:
+    assert objectives(MANIFEST, names) == expected
+
+
+def test_nothing_selected_is_no_objective() -> None:
+    assert objectives(MANIFEST | {"selected": None}, ["metric"]) is None
+    assert objectives(None, ["metric"]) is None
+
+
+def test_an_unknown_objective_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"objectives: 'latency' is unknown\. Did you mean 'latency_ms'"):
+        objectives(MANIFEST, ["latency"])
+
+
+@pytest.mark.parametrize("directions", [None, "maximize", ["maximize", "minimize"]])
+def test_directions_that_lead_to_the_better(directions: Any) -> None:
+    check_directions(directions, ["metric", "latency_ms"], MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("directions", "said"),
+    [
+        ("minimize", "'minimize' for 'metric', and more is better of val/acc"),
+        (["maximize", "maximize"], "'maximize' for 'latency_ms', and less is better of latency_ms"),
+    ],
+)
+def test_directions_that_lead_to_the_worse_are_refused(directions: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"hydra.sweeper.direction: {said}"):
+        check_directions(directions, ["metric", "latency_ms"], MANIFEST)

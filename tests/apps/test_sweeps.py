@@ -1,0 +1,128 @@
+"""Sweeps train once, in turn and in parallel; what was kept is taken up by later runs of the same training."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICK = ("recipe=mnist_cnn", "data.samples=48", "trainer.max_epochs=1", "callbacks.progress=null")
+PLAIN = ("quantization=none", "export=none", "evaluation=none")
+MEASURED = ("export=onnx", "callbacks.evaluation.latency.rounds=1", "callbacks.evaluation.latency.seconds=0.01")
+
+
+def run(folder: Path, *arguments: str, command: str = "train") -> subprocess.CompletedProcess[str]:
+    measured = () if "evaluation=none" in arguments else MEASURED
+    flags = [argument for argument in arguments if argument == "-m"]
+    overrides = [*QUICK, *measured, *(argument for argument in arguments if argument not in flags)]
+    line = [sys.executable, "-m", f"lq_plugin.apps.{command}", *flags, *overrides]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def board(folder: Path) -> dict[str, list[dict[str, object]]]:
+    (file,) = folder.glob("multirun/*/*/leaderboard.json")
+    return dict(json.loads(file.read_text()))
+
+
+def count(done: subprocess.CompletedProcess[str], text: str) -> int:
+    return sum(line.startswith(f"lq_plugin: {text}") for line in done.stdout.splitlines())
+
+
+def test_a_sweep_fits_once_and_calibrates_once_for_each_observer(tmp_path: Path) -> None:
+    sweep = ("-m", "observer=minmax,percentile", "callbacks.static.weight_granularity=per_channel,per_tensor")
+    done = run(tmp_path, *sweep)
+    assert done.returncode == 0, done.stderr
+    assert (count(done, "fitting"), count(done, "fit taken from")) == (1, 3)
+    assert count(done, "calibrating") == 1  # minmax was observed while the model was fitted
+    assert count(done, "calibration of 'static' taken") == 2
+    assert len(board(tmp_path)["artifacts"]) == 4
+    assert not board(tmp_path)["failed"]
+
+
+def test_a_fit_is_known_by_what_it_was_trained_with(tmp_path: Path) -> None:
+    for option, expected in (
+        ("seed=0", (1, 0)),
+        ("hydra.run.dir=elsewhere", (0, 1)),
+        ("model.lr=0.002", (1, 0)),
+        ("fit.reuse=false", (0, 0)),
+    ):
+        done = run(tmp_path, *PLAIN, option)
+        assert done.returncode == 0, done.stderr
+        assert (count(done, "fitting"), count(done, "fit taken from")) == expected, option
+
+
+def test_what_a_job_reuses_is_what_it_would_have_made(tmp_path: Path) -> None:
+    manifests = []
+    for run_folder in ("first", "second"):
+        done = run(tmp_path, f"hydra.run.dir={run_folder}")
+        assert done.returncode == 0, done.stderr
+        manifests.append(json.loads((tmp_path / run_folder / "quantized" / "manifest.json").read_text()))
+    first, second = manifests
+    for part in ("calibration", "budget"):
+        assert first[part] == second[part]
+    assert first["fp32"]["metrics"] == second["fp32"]["metrics"]
+    for one, other in zip(first["artifacts"], second["artifacts"], strict=True):
+        assert (one["metrics"], one["sha256"]) == (other["metrics"], other["sha256"])
+
+
+def test_parallel_jobs_share_one_fit_and_a_failure_is_listed(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "sweep=joblib", "callbacks.static.skip=[],[net.14],[nonsense]")
+    assert done.returncode == 1
+    assert "skip: 'nonsense' is unknown" in done.stderr
+    assert count(done, "fitting") == 1
+    made = board(tmp_path)
+    assert len(made["artifacts"]) == 2
+    (failed,) = made["failed"]
+    assert "skip: 'nonsense' is unknown" in str(failed["error"])
+
+
+def test_static_and_dynamic_in_one_sweep(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "quantization=static,dynamic", "observer=minmax")
+    assert done.returncode == 0, done.stderr
+    assert count(done, "fitting") == 1
+    assert {row["method"] for row in board(tmp_path)["artifacts"]} == {"static", "dynamic"}
+
+
+def test_optuna_optimizes_two_objectives(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2")
+    assert done.returncode == 0, done.stderr
+    assert count(done, "fitting") == 1
+    (results,) = tmp_path.glob("multirun/*/*/optimization_results.yaml")
+    assert "solutions" in results.read_text()
+    wrong = run(
+        tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.direction=[minimize,minimize]"
+    )
+    assert "hydra.sweeper.direction: 'minimize' for 'metric', and more is better of val/acc" in wrong.stderr
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
+def test_jobs_run_in_processes_of_a_cluster(launcher: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", f"sweep={launcher}", "observer=minmax,percentile")
+    assert done.returncode == 0, done.stderr
+    assert len(board(tmp_path)["artifacts"]) == 2
+    assert len(list(tmp_path.glob("fits/*/fit.json"))) == 1
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_checkpoint_is_quantized_without_training(calibrated: bool, tmp_path: Path) -> None:
+    trained = run(tmp_path, "model.width=16", *(() if calibrated else PLAIN))
+    assert trained.returncode == 0, trained.stderr
+    (checkpoint,) = tmp_path.glob("fits/*/live.ckpt")
+    done = run(tmp_path, f"ckpt_path={checkpoint}", "hydra.run.dir=made", command="quantize")
+    assert done.returncode == 0, done.stderr
+    assert count(done, "calibrating") == (0 if calibrated else 1)
+    manifest = json.loads((tmp_path / "made" / "quantized" / "manifest.json").read_text())
+    assert manifest["calibration"]["static"]["extra_pass"] is not calibrated
+    assert [entry["status"] for entry in manifest["artifacts"]] != ["failed"]
+    assert manifest["fp32"]["size_bytes"] < 500_000  # the width is the checkpoint's
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, "ckpt_path=nowhere.ckpt", command="quantize")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "lq-quantize: ckpt_path: 'nowhere.ckpt' is no file. Give a checkpoint that Lightning saved.\n",
+    )

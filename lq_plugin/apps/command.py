@@ -19,7 +19,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -66,7 +65,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     finally:
         if not full:
             del os.environ[FULL_ERROR]
-        if Sweep.folder is not None and rank_zero_only.rank == 0:
+        if Sweep.folder is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one process of a distributed fit
             _write_leaderboard(Sweep.folder)
 
 

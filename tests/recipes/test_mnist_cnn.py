@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from importlib import resources
-
 import lightning
 import pytest
 import torch
 
-import lq_plugin.recipes.mnist_cnn
 from lq_plugin.errors import ConfigError
 from lq_plugin.recipes.mnist import _shifted
 from lq_plugin.recipes.mnist_cnn.data import SPLITS, MnistData
-from lq_plugin.recipes.mnist_cnn.model import MnistCnn
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +60,3 @@ def test_a_shift_loses_nothing_of_the_digits(data: MnistData) -> None:
     shifted = [_shifted(images) for _ in range(20)]
     assert all(torch.equal(moved.flatten(1).sort().values, images.flatten(1).sort().values) for moved in shifted)
     assert any(not torch.equal(moved, images) for moved in shifted)
-
-
-def test_the_card_states_the_size_of_the_network() -> None:
-    card = resources.files(lq_plugin.recipes.mnist_cnn).joinpath("README.md").read_text()
-    state = MnistCnn().state_dict().values()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in state)
-    assert size >= 1.4e6
-    stated = re.search(r"([\d,]+) parameters, ([\d.]+) MB", card)
-    assert stated
-    assert int(stated[1].replace(",", "")) == sum(p.numel() for p in MnistCnn().parameters())
-    assert float(stated[2]) == round(size / 1e6, 2)

@@ -58,12 +58,13 @@ class FloatGraph:
     def resized(self, batch_size: int) -> tuple[Tensor, ...]:
         """Return the example at another batch size; the example as it is where its batch is fixed or not the first."""
         tensors = []
-        for (_, structure), tensor in zip(self.signature.tensors(), self.example, strict=True):
+        found = _batch_dims(self.example, self.batch_size)
+        for (_, structure), tensor, dims in zip(self.signature.tensors(), self.example, found, strict=True):
             if None not in structure["shape"]:
                 tensors.append(tensor)
-            elif structure["shape"][0] is None and tensor.shape[0] == self.batch_size:
-                copies = -(-batch_size // tensor.shape[0])
-                tensors.append(tensor.repeat(copies, *(1 for _ in tensor.shape[1:]))[:batch_size])
+            elif dynamic := [dim for dim in dims if structure["shape"][dim] is None]:
+                copies = -(-batch_size // self.batch_size)
+                tensors.append(torch.cat([tensor] * copies, dynamic[0]).narrow(dynamic[0], 0, batch_size).contiguous())
             else:
                 return self.example
         try:
@@ -103,7 +104,7 @@ def capture(
     """Capture the forward of ``target`` with ``torch.export``.
 
     The module itself is not changed, nor is the state of any random generator. The first dimension of every input that
-    has the batch size there becomes dynamic where the model allows it.
+    has the batch size there becomes dynamic where the model allows it, and so does the second one of recurrent states.
 
     Args:
         target: the module whose forward is captured; taken in eval mode and without ``torch.compile``.
@@ -207,12 +208,22 @@ def _example(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
     clones = [tensor.detach().clone() for tensor in tensors]
     if _batch_size(tensors) == _MAX_BATCH_CONSTANT:
-        return tuple(torch.cat([t, t]) if t.dim() and t.shape[0] == _MAX_BATCH_CONSTANT else t for t in clones)
+        dims = _batch_dims(clones, _MAX_BATCH_CONSTANT)
+        return tuple(torch.cat([t, t], at[0]) if at else t for t, at in zip(clones, dims, strict=True))
     return tuple(clones)
 
 
 def _batch_size(tensors: Sequence[Tensor]) -> int | None:
     return next((tensor.shape[0] for tensor in tensors if tensor.dim()), None)
+
+
+def _batch_dims(tensors: Sequence[Tensor], batch: int | None) -> list[list[int]]:
+    """Which dimensions of each input may be the batch: the first, or the second of recurrent states."""
+    found = []
+    for number, tensor in enumerate(tensors):
+        candidates = (0, 1) if number and tensor.dim() == 3 else (0,)
+        found.append([dim for dim in candidates if tensor.dim() and tensor.shape[dim] == batch])
+    return found
 
 
 def _dynamic_shapes(
@@ -224,8 +235,8 @@ def _dynamic_shapes(
             raise unknown_name("dynamic_dims", name, names)
     batch = _batch_size(tensors)
     shapes = []
-    for name, tensor in zip(names, tensors, strict=True):
-        dims: dict[int, Any] = {0: Dim.AUTO} if tensor.dim() and tensor.shape[0] == batch else {}
+    for name, tensor, batch_dims in zip(names, tensors, _batch_dims(tensors, batch), strict=True):
+        dims: dict[int, Any] = dict.fromkeys(batch_dims, Dim.AUTO)
         for dim in dynamic_dims.get(name, ()):
             if not -tensor.dim() <= dim < tensor.dim():
                 raise ConfigError(f"dynamic_dims: {name!r} has {tensor.dim()} dimensions, got {dim}.")
@@ -237,7 +248,7 @@ def _dynamic_shapes(
 def _input_shapes(program: ExportedProgram) -> list[list[int | None]]:
     inputs = set(program.graph_signature.user_inputs)
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    return [[size if isinstance(size, int) else None for size in value.shape] for value in values]
+    return [[size if isinstance(size, int) else size.node.maybe_as_int() for size in value.shape] for value in values]
 
 
 def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | None]]) -> tuple[Parameter, ...]:

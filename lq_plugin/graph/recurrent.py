@@ -68,6 +68,9 @@ def _define(kind: str) -> Any:
         nonlinearity: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         directions, batch = 2 if bidirectional else 1, x.shape[0 if batch_first else 1]
+        for state in states:  # a comparison, for it ties sizes that are dynamic to one another
+            if state.shape[:2] != (layers * directions, batch):
+                raise ValueError(f"states of shape {list(state.shape)} for {layers * directions} layers, batch {batch}")
         size, *cell_size = _state_sizes(kind, weights)
         hidden, *cell = (x.new_empty(layers * directions, batch, each) for each in (size, *cell_size))
         return x.new_empty(*x.shape[:2], directions * size), hidden, cell[0] if cell else x.new_empty(0)

@@ -110,3 +110,29 @@ def test_a_projection_stays_in_torch_and_onnx_says_why(tmp_path: Path) -> None:
 class First(nn.Module):
     def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
         return x[0]
+
+
+class Stateful(nn.Module):
+    """Takes and returns states, whose batch is their second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, 2, batch_first=True)
+
+    def forward(self, x: Tensor, states: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        output, states = self.lstm(x, states)
+        return output, states
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_states_follow_the_batch(batch: int) -> None:
+    torch.manual_seed(0)
+    model, states = Stateful().eval(), torch.zeros(2, batch, 5)
+    graph = capture(model, [torch.randn(batch, 4, 3), (states, states)])
+    assert [given["shape"] for _, given in graph.signature.tensors()] == [[None, 4, 3], [2, None, 5], [2, None, 5]]
+    tensors = graph.resized(3)
+    assert [tensor.shape for tensor in tensors] == [(3, 4, 3), (2, 3, 5), (2, 3, 5)]
+    expected, (hidden, _) = model(tensors[0], tensors[1:])
+    found, found_hidden, _ = graph.module(*tensors)
+    assert torch.equal(found, expected)
+    assert torch.equal(found_hidden, hidden)

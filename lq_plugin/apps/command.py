@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lq_plugin.errors import LqError
 from lq_plugin.report import leaderboard
+from lq_plugin.report.runs import FAILURE
 from lq_plugin.report.table import note
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -35,7 +36,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     A mistake that the user can mend ends a run with one line and exit code 1. With ``HYDRA_FULL_ERROR=1`` in the
     environment every error keeps its full trace. In a multirun the errors of jobs are passed on, because the sweeper
-    decides what a failed job means.
+    decides what a failed job means; a sweep without one job that succeeded is an error whatever it decides.
 
     Args:
         name: the command, to begin the line with.
@@ -58,6 +59,8 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra itself would print several lines and exit; with this it raises
     try:
         hydra.main(version_base="1.3", config_path="pkg://lq_plugin.conf", config_name=config_name)(job)()
+        if Sweep.folder is not None and (reason := _reason_of_all(Sweep.folder)):
+            sys.exit(f"{name}: every job of the sweep failed, the last one because of: {reason}")
     except Exception as error:
         if full or (_left_a_job(error) and not isinstance(error, MENDABLE)):
             raise
@@ -81,7 +84,15 @@ class Sweep(hydra.experimental.callback.Callback):
 def _record(error: Exception) -> None:
     """Leave the reason of a failed job where the leaderboard looks for it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    (folder / "failure.json").write_text(json.dumps({"error": one_line(error)}))
+    (folder / FAILURE).write_text(json.dumps({"error": one_line(error)}))
+
+
+def _reason_of_all(folder: Path) -> str | None:
+    """Return why the last job failed where every job of a sweep did."""
+    failures = sorted(folder.rglob(FAILURE), key=os.path.getmtime)
+    if not failures or len(failures) < len(list(folder.rglob(".hydra"))):
+        return None
+    return str(json.loads(failures[-1].read_text())["error"])
 
 
 def _write_leaderboard(folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.selection import Budget
 
 _BETTER = {"latency_ms": "min", "size_bytes": "min", "sqnr_db": "max"}
 
@@ -36,28 +37,26 @@ def objectives(manifest: Mapping[str, Any] | None, names: Sequence[str]) -> floa
     return None
 
 
-def check_directions(
-    directions: Sequence[str] | str | None, names: Sequence[str], manifest: Mapping[str, Any] | None
-) -> None:
+def check_directions(directions: Sequence[str] | str | None, names: Sequence[str], budget: Budget) -> None:
     """Refuse a sweeper that looks for the worst.
 
     Args:
         directions: ``"maximize"`` or ``"minimize"`` for each objective, as the sweeper was told; ``None`` for a
             sweeper that has none.
         names: of the objectives.
-        manifest: of a run; it says whether more or less is better of the budget's metric.
+        budget: it says whether more or less is better of its metric, where that is known.
 
     Raises:
         ConfigError: naming the objective.
     """
-    if directions is None or manifest is None or manifest["budget"] is None:
+    if directions is None:
         return
-    metric, mode = manifest["budget"]["metric"], manifest["budget"]["mode"]
-    better = {"metric": mode, metric: mode} | _BETTER
+    better = _BETTER | ({"metric": budget.mode, str(budget.metric): budget.mode} if budget.mode else {})
     for name, direction in zip(names, [directions] if isinstance(directions, str) else directions, strict=False):
         if name in better and not direction.startswith(better[name]):
             more = "more" if better[name] == "max" else "less"
+            metric = budget.metric if name == "metric" else name
             raise ConfigError(
-                f"hydra.sweeper.direction: {direction!r} for {name!r}, and {more} is better of "
-                f"{metric if name == 'metric' else name}. Give one of maximize, minimize for each of {list(names)}."
+                f"hydra.sweeper.direction: {direction!r} for {name!r}, and {more} is better of {metric}. "
+                f"Give one of maximize, minimize for each of {list(names)}."
             )

@@ -83,6 +83,9 @@ def built(config: DictConfig, **options: Any) -> tuple[Any, Any, Any]:
     Args:
         config: of the whole run.
         options: of the Trainer, over those of the configuration.
+
+    Raises:
+        ConfigError: the sweeper looks for the worst of an objective.
     """
     for message in SILENCED:
         warnings.filterwarnings("ignore", message)
@@ -94,6 +97,11 @@ def built(config: DictConfig, **options: Any) -> tuple[Any, Any, Any]:
     for exporter in callbacks:
         if isinstance(exporter, ArtifactExport):
             exporter.run_config = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    if HydraConfig.initialized():
+        told = cast("dict[str, Any]", OmegaConf.to_container(HydraConfig.get().sweeper, enum_to_str=True))
+        for evaluation in callbacks:
+            if isinstance(evaluation, Int8Evaluation):
+                check_directions(told.get("direction"), config.objectives, evaluation.expected_budget(trainer))
     return data, model, trainer
 
 
@@ -131,11 +139,7 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
         names: of the objectives.
     """
     manifests = (callback.manifest for callback in trainer.callbacks if isinstance(callback, Int8Evaluation))
-    manifest = next((made for made in manifests if made is not None), None)
-    if HydraConfig.initialized():
-        told = OmegaConf.to_container(HydraConfig.get().sweeper, enum_to_str=True)
-        check_directions(cast("dict[str, Any]", told).get("direction"), names, manifest)
-    return objectives(manifest, names)
+    return objectives(next((made for made in manifests if made is not None), None), names)
 
 
 if __name__ == "__main__":

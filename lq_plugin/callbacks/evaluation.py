@@ -108,6 +108,11 @@ class Int8Evaluation(Callback):
             evaluation=self.options(),
         )
 
+    def expected_budget(self, trainer: Any) -> Budget:
+        """Return the budget as far as it is known before a fit: what the checkpoint monitors, where none is named."""
+        name = self.budget.metric or getattr(checkpoints.monitored(trainer), "monitor", None)
+        return self._resolved_budget(trainer, [name] if name else [])
+
     def _resolved_budget(self, trainer: Any, logged: Sequence[str]) -> Budget:
         monitor = checkpoints.monitored(trainer)
         return selection.resolve(self.budget, logged, getattr(monitor, "monitor", None), getattr(monitor, "mode", None))

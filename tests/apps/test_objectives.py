@@ -8,6 +8,7 @@ import pytest
 
 from lq_plugin.apps.objectives import check_directions, objectives
 from lq_plugin.errors import ConfigError
+from lq_plugin.selection import Budget
 
 
 def entry(form: str, accuracy: float, median: float) -> dict[str, Any]:
@@ -46,7 +47,8 @@ def test_an_unknown_objective_is_refused() -> None:
 
 @pytest.mark.parametrize("directions", [None, "maximize", ["maximize", "minimize"]])
 def test_directions_that_lead_to_the_better(directions: Any) -> None:
-    check_directions(directions, ["metric", "latency_ms"], MANIFEST)
+    check_directions(directions, ["metric", "latency_ms"], Budget("val/acc", mode="max"))
+    check_directions(directions, ["val/loss", "latency_ms"], Budget())
 
 
 @pytest.mark.parametrize(
@@ -58,4 +60,4 @@ def test_directions_that_lead_to_the_better(directions: Any) -> None:
 )
 def test_directions_that_lead_to_the_worse_are_refused(directions: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=f"hydra.sweeper.direction: {said}"):
-        check_directions(directions, ["metric", "latency_ms"], MANIFEST)
+        check_directions(directions, ["metric", "latency_ms"], Budget("val/acc", mode="max"))

@@ -92,10 +92,15 @@ def test_optuna_optimizes_two_objectives(tmp_path: Path) -> None:
     assert count(done, "fitting") == 1
     (results,) = tmp_path.glob("multirun/*/*/optimization_results.yaml")
     assert "solutions" in results.read_text()
-    wrong = run(
-        tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.direction=[minimize,minimize]"
-    )
-    assert "hydra.sweeper.direction: 'minimize' for 'metric', and more is better of val/acc" in wrong.stderr
+
+
+def test_a_sweep_for_the_worst_ends_before_training(tmp_path: Path) -> None:
+    direction = "hydra.sweeper.direction=[minimize,minimize]"
+    done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", direction)
+    assert done.returncode == 1
+    said = "hydra.sweeper.direction: 'minimize' for 'metric', and more is better of val/acc"
+    assert f"lq-train: every job of the sweep failed, the last one because of: {said}" in done.stderr
+    assert count(done, "fit") == 0
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])

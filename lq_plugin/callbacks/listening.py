@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Recording
 from lq_plugin.graph.capture import Call, FloatGraph, capture, fold
+from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.placement import RUNTIMES, place
 from lq_plugin.observers import Statistic
 from lq_plugin.scheme import Scheme
@@ -111,7 +111,7 @@ class Listener:
     def _observe(self, graph: FloatGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self._recording is None:
             self._recording = Recording.start(fold(graph), self._scheme)
-            sizes = (leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+            sizes = (tensor.shape[0] for tensor in tensors((args, kwargs)) if tensor.dim())
             self._chosen = self._choose(max(next(sizes, 1), 1) * self._processes)
         if self._position in self._chosen:
             self._recording.see(graph.signature.flatten(args, kwargs))

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from lq_plugin.artifacts.base import FORMATS, Artifact, ArtifactModule, load
@@ -23,6 +22,7 @@ from lq_plugin.evaluation.loop import Data, resolve_target, splits_of
 from lq_plugin.evaluation.metrics import Scores, scores
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.nesting import tensors
 
 EAGER = "torch"
 
@@ -73,8 +73,7 @@ class Inputs:
     @property
     def batch_size(self) -> int:
         """First dimension of the first tensor."""
-        tensors = (leaf for leaf in tree_leaves(self.call) if isinstance(leaf, Tensor) and leaf.dim())
-        return next((tensor.shape[0] for tensor in tensors), 1)
+        return next((tensor.shape[0] for tensor in tensors(self.call) if tensor.dim()), 1)
 
     def calling(self, module: nn.Module) -> Callable[[], object]:
         """Return a function that calls a module with them."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
+
+from lq_plugin.graph.nesting import tensors
 
 
 class SignalToQuantizationNoise(Metric):
@@ -59,4 +60,4 @@ def max_difference(given: Any, wanted: Any) -> float:
 
 
 def _floats(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [tensor for tensor in tensors(output) if tensor.is_floating_point()]

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from lq_plugin.artifacts.base import Artifact, load
@@ -19,6 +18,7 @@ from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.nesting import retyped, tensors
 
 SQNR_SAMPLES = 512
 
@@ -83,16 +83,18 @@ def scores(
     sqnr = SignalToQuantizationNoise()
     probe = _Probe({name: metric.clone() for name, metric in (metrics or {}).items()}, label)
     seen = 0
+    reference: Any = None
 
     def forward(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
-        nonlocal seen
+        nonlocal seen, reference
         output = original(*args, **kwargs) if module is None else module(*args, **kwargs)
         if module is not None and seen < SQNR_SAMPLES:
             with torch.no_grad():
-                sqnr.update(output, original(*args, **kwargs))
-            seen += next((leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), 1)
-        probe.output = output
-        return output
+                reference = original(*args, **kwargs)
+            sqnr.update(output, reference)
+            seen += next((tensor.shape[0] for tensor in tensors((args, kwargs))), 1)
+        probe.output = output if module is None else retyped(output, reference)
+        return probe.output
 
     logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[probe])
     with loop.alone():

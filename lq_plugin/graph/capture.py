@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules import transformer
-from torch.utils._pytree import tree_map_only
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
 from lq_plugin.graph import signature
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_constants
+from lq_plugin.graph.nesting import mapped
 from lq_plugin.graph.recurrent import kept_whole
 from lq_plugin.graph.signature import Parameter, Signature, Structure
 from lq_plugin.noise import muted
@@ -141,7 +141,7 @@ def capture(
 def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
     """Copy a call to the CPU, so that it shares nothing with the caller."""
     with torch.inference_mode(False):
-        copied: Call = tree_map_only(Tensor, lambda t: t.detach().cpu().clone(), (tuple(args), dict(kwargs)))
+        copied: Call = mapped(lambda tensor: tensor.detach().cpu().clone(), (tuple(args), dict(kwargs)))
     return copied
 
 
@@ -258,9 +258,7 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
             return given | {"shape": shapes[content]}
         if kind == "constant":
             return given
-        if "dict" in kind:
-            return {kind: [[key, put(item)] for key, item in content]}
-        return {kind: [put(item) for item in content]}
+        return {kind: [[key, put(item)] for key, item in content]}
 
     return tuple(replace(parameter, given=put(parameter.given)) for parameter in parameters)
 
@@ -296,7 +294,8 @@ def _explain(target: nn.Module, error: Exception) -> str:
         f"target: the forward of {type(target).__name__} cannot be captured by torch.export.\n"
         f"  {_user_line(error)}\n  {type(error).__name__}: {reason}\n"
         "Ways out: choose another target (target='encoder' captures only that submodule), rewrite this line without "
-        "control flow that depends on the values of tensors, or use dynamic quantization, which needs no graph."
+        "control flow that depends on the values of tensors, or use the format 'torch' of dynamic quantization, which "
+        "needs no graph."
     )
 
 

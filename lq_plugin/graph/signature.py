@@ -4,26 +4,29 @@ Graphs and runtimes take and give flat lists of tensors. A :class:`Signature` sa
 list and how the list of results becomes the output again. It is made of builtins only and is stored as JSON.
 
 A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
-dimension), ``{"constant": value}``, ``{"list": [...]}``, ``{"tuple": [...]}``, ``{"dict": [[key, structure], ...]}``
-and ``{"ordered_dict": [...]}``.
+dimension), ``{"constant": value}``, or a kind of container with its keys, ``{"dict": [[key, structure], ...]}``; the
+kinds are those of :func:`~lq_plugin.graph.nesting.parts`. Of dataclasses and named tuples the names of the fields are
+stored and the class is not: nothing has to be imported to call an artifact.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lq_plugin.errors import ArtifactError, CaptureError
+from lq_plugin.graph.nesting import NAMED, Record, parts
 
 Structure = dict[str, Any]
 _CONSTANTS = (type(None), bool, int, float, str)
+_IN_ORDER = ("list", "tuple")  # kinds whose keys are positions
 
 
 @dataclass(frozen=True)
@@ -153,19 +156,21 @@ def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
         }
     if type(value) in _CONSTANTS:
         return {"constant": value}
-    if isinstance(value, OrderedDict | dict):
-        kind = "ordered_dict" if isinstance(value, OrderedDict) else "dict"
-        if not all(type(key) in (str, int, bool) for key in value):
-            raise CaptureError(f"{where}: the keys of a dict must be str, int or bool, got {list(value)!r}.")
-        return {kind: [[key, structure(item, f"{where}[{key!r}]", tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple) and not isinstance(value, torch.nn.utils.rnn.PackedSequence):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [structure(item, f"{where}[{index}]", tensors) for index, item in enumerate(value)]}
-    raise CaptureError(
-        f"{where}: a {type(value).__name__} cannot cross the border of a graph. Allowed: tensors, None, bool, int, "
-        "float, str, and list, tuple, dict or OrderedDict of them. Return a dict in place of a dataclass, or choose "
-        "as target a submodule whose forward takes and returns tensors."
-    )
+    taken = parts(value)
+    if taken is None:
+        raise CaptureError(
+            f"{where}: a {type(value).__name__} cannot cross the border of a graph. Allowed: tensors, None, bool, int, "
+            "float, str, and list, tuple, dict, named tuple or dataclass of them. Choose as target a submodule whose "
+            "forward takes and returns such values."
+        )
+    kind, items = taken
+    if not all(type(key) in (str, int, bool) for key, _ in items):
+        raise CaptureError(f"{where}: the keys of a dict must be str, int or bool, got {[key for key, _ in items]!r}.")
+    return {kind: [[key, structure(item, where + _step(kind, key), tensors)] for key, item in items]}
+
+
+def _step(kind: str, key: Any) -> str:
+    return f".{key}" if kind in NAMED else f"[{key!r}]"
 
 
 def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
@@ -175,11 +180,19 @@ def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
         return tensors[content]
     if kind == "constant":
         return content
-    if kind in ("dict", "ordered_dict"):
-        items = [(key, rebuild(item, tensors)) for key, item in content]
-        return dict(items) if kind == "dict" else OrderedDict(items)
-    values = [rebuild(item, tensors) for item in content]
-    return values if kind == "list" else tuple(values)
+    items = {key: rebuild(item, tensors) for key, item in content}
+    if kind in _IN_ORDER:
+        return list(items.values()) if kind == "list" else tuple(items.values())
+    if kind == "named_tuple":
+        return _named_tuple(tuple(items))(**items)
+    if kind == "record":
+        return Record(items)
+    return items if kind == "dict" else OrderedDict(items)
+
+
+@functools.cache
+def _named_tuple(names: tuple[str, ...]) -> Any:
+    return namedtuple("Output", names)
 
 
 def _default(parameter: Parameter) -> Any:
@@ -198,19 +211,22 @@ def _match(structure: Structure, value: Any, where: str, tensors: list[Tensor]) 
                 f"argument {where}: given {value!r}, but the graph was captured with the constant {content!r}, "
                 "which is fixed in it. Capture again with the other value to get an artifact for it."
             )
-    elif kind in ("dict", "ordered_dict"):
-        keys = [key for key, _ in content]
-        if not isinstance(value, Mapping) or set(value) != set(keys):
-            got = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise ArtifactError(f"argument {where}: expected a dict with the keys {keys}, got {got}.")
-        for key, item in content:
-            _match(item, value[key], f"{where}[{key!r}]", tensors)
-    else:
+    elif kind in _IN_ORDER:
         if not isinstance(value, list | tuple) or len(value) != len(content):
             got = f"{len(value)} items" if isinstance(value, list | tuple) else type(value).__name__
             raise ArtifactError(f"argument {where}: expected a {kind} of {len(content)} items, got {got}.")
-        for index, (item, element) in enumerate(zip(content, value, strict=True)):
+        for (index, item), element in zip(content, value, strict=True):
             _match(item, element, f"{where}[{index}]", tensors)
+    else:
+        keys = [key for key, _ in content]
+        taken = parts(value)
+        items = dict(taken[1]) if taken is not None and taken[0] not in _IN_ORDER else None
+        if items is None or set(items) != set(keys):
+            got = type(value).__name__ if items is None else str(sorted(map(str, items)))
+            holder = f"{kind.replace('_', ' ')} with the fields" if kind in NAMED else "dict with the keys"
+            raise ArtifactError(f"argument {where}: expected a {holder} {keys}, got {got}.")
+        for key, item in content:
+            _match(item, items[key], where + _step(kind, key), tensors)
 
 
 def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:
@@ -232,6 +248,5 @@ def _collect(structure: Structure, name: str, found: list[tuple[str, Structure]]
     if kind == "tensor":
         found.append((name, structure))
     elif kind != "constant":
-        items: Iterable[tuple[Any, Structure]] = content if "dict" in kind else enumerate(content)
-        for key, item in items:
+        for key, item in content:
             _collect(item, f"{name}.{key}", found)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 import lq_plugin
-from lq_plugin import ArtifactExport, Budget, Int8Evaluation, Latency, StaticQuantization, evaluate
+from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization, evaluate
 from lq_plugin.errors import ConfigError
 
 FORMATS = ("onnx", "openvino", "pt2")
@@ -251,6 +251,41 @@ def test_given_metrics_judge_a_module_that_logs_nothing(data: type[Images], labe
     pairs = [tuple(batch.values()) if isinstance(batch, dict) else batch for batch in data().val_dataloader()]
     assert entry["metrics"]["validate/accuracy"] == pytest.approx(recomputed(module, pairs)[1])
     assert metrics["accuracy"].update_count == 0
+
+
+@dataclass
+class Scored:
+    logits: Tensor
+    embedding: Tensor | None = None
+
+
+class Scoring(Tiny):
+    """Its forward returns an object that its own steps know, as those of Hugging Face's models do."""
+
+    def forward(self, x: Tensor) -> Any:
+        return Scored(self.net(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]).logits, batch[1])
+
+    def evaluate(self, split: str, batch: Any) -> None:
+        scored = self(batch[0])
+        assert type(scored) is Scored
+        self.log(f"{split}/loss", F.cross_entropy(scored.logits, batch[1]))
+
+
+def test_an_output_has_its_class_in_the_loop_and_its_fields_elsewhere(tmp_path: Path) -> None:
+    evaluation = Int8Evaluation(latency=None)
+    dynamic = DynamicQuantization()
+    fit(tmp_path, Scoring(), StaticQuantization(), dynamic, ArtifactExport((*FORMATS, "torch")), evaluation)
+    assert evaluation.manifest is not None
+    made = [entry for entry in evaluation.manifest["artifacts"] if entry["status"] != "unsupported"]
+    assert [entry["error"] for entry in made] == [None] * 6
+    assert all(entry["sqnr_db"] > 20 for entry in made)
+    loaded = lq_plugin.load(tmp_path / "quantized" / "static" / "onnx")
+    scored = loaded(images(8).tensors[0])
+    assert scored.logits.shape == scored["logits"].shape == (8, CLASSES)
+    assert scored.embedding is None
 
 
 def test_a_label_that_no_batch_has_is_named_and_training_is_kept(tmp_path: Path) -> None:

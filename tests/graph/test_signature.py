@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,6 +15,14 @@ from lq_plugin.errors import ArtifactError, CaptureError
 from lq_plugin.graph.signature import Signature, describe, structure
 
 Pair = namedtuple("Pair", ["left", "right"])
+
+
+@dataclass
+class Scored:
+    logits: Any
+    aux: Any
+
+
 A, B, C = torch.zeros(2, 3), torch.ones(2), torch.full((1,), 2)
 
 
@@ -96,11 +105,31 @@ def _same(given: Any, wanted: Any) -> bool:
     return given is wanted if isinstance(wanted, Tensor) else type(given) is type(wanted) and given == wanted
 
 
-def test_a_namedtuple_comes_back_as_a_tuple() -> None:
+def test_fields_come_back_by_name_without_their_class() -> None:
     tensors: list[Tensor] = []
-    given = Signature((), structure(Pair(A, B), "output", tensors)).unflatten(tensors)
-    assert type(given) is tuple
-    assert _same(given, (A, B))
+    described = structure([Pair(A, B), Scored(C, aux={"left": A})], "output", tensors)
+    pair, scored = Signature((), json.loads(json.dumps(described))).unflatten(tensors)
+    left, right = pair
+    assert (left, right, pair.right) == (A, B, B)
+    assert scored.logits is scored["logits"] is C
+    assert scored.aux["left"] is A
+    with pytest.raises(AttributeError, match="no field 'loss'; there are logits, aux"):
+        _ = scored.loss
+
+
+def test_arguments_with_fields_are_taken_by_name() -> None:
+    def forward(pair: Pair, scored: Scored) -> None: ...
+
+    signature = signed(forward, Pair(A, B), Scored(C, aux=None))
+    found = signature.flatten((Pair(B, A)._replace(left=A, right=B), Scored(C, aux=None)), {})
+    assert [id(tensor) for tensor in found] == [id(tensor) for tensor in (A, B, C)]
+    assert [name for name, _ in signature.tensors()] == ["pair.left", "pair.right", "scored.logits"]
+    (pair, scored), _ = signature.call(found)
+    assert (pair.left, scored.logits) == (A, C)
+    with pytest.raises(ArtifactError, match=r"argument pair: expected a named tuple with the fields"):
+        signature.flatten(((A, B), Scored(C, aux=None)), {})
+    with pytest.raises(ArtifactError, match=r"argument scored\.logits: expected a tensor, got NoneType"):
+        signature.flatten((Pair(A, B), Scored(None, aux=None)), {})
 
 
 @pytest.mark.parametrize(

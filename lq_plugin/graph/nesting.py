@@ -1,0 +1,96 @@
+"""Values that hold tensors: taken apart, put together again, and given back their own classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+Parts = list[tuple[Any, Any]]
+NAMED = ("record", "named_tuple")  # kinds whose keys are names of fields
+
+
+class Record(OrderedDict[str, Any]):
+    """Fields of a dataclass whose class is not at hand, as attributes and as keys."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no field {name!r}; there are {', '.join(self)}")
+
+
+def parts(value: Any) -> tuple[str, Parts] | None:
+    """Take a container apart.
+
+    Args:
+        value: anything.
+
+    Returns:
+        Its kind (``"record"`` for dataclasses, ``"named_tuple"``, ``"tuple"``, ``"list"``, ``"dict"`` or
+        ``"ordered_dict"``) and its keys with their values; ``None`` for what is no such container.
+    """
+    if isinstance(value, PackedSequence | type):
+        return None
+    if dataclasses.is_dataclass(value):
+        if isinstance(value, Mapping):  # the outputs of Hugging Face's models: only what was computed is a key
+            return "record", list(value.items())
+        return "record", [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init]
+    if isinstance(value, Mapping):
+        return "ordered_dict" if isinstance(value, OrderedDict) else "dict", list(value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return "named_tuple", list(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple):
+        return "list" if isinstance(value, list) else "tuple", list(enumerate(value))
+    return None
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what a value holds, containers opened."""
+    taken = parts(value)
+    if taken is None:
+        yield value
+    else:
+        for _, item in taken[1]:
+            yield from leaves(item)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a value holds, in order."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return a value with each of its tensors replaced, in the same containers."""
+    if isinstance(value, Tensor):
+        return function(value)
+    taken = parts(value)
+    if taken is None:
+        return value
+    return _made(value, taken[0], [(key, mapped(function, item)) for key, item in taken[1]])
+
+
+def retyped(value: Any, like: Any) -> Any:
+    """Give the dataclasses and named tuples of a value back their classes, which no artifact holds.
+
+    Args:
+        value: with a :class:`Record` or a plain named tuple in their places.
+        like: a value of the same structure with the classes.
+    """
+    wanted, given = parts(like), parts(value)
+    if wanted is None or given is None or (wanted[0] in NAMED and type(value) is type(like)):
+        return value
+    pairs = zip(given[1], wanted[1], strict=True)
+    return _made(like, wanted[0], [(key, retyped(item, example)) for (key, item), (_, example) in pairs])
+
+
+def _made(like: Any, kind: str, items: Parts) -> Any:
+    if kind in NAMED:
+        return type(like)(**dict(items))
+    if kind in ("dict", "ordered_dict"):
+        return dict(items) if kind == "dict" else OrderedDict(items)
+    values = [item for _, item in items]
+    return values if kind == "list" else tuple(values)

@@ -1,0 +1,96 @@
+"""Values are taken apart and put together in their own containers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, UserDict, namedtuple
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+
+from lq_plugin.graph.nesting import Record, leaves, mapped, parts, retyped, tensors
+
+Pair = namedtuple("Pair", ["left", "right"])
+
+
+class Named(Pair):
+    """As the outputs of forecasting packages: fields by index, attribute and key."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return getattr(self, key) if isinstance(key, str) else super().__getitem__(key)
+
+
+@dataclass(frozen=True)
+class Scored:
+    logits: Tensor
+    loss: Tensor | None = None
+    seen: int = field(default=0, init=False)
+
+
+@dataclass
+class Output(OrderedDict[str, Any]):
+    """As the outputs of Hugging Face's models: the fields that are not None are keys."""
+
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+
+A, B = torch.zeros(2), torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "keys"),
+    [
+        (Scored(A), "record", ["logits", "loss"]),
+        (Output(logits=A), "record", ["logits"]),
+        (Pair(A, B), "named_tuple", ["left", "right"]),
+        (UserDict(x=A), "dict", ["x"]),
+        (OrderedDict(x=A), "ordered_dict", ["x"]),
+        ([A, B], "list", [0, 1]),
+        (torch.max(torch.zeros(1, 2), 1), "tuple", [0, 1]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_containers_have_kinds_and_keys(value: Any, kind: str, keys: list[Any]) -> None:
+    taken = parts(value)
+    assert taken is not None
+    assert (taken[0], [key for key, _ in taken[1]]) == (kind, keys)
+
+
+@pytest.mark.parametrize("value", [A, None, "text", Scored, pack_sequence([A])], ids=lambda value: type(value).__name__)
+def test_everything_else_is_a_leaf(value: Any) -> None:
+    assert parts(value) is None
+    assert list(leaves(value)) == [value]
+
+
+def test_tensors_are_found_and_replaced_in_their_containers() -> None:
+    value = {"a": Scored(A, loss=B), "b": [Named(A, 3), Output(logits=B)]}
+    assert [id(tensor) for tensor in tensors(value)] == [id(tensor) for tensor in (A, B, A, B)]
+    copied = mapped(lambda tensor: tensor + 1, value)
+    assert torch.equal(copied["a"].loss, B + 1)
+    assert type(copied["b"][0]) is Named
+    assert torch.equal(copied["b"][0]["left"], A + 1)
+    assert torch.equal(copied["b"][1].logits, B + 1)
+    assert torch.equal(A, torch.zeros(2))
+
+
+def test_classes_are_given_back() -> None:
+    given = (Record(logits=A), Pair(A, B), {"deep": Record(logits=B, loss=None)}, None)
+    like = (Output(logits=B), Named(B, A), {"deep": Scored(A)}, None)
+    first, second, third, nothing = retyped(given, like)
+    assert (type(first), type(second), type(third["deep"]), nothing) == (Output, Named, Scored, None)
+    assert first.logits is A
+    assert second["right"] is B
+    assert third["deep"].logits is B
+
+
+def test_what_has_its_class_is_left_as_it_is() -> None:
+    scored = Scored(A)
+    assert retyped(scored, Scored(B)) is scored
+    assert retyped(A, B) is A

@@ -22,6 +22,7 @@ from lq_plugin.artifacts.pt2 import load_module
 from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.folding import attribute
+from lq_plugin.graph.nesting import retyped
 from lq_plugin.graph.placement import CONVOLUTIONS, RUNTIMES
 
 Shape = tuple[int, ...]
@@ -54,7 +55,7 @@ def sqnr(made: Made, module: nn.Module) -> float:
     for batch in made.batches:
         with torch.no_grad():
             wanted, given = forward(made.model, batch), forward(module, batch)
-        wanted = tuple(wanted) if isinstance(wanted, tuple) else wanted  # a namedtuple comes back as a tuple
+        given = retyped(given, wanted)  # artifacts do not store the classes of named tuples
         (leaves, spec), (given_leaves, given_spec) = tree_flatten(wanted), tree_flatten(given)
         assert given_spec == spec
         for left, right in zip(given_leaves, leaves, strict=True):

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -17,6 +18,7 @@ from lq_plugin.graph.capture import Call, FloatGraph, capture, duplicate, fold, 
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.placement import Placement, place
+from lq_plugin.graph.signature import check_inputs
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme
 
@@ -124,6 +126,11 @@ class DynamicCandidate:
         """The module's folded float graph, captured at first use."""
         return fold(capture(self.module, *self.example, self.dynamic_dims))
 
+    @cached_property
+    def survey(self) -> swap.Survey:
+        """Which of the module's layers become INT8 in torch."""
+        return swap.survey(self.module, self.example, self.scheme)
+
     def placed(self, runtime: str) -> Placement:
         """Return where weights are integers for a runtime."""
         return place(self.graph, swap.by_path(self.module, self.scheme), runtime)
@@ -183,7 +190,7 @@ def quantize(
     Raises:
         CalibrationError: there is no batch.
         CaptureError: the model's forward cannot be captured.
-        ConfigError: the scheme does not fit the model.
+        ConfigError: the scheme, or ``name`` or ``dynamic_dims``, does not fit the model.
 
     Example:
         >>> import torch
@@ -192,13 +199,27 @@ def quantize(
         32
     """
     scheme = _scheme(scheme)
+    name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
+    check_inputs(dims, model.forward)
     if scheme.method == "dynamic":
-        swap.check_patterns(model, scheme)
         example = private_call(*_first(iter(calls(batches))))
-        module, dims = detached_copy(model).cpu(), dict(dynamic_dims or {})
-        return DynamicCandidate(name or scheme.method, module, example, scheme, UNCALIBRATED, dims)
-    graph, calibration = _calibrated(model, batches, scheme, dynamic_dims)
-    return StaticCandidate(name or scheme.method, graph, calibration, scheme)
+        module = detached_copy(model).cpu()
+        swap.check_patterns(module, scheme)
+        swap.run(detached_copy(module), example)
+        return DynamicCandidate(name, module, example, scheme, UNCALIBRATED, dims)
+    graph, calibration = _calibrated(model, batches, scheme, dims)
+    return StaticCandidate(name, graph, calibration, scheme)
+
+
+def check_name(name: str) -> str:
+    """Check that a candidate's name can name its folder, and return it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not name or name == ".." or Path(name).name != name:
+        raise ConfigError(f"name: {name!r} cannot name a folder. Allowed: any name without a slash.")
+    return name
 
 
 def _calibrated(

@@ -4,7 +4,7 @@
 
     LqError
     ├── ConfigError (ValueError)      an argument or option that cannot work; raised as early as it can be known
-    │   └── UnsupportedError          a candidate has no form in a format: nothing in it can be quantized there
+    │   └── UnsupportedError          a candidate has no form in a format
     ├── MissingExtraError (ImportError)   an optional dependency is needed and not installed
     ├── CaptureError (RuntimeError)   the target could not be turned into a graph
     ├── CalibrationError (RuntimeError)   no statistics could be gathered
@@ -31,7 +31,7 @@ class ConfigError(LqError, ValueError):
 
 
 class UnsupportedError(ConfigError):
-    """A candidate has no form in a format, because nothing in it can be quantized there."""
+    """A candidate has no form in a format: the runtime lacks one, or nothing in it can be quantized there."""
 
 
 class MissingExtraError(LqError, ImportError):

@@ -12,6 +12,7 @@ LOGGERS = (
     "torch.utils._pytree",  # a registration inside torchao that torch will change
     "torch.onnx",  # progress and version notes of the exporter
     "onnxscript",  # optimizer notes
+    "onnx_ir",  # optimizer notes
     "torch.export",  # advice on its own exceptions, which are explained in our errors
     "torch.fx",  # symbols of a capture that failed
 )

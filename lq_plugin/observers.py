@@ -7,6 +7,7 @@ to ``OBSERVERS``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,35 +18,54 @@ from torch import Tensor
 from lq_plugin.errors import ConfigError
 
 Statistic = dict[str, Tensor]
+Range = tuple[float, float]  # lowest and highest value to represent
 _BINS = 4096
 _CLIP_STEPS = 100
 
 
 @dataclass(frozen=True)
-class MinMax:
+class Observer(ABC):
+    """How a range is learnt. A statistic is whatever its methods make of it; an empty one has seen nothing."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def update(self, statistic: Statistic, values: Tensor) -> Statistic:
+        """Return the statistic after ``values``, a non-empty tensor of any shape."""
+
+    @abstractmethod
+    def merge(self, statistics: Sequence[Statistic]) -> Statistic:
+        """Return the statistic of everything that went into the given ones, at least one."""
+
+    @abstractmethod
+    def range(self, statistic: Statistic) -> Range:
+        """Return the lowest and the highest value to represent."""
+
+
+@dataclass(frozen=True)
+class MinMax(Observer):
     """Range of everything seen."""
 
     name: ClassVar[str] = "minmax"
 
     def update(self, statistic: Statistic, values: Tensor) -> Statistic:
-        """Return the statistic after ``values``, a non-empty tensor of any shape."""
         return self.merge([statistic, _extremes(values)]) if statistic else _extremes(values)
 
     def merge(self, statistics: Sequence[Statistic]) -> Statistic:
-        """Return the statistic of everything that went into the given ones."""
         return {
             "low": torch.stack([statistic["low"] for statistic in statistics]).amin(),
             "high": torch.stack([statistic["high"] for statistic in statistics]).amax(),
         }
 
-    def range(self, statistic: Statistic) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent."""
+    def range(self, statistic: Statistic) -> Range:
         return statistic["low"].item(), statistic["high"].item()
 
 
 @dataclass(frozen=True)
-class MovingAverage:
+class MovingAverage(Observer):
     """Exponential moving average of every batch's minimum and maximum.
+
+    Averages over time cannot be replayed, so when statistics merge, each process counts the same.
 
     Args:
         momentum: weight of a new batch, in (0, 1].
@@ -59,20 +79,17 @@ class MovingAverage:
             raise ConfigError(f"momentum: {self.momentum} is out of range. Allowed: above 0, up to 1.")
 
     def update(self, statistic: Statistic, values: Tensor) -> Statistic:
-        """Return the statistic after ``values``, a non-empty tensor of any shape."""
         new = _extremes(values)
         return {key: torch.lerp(statistic[key], new[key], self.momentum) for key in new} if statistic else new
 
     def merge(self, statistics: Sequence[Statistic]) -> Statistic:
-        """Return the mean: averages over time cannot be replayed, so each process counts the same."""
         return {key: torch.stack([statistic[key] for statistic in statistics]).mean() for key in ("low", "high")}
 
-    def range(self, statistic: Statistic) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent."""
+    def range(self, statistic: Statistic) -> Range:
         return statistic["low"].item(), statistic["high"].item()
 
 
-class _HistogramStatistic:
+class _HistogramStatistic(Observer):
     """Counts in equal bins over ``[-limit, limit]``, where ``limit`` is a power of two.
 
     A range that grows doubles the limit and adds the bins in pairs, which is exact: any order of updates and merges
@@ -80,7 +97,6 @@ class _HistogramStatistic:
     """
 
     def update(self, statistic: Statistic, values: Tensor) -> Statistic:
-        """Return the statistic after ``values``, a non-empty tensor of any shape."""
         finite = values[torch.isfinite(values)].float()
         largest = finite.abs().amax() if finite.numel() else torch.zeros(())
         limit = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=2.0**-100)))).cpu()
@@ -89,7 +105,6 @@ class _HistogramStatistic:
         return self.merge([statistic, new]) if statistic else new
 
     def merge(self, statistics: Sequence[Statistic]) -> Statistic:
-        """Return the statistic of everything that went into the given ones."""
         limit = torch.stack([statistic["limit"] for statistic in statistics]).amax()
         return {
             "counts": torch.stack([_widened(statistic, limit) for statistic in statistics]).sum(0),
@@ -103,13 +118,10 @@ class Histogram(_HistogramStatistic):
 
     name: ClassVar[str] = "histogram"
 
-    def range(self, statistic: Statistic) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent."""
+    def range(self, statistic: Statistic) -> Range:
         centers, counts, low, high = _occupied(statistic)
-        high = _least_error(centers, counts, [(low, high * step / _CLIP_STEPS) for step in range(1, _CLIP_STEPS + 1)])[
-            1
-        ]
-        return _least_error(centers, counts, [(low * step / _CLIP_STEPS, high) for step in range(1, _CLIP_STEPS + 1)])
+        _, high = _least_error(centers, counts, [(low, high * n / _CLIP_STEPS) for n in range(1, _CLIP_STEPS + 1)])
+        return _least_error(centers, counts, [(low * n / _CLIP_STEPS, high) for n in range(1, _CLIP_STEPS + 1)])
 
 
 @dataclass(frozen=True)
@@ -127,8 +139,7 @@ class Percentile(_HistogramStatistic):
         if not 50 < self.percentile <= 100:
             raise ConfigError(f"percentile: {self.percentile} is out of range. Allowed: above 50, up to 100.")
 
-    def range(self, statistic: Statistic) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent."""
+    def range(self, statistic: Statistic) -> Range:
         edges = _edges(statistic)
         share = statistic["counts"].cumsum(0).double() / statistic["counts"].sum()
         keep = self.percentile / 100
@@ -137,12 +148,8 @@ class Percentile(_HistogramStatistic):
         return edges[low].item(), edges[high].item()
 
 
-Observer = MinMax | MovingAverage | Histogram | Percentile
 OBSERVERS: dict[str, type[Observer]] = {
-    "histogram": Histogram,
-    "minmax": MinMax,
-    "moving_average": MovingAverage,
-    "percentile": Percentile,
+    observer.name: observer for observer in (Histogram, MinMax, MovingAverage, Percentile)
 }
 
 
@@ -178,7 +185,7 @@ def _occupied(statistic: Statistic) -> tuple[Tensor, Tensor, float, float]:
     return centers[taken], counts[taken].double(), low, high
 
 
-def _least_error(centers: Tensor, counts: Tensor, ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def _least_error(centers: Tensor, counts: Tensor, ranges: Sequence[Range]) -> Range:
     """The range with the least squared error over the histogram when its 256 levels are spread over it."""
     bounds = torch.tensor([(min(low, 0.0), max(high, 0.0)) for low, high in ranges], dtype=torch.float64)
     low, high = bounds[:, :1], bounds[:, 1:]

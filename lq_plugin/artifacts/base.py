@@ -3,7 +3,7 @@
 An artifact's folder holds the runtime's own files and ``artifact.json``: format, call signature, coverage and the
 sha256 of every file, itself included. Nothing in it is unpickled.
 
-Three formats hold a graph; ``torch`` holds the INT8 layers of a module, which the user's class is put around again.
+A format holds a graph, or, as ``torch`` does, the INT8 layers of a module, which the user's class is put around again.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Format:
         dynamic: writes a dynamic candidate's files into a folder, where that takes more than a graph with integer
             weights.
         load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
+        module: reads that folder into a module that is slow as it is and fast under ``torch.compile``; compiled is how
+            its latency is measured.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
     """
@@ -60,8 +62,14 @@ class Format:
     export: Callable[[FloatGraph, Path], None] | None = None
     dynamic: Callable[[DynamicCandidate, Path], Coverage] | None = None
     load: Callable[[Path, int | None], Run] | None = None
+    module: Callable[[Path], nn.Module] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def lane(self) -> str:
+        """How the runtime is called beside the others when latency is measured."""
+        return "torch.compile" if self.module is not None else self.runtime
 
 
 FORMATS: Mapping[str, Format] = {
@@ -86,6 +94,7 @@ FORMATS: Mapping[str, Format] = {
         (),
         export=pt2.export,
         load=pt2.load,
+        module=pt2.load_module,
         refuses={"dynamic": "torch.export cannot capture torch's dynamic INT8 layers; the format 'torch' holds them"},
     ),
     "torch": Format(
@@ -124,6 +133,11 @@ class Artifact:
     files: Mapping[str, str]
     quantized_ops: Sequence[Mapping[str, str]]
     float_ops: Sequence[Mapping[str, str]]
+
+    @property
+    def label(self) -> str:
+        """``<candidate>/<format>``."""
+        return f"{self.candidate}/{self.format}"
 
     @property
     def size_bytes(self) -> int:
@@ -187,7 +201,7 @@ def export(
 
     Returns:
         The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
-        why.
+        why. One that fails is raised after all others were made.
 
     Raises:
         ConfigError: an unknown format.
@@ -199,11 +213,17 @@ def export(
     asked = [name for name in FORMATS if method not in FORMATS[name].refuses] if formats is None else formats
     artifacts: dict[str, Artifact] = {}
     refused: dict[str, str] = {}
+    failed: LqError | None = None
     for name in formats_of(method, check_formats(asked)):
         try:
             artifacts[name] = export_one(candidate, Path(folder) / name, name)
         except UnsupportedError as error:
             refused[name] = str(error)
+        except LqError as error:
+            failed = failed or error
+    if failed is not None:
+        failed.add_note(f"Made all the same in {str(folder)!r}: {', '.join(artifacts) or 'nothing'}.")
+        raise failed
     if not artifacts:
         raise UnsupportedError(f"formats: {list(asked)} cannot be made of candidate {candidate.name!r}: {refused}.")
     for name, reason in refused.items():

@@ -46,9 +46,7 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
     if threads is not None:
         options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
-    inputs = {value.name for value in session.get_inputs()}
     names = [value.name for value in session.get_inputs()]
-    assert len(inputs) == len(names)
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
         results = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})

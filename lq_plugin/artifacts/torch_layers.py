@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lq_plugin.coverage import Coverage
 from lq_plugin.eager import swap
-from lq_plugin.eager.layers import KINDS, Tensors, misfits, put_together, quantized, taken_apart
+from lq_plugin.eager.layers import KINDS, Tensors, misfits, put_together, quantized, resembling, taken_apart
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.copying import detached_copy
 
@@ -32,7 +32,7 @@ _AS_TRAINED = "Give the class of the target, built as it was when it was trained
 
 def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
     """Write ``model.safetensors`` and ``layers.json``."""
-    found = swap.survey(candidate.module, candidate.example, candidate.scheme)
+    found = candidate.survey
     described: list[dict[str, Any]] = []
     tensors: Tensors = {}
     for number, layer in enumerate(found.chosen):
@@ -68,7 +68,9 @@ def rebuild(folder: Path, factory: Callable[[], nn.Module]) -> nn.Module:
     for number, entry in enumerate(layers):
         parts = _below(f"int8.{number}.", tensors)
         _check(module, entry, parts)
-        made[entry["paths"][0]] = put_together(entry["kind"], entry["options"], parts)
+        made[entry["paths"][0]] = resembling(
+            put_together(entry["kind"], entry["options"], parts), module.get_submodule(entry["paths"][0])
+        )
     _check_sharing(module, layers)
     around = swap.swapped(module, {path: nn.Identity() for path in made})
     _fill(around, _below("float.", tensors), aliases)

@@ -1,6 +1,6 @@
 """One float layer as an INT8 layer of torch, and that as plain tensors and back.
 
-The only module that touches ``torch.ao.quantization``: it is deprecated, and nothing maintained replaces it for
+The only module that quantizes with ``torch.ao.quantization``: it is deprecated, and nothing maintained replaces it for
 recurrent layers yet. Weights are INT8; in every call torch quantizes what goes into the layer, by its range, and adds
 the products up in 32 bits.
 """
@@ -8,6 +8,7 @@ the products up in 32 bits.
 from __future__ import annotations
 
 import inspect
+import types
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from torch.ao.quantization import (
 
 Tensors = dict[str, Tensor]
 _WEIGHTS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_PLAIN = (types.NoneType, bool, int, float, str)
 _SCALE, _ZERO = ".scale", ".zero_point"
 
 
@@ -100,6 +102,20 @@ def put_together(kind: str, options: Mapping[str, Any], tensors: Tensors) -> nn.
         return chosen.build(chosen.int8_class, options, weights).eval()
 
 
+def resembling(layer: nn.Module, original: nn.Module) -> nn.Module:
+    """Give an INT8 layer what the forward around it may ask its float layer for, such as ``proj_size``; return it."""
+    for name, value in vars(original).items():
+        if not name.startswith("_") and isinstance(value, _PLAIN) and not hasattr(layer, name):
+            setattr(layer, name, value)
+    if isinstance(original, nn.RNNBase):
+        layer.flatten_parameters = _nothing  # type: ignore[assignment]
+    return layer
+
+
+def _nothing() -> None:
+    """There are no parameters to flatten."""
+
+
 def misfits(layer: nn.Module, kind: str, tensors: Tensors) -> list[str]:
     """Return the names of tensors that are missing, superfluous, or of another type or shape than the layer needs.
 
@@ -142,17 +158,18 @@ def unfit_call(kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str
 
 @contextmanager
 def _packing() -> Iterator[None]:
-    """Pack weights for the kernels that are fastest step by step, and keep torch's notes of deprecation to itself.
+    """Pack weights for the kernels that are fastest step by step, and leave no trace but the layer.
 
-    Which kernels run is decided when weights are packed, so the engine of the process is what it was afterwards. On an
-    LSTM of 2×512 (8×64×64), fbgemm took 0.89 of the time that torch's own choice on x86 took.
+    torch's notes of deprecation stay unsaid, and the random state is restored: torch fills new layers at random. Which
+    kernels run is decided when weights are packed, so the engine of the process is what it was afterwards. On an LSTM
+    of 2×512 (8×64×64), fbgemm took 0.89 of the time that torch's own choice on x86 took.
     """
     engines: Any = torch.backends.quantized
     before = engines.engine
     if "fbgemm" in engines.supported_engines:
         engines.engine = "fbgemm"
     try:
-        with _muted():
+        with _muted(), torch.random.fork_rng([]):
             yield
     finally:
         engines.engine = before

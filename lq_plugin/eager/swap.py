@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lq_plugin import patterns
 from lq_plugin.coverage import Coverage, FloatOp, QuantizedOp
-from lq_plugin.eager.layers import KINDS, unfit_call
-from lq_plugin.errors import ConfigError, UnsupportedError, unknown_name
+from lq_plugin.eager.layers import KINDS, quantized, resembling, unfit_call
+from lq_plugin.errors import CaptureError, UnsupportedError
 from lq_plugin.graph.capture import Call, isolated, private_call
-from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.copying import detached_copy, module_names
+from lq_plugin.graph.nesting import tensors
+from lq_plugin.graph.padding import leave_fast_path
 from lq_plugin.scheme import Scheme
 
+_ROUNDING = 1e-3  # of the largest value: far more than rounding makes, far less than a lost activation
 _KNOWN: Mapping[str, type[nn.Module]] = {**{name: kind.float_class for name, kind in KINDS.items()}, "rnn": nn.RNN}
 
 
@@ -34,6 +37,12 @@ class Layer:
     paths: Sequence[str]
     kind: str
     module: nn.Module
+
+    @property
+    def within(self) -> set[str]:
+        """Names of the modules that it is in, its own included."""
+        parts = [path.split(".") for path in self.paths]
+        return {".".join(names[: depth + 1]) for names in parts for depth in range(len(names))}
 
 
 @dataclass(frozen=True)
@@ -63,23 +72,31 @@ def survey(module: nn.Module, example: Call, scheme: Scheme) -> Survey:
     """
     check_patterns(module, scheme)
     layers = _layers(module)
-    refused = {id(layer.module): reason for layer in layers if (reason := _refusal(layer, scheme)) is not None}
-    refused |= _misuses(module, example, [layer for layer in layers if id(layer.module) not in refused])
+    refused = _refusals(layers, scheme)
+    for find in (_misuses, _inseparable):
+        refused |= find(module, example, [layer for layer in layers if id(layer.module) not in refused])
     chosen = [layer for layer in layers if id(layer.module) not in refused]
     coverage = Coverage(
         tuple(QuantizedOp(_name(module, layer.paths[0]), layer.kind) for layer in chosen),
-        (
-            *(FloatOp(_name(module, x.paths[0]), x.kind, refused[id(x.module)]) for x in layers if x not in chosen),
-            *_others(module, {id(layer.module) for layer in layers}),
-        ),
+        _float_ops(module, layers, refused),
     )
     if not chosen:
-        found = "; ".join(f"{op.name}: {op.reason}" for op in coverage.float_ops[:5]) or "no layer with parameters"
-        raise UnsupportedError(
-            "target: nothing in it can be quantized. Quantizable are linear and recurrent layers and, where asked, "
-            f"embeddings. It has: {found}. Choose another target, or relax skip and only."
-        )
+        raise _nothing_to_quantize(coverage.float_ops)
     return Survey(chosen, coverage)
+
+
+def check_layers(module: nn.Module, scheme: Scheme) -> None:
+    """Check what can be known without a call: that patterns match, and that some layer may become INT8.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+        UnsupportedError: nothing in the module can be quantized.
+    """
+    check_patterns(module, scheme)
+    layers = _layers(module)
+    refused = _refusals(layers, scheme)
+    if len(refused) == len(layers) and not any(map(nn.parameter.is_lazy, module.parameters())):
+        raise _nothing_to_quantize(_float_ops(module, layers, refused))
 
 
 def check_patterns(module: nn.Module, scheme: Scheme) -> None:
@@ -88,20 +105,8 @@ def check_patterns(module: nn.Module, scheme: Scheme) -> None:
     Raises:
         ConfigError: a pattern that matches nothing, with the nearest names that would.
     """
-    names = [name for name, _ in module.named_modules() if name]
-    kinds = sorted({layer.kind for layer in _layers(module)})
-    for argument in ("skip", "only"):
-        for pattern in getattr(scheme, argument):
-            if not pattern.startswith("op:"):
-                if not fnmatch.filter(names, pattern):
-                    raise unknown_name(argument, pattern, names)
-            elif pattern[3:] not in _KNOWN:
-                raise unknown_name(argument, pattern, (f"op:{kind}" for kind in _KNOWN))
-            elif pattern[3:] not in kinds:
-                raise ConfigError(
-                    f"{argument}: {pattern!r} matches no layer of this model. It has: "
-                    f"{', '.join(f'op:{kind}' for kind in kinds) or 'no such layer'}."
-                )
+    patterns.check_modules(scheme, module_names(module))
+    patterns.check_types(scheme, {layer.kind for layer in _layers(module)}, _KNOWN)
 
 
 def by_path(module: nn.Module, scheme: Scheme) -> Scheme:
@@ -109,7 +114,7 @@ def by_path(module: nn.Module, scheme: Scheme) -> Scheme:
     layers = _layers(module)
 
     def paths(pattern: str) -> list[str]:
-        found = [layer for layer in layers if pattern.startswith("op:") and _matches(pattern, layer)]
+        found = [layer for layer in layers if patterns.is_type(pattern) and patterns.matches(pattern, layer.kind, ())]
         return [path for layer in found for path in layer.paths] or [pattern]
 
     return replace(
@@ -133,7 +138,10 @@ def swapped(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
         sharing.get_submodule(path).__dict__["__deepcopy__"] = lambda _, layer=layer: layer
     made = detached_copy(sharing)
     _leave_fast_paths(made, set(layers.values()))
-    return made.requires_grad_(False)
+    for parameter in made.parameters():
+        if not nn.parameter.is_lazy(parameter):
+            parameter.requires_grad_(False)
+    return made
 
 
 def _leave_fast_paths(module: nn.Module, layers: Set[nn.Module]) -> None:
@@ -147,7 +155,7 @@ def _leave_fast_paths(module: nn.Module, layers: Set[nn.Module]) -> None:
         if isinstance(part, nn.TransformerEncoderLayer):
             part.activation_relu_or_gelu = 0
         elif isinstance(part, nn.TransformerEncoder):
-            part.use_nested_tensor = False
+            leave_fast_path(part)
 
 
 def _layers(module: nn.Module) -> list[Layer]:
@@ -161,20 +169,14 @@ def _layers(module: nn.Module) -> list[Layer]:
     return [Layer(tuple(paths[key]), kind, part) for key, (kind, part) in found.items()]
 
 
-def _refusal(layer: Layer, scheme: Scheme) -> str | None:
-    """Why a layer stays float, as far as it tells itself."""
-    part, kind = layer.module, layer.kind
-    matching = next((pattern for pattern in scheme.skip if _matches(pattern, layer)), None)
-    if matching is not None:
-        return f"skipped by {matching!r}"
-    if scheme.only and not any(_matches(pattern, layer) for pattern in scheme.only):
-        return "not named by only"
-    if kind.startswith("embedding") and not scheme.embeddings:
-        return "embeddings=False"
-    return _structural_refusal(part, kind)
+def _refusals(layers: Sequence[Layer], scheme: Scheme) -> dict[int, str]:
+    """Why layers stay float, as far as they tell themselves."""
+    reasons = {id(x.module): patterns.exclusion(scheme, x.kind, x.within) or _refusal(x.module, x.kind) for x in layers}
+    return {key: reason for key, reason in reasons.items() if reason is not None}
 
 
-def _structural_refusal(part: Any, kind: str) -> str | None:
+def _refusal(part: Any, kind: str) -> str | None:
+    """Why a layer stays float whatever the scheme, as far as it tells itself."""
     if kind == "rnn":
         return "torch has no INT8 kernel for nn.RNN"
     if getattr(part, "proj_size", 0):
@@ -192,27 +194,85 @@ def _structural_refusal(part: Any, kind: str) -> str | None:
         return "has forward hooks, which an INT8 layer would not call"
     if any(tensor.dtype != torch.float32 for tensor in part.parameters()):
         return "its weights are not float32"
+    if not all(tensor.isfinite().all() for tensor in part.parameters()):
+        return "its weights hold nan or infinity"
     if kind == "embedding_bag" and part.padding_idx is not None and part.weight[part.padding_idx].any():
         return "torch's INT8 kernel does not leave out padding_idx"
     return None
-
-
-def _matches(pattern: str, layer: Layer) -> bool:
-    if pattern.startswith("op:"):
-        return layer.kind == pattern[3:]
-    parts = [path.split(".") for path in layer.paths]
-    prefixes = {".".join(names[: depth + 1]) for names in parts for depth in range(len(names))}
-    return bool(fnmatch.filter(prefixes, pattern))
 
 
 def _misuses(module: nn.Module, example: Call, layers: Sequence[Layer]) -> dict[int, str]:
     """Run the example on a private copy, and return why layers cannot be INT8 as they are used there."""
     probe = detached_copy(module)
     witnesses = {id(layer.module): _Witness(probe.get_submodule(layer.paths[0]), layer.kind) for layer in layers}
+    run(probe, example)
+    return {key: witness.reason for key, witness in witnesses.items() if witness.reason is not None}
+
+
+def _inseparable(module: nn.Module, example: Call, layers: Sequence[Layer]) -> dict[int, str]:
+    """Put INT8 layers that compute what the float ones do in their places; return why some cannot be replaced.
+
+    A forward may ask for a layer's type, for attributes or for all parameters of the module. With such layers in the
+    places of all others, its output must be the same.
+    """
+    expected = list(tensors(run(detached_copy(module), example)))
+    stand_ins = {layer.paths[0]: _stand_in(layer) for layer in layers}
+    if _change(module, example, stand_ins, expected) is None:
+        return {}
+    replaceable: dict[str, nn.Module] = {}
+    refused: dict[int, str] = {}
+    for layer, (path, made) in zip(layers, stand_ins.items(), strict=True):
+        change = _change(module, example, replaceable | {path: made}, expected)
+        if change is None:
+            replaceable[path] = made
+        else:
+            refused[id(layer.module)] = change
+    return refused
+
+
+def _change(
+    module: nn.Module, example: Call, stand_ins: Mapping[str, nn.Module], expected: Sequence[Tensor]
+) -> str | None:
+    """What else a module does with stand-ins in the places of layers; ``None`` where it does the same."""
+    try:
+        given = list(tensors(run(swapped(module, stand_ins), example)))
+    except Exception as error:
+        origin = error.__cause__ or error
+        return f"the forward around it fails without the float layer ({type(origin).__name__}: {origin})"
+    same = len(given) == len(expected) and all(map(_alike, given, expected))
+    return None if same else "the forward around it computes something else without the float layer"
+
+
+def _stand_in(layer: Layer) -> nn.Module:
+    """An INT8 layer that computes what the float one does."""
+    made = resembling(quantized(layer.module, layer.kind, "per_tensor"), layer.module)
+    made.forward = layer.module.forward
+    return made
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors are the same but for rounding, which may differ with where in memory the operands lie."""
+    if one.shape != other.shape or not other.is_floating_point() or not other.numel():
+        return torch.equal(one, other)
+    largest = other.nan_to_num(0, 0, 0).abs().max().item()
+    return torch.allclose(one, other, rtol=0.0, atol=_ROUNDING * largest, equal_nan=True)
+
+
+def run(module: nn.Module, example: Call) -> Any:
+    """Return what a module makes of an example; what its forward changes in it stays changed.
+
+    Raises:
+        CaptureError: it fails with it.
+    """
     args, kwargs = private_call(*example)
     with isolated():
-        probe(*args, **kwargs)
-    return {key: witness.reason for key, witness in witnesses.items() if witness.reason is not None}
+        try:
+            return module(*args, **kwargs)
+        except Exception as error:
+            raise CaptureError(
+                f"batches: the forward of {type(module).__name__} fails with the first one ({type(error).__name__}: "
+                f"{error}). Give inputs that it takes: a tensor, a tuple of arguments or a dict of keyword arguments."
+            ) from error
 
 
 class _Witness:
@@ -245,13 +305,26 @@ class _Witness:
         return self._misuse if self._called else "its forward is never called; its weight may be used directly"
 
 
-def _others(module: nn.Module, known: set[int]) -> list[FloatOp]:
-    """Other modules that hold parameters."""
-    return [
+def _float_ops(module: nn.Module, layers: Sequence[Layer], refused: Mapping[int, str]) -> tuple[FloatOp, ...]:
+    """Layers that stay float, and other modules that hold parameters."""
+    known = {id(layer.module) for layer in layers}
+    left = [
+        FloatOp(_name(module, x.paths[0]), x.kind, refused[id(x.module)]) for x in layers if id(x.module) in refused
+    ]
+    others = [
         FloatOp(_name(module, path), type(part).__name__, "no dynamic INT8 form of this layer")
         for path, part in module.named_modules()
         if id(part) not in known and part._parameters and not isinstance(part, parametrize.ParametrizationList)
     ]
+    return (*left, *others)
+
+
+def _nothing_to_quantize(float_ops: Sequence[FloatOp]) -> UnsupportedError:
+    found = "; ".join(f"{op.name}: {op.reason}" for op in float_ops[:5]) or "no layer with parameters"
+    return UnsupportedError(
+        "target: nothing in it can be quantized. Quantizable are linear and recurrent layers and, where asked, "
+        f"embeddings. It has: {found}. Choose another target, or relax skip and only."
+    )
 
 
 def _name(module: nn.Module, path: str) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.capture import Call, FloatGraph, isolated
-from lq_plugin.graph.convert import Range
 from lq_plugin.graph.placement import RUNTIMES, place
-from lq_plugin.observers import Observer, Statistic
+from lq_plugin.observers import Observer, Range, Statistic
 from lq_plugin.scheme import Scheme
 
 
@@ -75,7 +74,7 @@ class Calibration:
 class Recording:
     """A graph with observers in it, and what they have seen so far."""
 
-    module: fx.GraphModule
+    graph: FloatGraph
     recorders: dict[str, _Recorder]
     samples: int = 0
     batches: int = 0
@@ -99,13 +98,13 @@ class Recording:
                 with module.graph.inserting_after(node):
                     module.graph.call_module(f"recorder_{node.name}", (node,))
         module.recompile()
-        return cls(module, recorders)
+        return cls(graph, recorders)
 
     def see(self, tensors: Sequence[Tensor]) -> None:
         """Run the graph on one batch of inputs; they are cloned first, so that nothing is shared with the caller."""
         with isolated():
-            self.module(*(tensor.detach().clone() for tensor in tensors))
-        self.samples += next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1)
+            self.graph.module(*(tensor.detach().clone() for tensor in tensors))
+        self.samples += self.graph.samples(tensors)
         self.batches += 1
 
     def statistics(self) -> dict[str, Statistic]:

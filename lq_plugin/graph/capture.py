@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import linecache
 import logging
@@ -17,20 +18,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules import transformer
+from torch.nn.utils.rnn import PackedSequence
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
-from lq_plugin.graph import signature
+from lq_plugin.graph import nesting, signature
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_constants
-from lq_plugin.graph.nesting import mapped
+from lq_plugin.graph.padding import padding_zeroed
 from lq_plugin.graph.recurrent import kept_whole
 from lq_plugin.graph.signature import Parameter, Signature, Structure
 from lq_plugin.noise import muted
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments and keyword arguments of a forward
+BatchDims = tuple[tuple[int, ...], ...]  # of each input
 
 logger = logging.getLogger(__name__)
-_MAX_BATCH_CONSTANT = 1  # torch.export bakes dimensions of size 0 and 1 into the graph
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,30 @@ class FloatGraph:
             of the module it was captured from until :func:`fold` makes a snapshot.
         signature: how the target is called and what it returns.
         example: the captured inputs on the CPU, batch size at least 2.
+        batch_dims: which dimensions of each input are the batch; none of an input without samples.
         modules: names of the target's submodules, for patterns.
     """
 
     module: fx.GraphModule
     signature: Signature
     example: tuple[Tensor, ...]
+    batch_dims: tuple[tuple[int, ...], ...]
     modules: tuple[str, ...]
 
     @property
     def batch_size(self) -> int:
-        """First dimension of the example's first tensor."""
-        return next((tensor.shape[0] for tensor in self.example if tensor.dim()), 1)
+        """How many samples the example has."""
+        return self.samples(self.example)
+
+    def samples(self, tensors: Sequence[Tensor]) -> int:
+        """How many samples a call with these inputs has."""
+        sizes = (tensor.shape[dims[0]] for tensor, dims in zip(tensors, self.batch_dims, strict=True) if dims)
+        return next(sizes, 1)
 
     def resized(self, batch_size: int) -> tuple[Tensor, ...]:
         """Return the example at another batch size; the example as it is where its batch is fixed or not the first."""
         tensors = []
-        found = _batch_dims(self.example, self.batch_size)
-        for (_, structure), tensor, dims in zip(self.signature.tensors(), self.example, found, strict=True):
+        for (_, structure), tensor, dims in zip(self.signature.tensors(), self.example, self.batch_dims, strict=True):
             if None not in structure["shape"]:
                 tensors.append(tensor)
             elif dynamic := [dim for dim in dims if structure["shape"][dim] is None]:
@@ -103,8 +111,9 @@ def capture(
 ) -> FloatGraph:
     """Capture the forward of ``target`` with ``torch.export``.
 
-    The module itself is not changed, nor is the state of any random generator. The first dimension of every input that
-    has the batch size there becomes dynamic where the model allows it, and so does the second one of recurrent states.
+    The module itself is not changed, nor is the state of any random generator. The batch of every input becomes dynamic
+    where the model allows it: the first dimension, the second one of recurrent states, and what recurrent layers whose
+    sequences are time first take for it.
 
     Args:
         target: the module whose forward is captured; taken in eval mode and without ``torch.compile``.
@@ -125,15 +134,18 @@ def capture(
         module = detached_copy(target, share_tensors=True)
         parameters = signature.describe(module.forward, args, dict(kwargs or {}))
         inputs = Signature(parameters, {"constant": None})
-        tensors = _example(inputs.flatten(args, dict(kwargs or {})))
+        given = inputs.flatten(args, dict(kwargs or {}))
+        batch_dims = _batch_dims_of_layers(module, inputs, given) or _batch_dims(given)
+        tensors = _example(given, batch_dims)
         outputs: list[Structure] = []
         flat = _FlatForward(module, inputs, outputs.append)
-        program = _export(flat, tensors, _dynamic_shapes(inputs.tensors(), tensors, dynamic_dims or {}))
+        program = _export(flat, tensors, _dynamic_shapes(inputs.tensors(), tensors, batch_dims, dynamic_dims or {}))
         graph_module = program.module(check_guards=False)
     return FloatGraph(
         module=graph_module,
         signature=Signature(_with_shapes(parameters, _input_shapes(program)), outputs[-1]),
         example=tuple(tensor.cpu() for tensor in tensors),
+        batch_dims=batch_dims,
         modules=tuple(name for name, _ in module.named_modules() if name),
     )
 
@@ -141,7 +153,7 @@ def capture(
 def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
     """Copy a call to the CPU, so that it shares nothing with the caller."""
     with torch.inference_mode(False):
-        copied: Call = mapped(lambda tensor: tensor.detach().cpu().clone(), (tuple(args), dict(kwargs)))
+        copied: Call = nesting.mapped(lambda tensor: tensor.detach().cpu().clone(), (tuple(args), dict(kwargs)))
     return copied
 
 
@@ -202,41 +214,81 @@ def _paths(node: fx.Node) -> list[str]:
     return [path.removeprefix("target").removeprefix(".") for path in stack if path.split(".")[0] == "target"]
 
 
-def _example(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _example(tensors: Sequence[Tensor], batch_dims: BatchDims) -> tuple[Tensor, ...]:
     """Clone the inputs; double a batch of one, which torch.export would bake into the graph."""
     if not tensors:
         raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
-    clones = [tensor.detach().clone() for tensor in tensors]
-    if _batch_size(tensors) == _MAX_BATCH_CONSTANT:
-        dims = _batch_dims(clones, _MAX_BATCH_CONSTANT)
-        return tuple(torch.cat([t, t], at[0]) if at else t for t, at in zip(clones, dims, strict=True))
-    return tuple(clones)
+    alone = any(dims and tensor.shape[dims[0]] == 1 for tensor, dims in zip(tensors, batch_dims, strict=True))
+    return _doubled(tensors, [dims[:1] if alone else () for dims in batch_dims])
 
 
-def _batch_size(tensors: Sequence[Tensor]) -> int | None:
-    return next((tensor.shape[0] for tensor in tensors if tensor.dim()), None)
+def _doubled(tensors: Sequence[Tensor], doubled: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Copies of tensors, twice as long in some dimensions of each."""
+    return tuple(
+        functools.reduce(lambda t, dim: torch.cat([t, t], dim), dims, tensor.detach().clone())
+        for tensor, dims in zip(tensors, doubled, strict=True)
+    )
 
 
-def _batch_dims(tensors: Sequence[Tensor], batch: int | None) -> list[list[int]]:
+def _batch_dims(tensors: Sequence[Tensor]) -> BatchDims:
     """Which dimensions of each input may be the batch: the first, or the second of recurrent states."""
+    batch = nesting.batch_size(tensors)
     found = []
     for number, tensor in enumerate(tensors):
         candidates = (0, 1) if number and tensor.dim() == 3 else (0,)
-        found.append([dim for dim in candidates if tensor.dim() and tensor.shape[dim] == batch])
-    return found
+        found.append(tuple(dim for dim in candidates if tensor.dim() and tensor.shape[dim] == batch))
+    return tuple(found)
+
+
+def _batch_dims_of_layers(module: nn.Module, inputs: Signature, tensors: Sequence[Tensor]) -> BatchDims | None:
+    """Which dimensions of each input are what a recurrent layer whose sequences are time first takes for the batch.
+
+    ``None`` where there is no such layer, or where its batch does not come from the inputs.
+    """
+    if all(layer.batch_first for layer in module.modules() if isinstance(layer, nn.RNNBase)):
+        return None
+    size = _recurrent_batch(module, inputs, tensors)
+    matching = [[dim for dim in range(min(tensor.dim(), 2)) if tensor.shape[dim] == size] for tensor in tensors]
+    for chosen in ([dims[-1:] for dims in matching], [dims[:1] for dims in matching]):
+        if size is not None and _recurrent_batch(module, inputs, _doubled(tensors, chosen)) == 2 * size:
+            return tuple(map(tuple, chosen))
+    return None
+
+
+def _recurrent_batch(module: nn.Module, inputs: Signature, tensors: Sequence[Tensor]) -> int | None:
+    """How many samples the first recurrent layer has in a call; ``None`` where there is no telling."""
+    seen: list[int] = []
+
+    def look(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        given = args[0] if args else kwargs["input"]
+        if isinstance(given, PackedSequence):
+            seen.append(int(given.batch_sizes[0]))
+        elif given.dim() == 3:
+            seen.append(given.shape[0 if layer.batch_first else 1])
+
+    probe = detached_copy(module)  # for a forward may change the module
+    for layer in probe.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.register_forward_pre_hook(look, with_kwargs=True)
+    args, kwargs = inputs.call(_doubled(tensors, [()] * len(tensors)))
+    with contextlib.suppress(Exception):  # of this size, the model cannot be called
+        probe(*args, **kwargs)
+    return seen[0] if seen else None
 
 
 def _dynamic_shapes(
-    inputs: Sequence[tuple[str, Structure]], tensors: Sequence[Tensor], dynamic_dims: Mapping[str, Sequence[int]]
+    inputs: Sequence[tuple[str, Structure]],
+    tensors: Sequence[Tensor],
+    batch_dims: BatchDims,
+    dynamic_dims: Mapping[str, Sequence[int]],
 ) -> tuple[tuple[dict[int, Any], ...]]:
     names = [name for name, _ in inputs]
     for name in dynamic_dims:
         if name not in names:
             raise unknown_name("dynamic_dims", name, names)
-    batch = _batch_size(tensors)
     shapes = []
-    for name, tensor, batch_dims in zip(names, tensors, _batch_dims(tensors, batch), strict=True):
-        dims: dict[int, Any] = dict.fromkeys(batch_dims, Dim.AUTO)
+    for name, tensor, batch in zip(names, tensors, batch_dims, strict=True):
+        dims: dict[int, Any] = dict.fromkeys(batch, Dim.AUTO)
         for dim in dynamic_dims.get(name, ()):
             if not -tensor.dim() <= dim < tensor.dim():
                 raise ConfigError(f"dynamic_dims: {name!r} has {tensor.dim()} dimensions, got {dim}.")
@@ -317,8 +369,9 @@ def _user_line(error: BaseException) -> str:
 def isolated() -> Iterator[None]:
     """Run graph work in the middle of somebody's training: no gradients, no autocast, and no trace left behind.
 
-    The random state is restored. The fast path of attention, an operator that no runtime knows, is off, and a mask is
-    taken as it is given: whether it happens to be causal depends on its values, and no graph can branch on them.
+    The random state is restored. The fast path of attention, an operator that no runtime knows, is off (padding.py does
+    what it does to padding), and a mask is taken as it is given: whether it happens to be causal depends on its values,
+    and no graph can branch on them.
     """
     fastpath, is_causal = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
@@ -327,6 +380,7 @@ def isolated() -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices),
+            padding_zeroed(),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast("cpu", enabled=False),

@@ -9,13 +9,13 @@ import torch
 from torch import fx
 
 from lq_plugin.graph import pt2e
-from lq_plugin.graph.capture import FloatGraph, duplicate
+from lq_plugin.graph.capture import FloatGraph, duplicate, isolated
 from lq_plugin.graph.folding import arguments, attribute, share_equal
 from lq_plugin.graph.placement import Placement
 from lq_plugin.noise import muted
+from lq_plugin.observers import Range
 from lq_plugin.scheme import Scheme
 
-Range = tuple[float, float]
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed
 _REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
@@ -38,7 +38,7 @@ def convert(graph: FloatGraph, placement: Placement, ranges: Mapping[str, Range]
     Returns:
         A graph without the float weights that nothing uses any more.
     """
-    with muted(), torch.inference_mode(False), torch.no_grad():
+    with muted(), isolated():
         prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges, scheme))
         _observe_weights(prepared)
         converted = pt2e.convert_pt2e(prepared)

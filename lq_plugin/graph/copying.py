@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,9 +38,40 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
         except Exception as error:
             raise CaptureError(
                 f"module: {type(module).__name__} cannot be copied ({error}). Keep what cannot be copied, such as open "
-                "files, locks and cached activations, out of the module's attributes."
+                "files, locks and cached activations, out of the module's attributes; weights that a hook computes are "
+                "copied where torch.nn.utils.parametrizations computes them."
             ) from error
+    for part in duplicate.modules():
+        for name, attribute in part.__dict__.items():
+            if isinstance(attribute, types.FunctionType):
+                part.__dict__[name] = _closed_over_copies(attribute, memo)
     return _without_compile(duplicate).eval()
+
+
+def module_names(module: nn.Module) -> list[str]:
+    """Dotted names of a module's submodules as its copies have them: without ``torch.compile``."""
+    names = (re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name) for name, _ in module.named_modules())
+    return list(dict.fromkeys(name.removeprefix(".") for name in names if name))
+
+
+def _closed_over_copies(function: types.FunctionType, memo: Mapping[int, object]) -> types.FunctionType:
+    """A function of a copy, such as a lambda that calls ``self.layer``, where deepcopy keeps that of the original."""
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # it is empty
+            content = None
+        copied = isinstance(content, nn.Module) and memo.get(id(content), content) is not content
+        cells.append(types.CellType(memo[id(content)]) if copied else cell)
+    if all(cell is kept for cell, kept in zip(cells, function.__closure__ or (), strict=True)):
+        return function
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
 
 
 def _without_compile(module: nn.Module) -> nn.Module:

@@ -63,10 +63,18 @@ def tensors(value: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
 
 
+def batch_size(value: Any) -> int:
+    """Return the number of samples in a value: the first dimension of its first tensor that has one, else 1."""
+    return next((tensor.shape[0] for tensor in tensors(value) if tensor.dim()), 1)
+
+
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Return a value with each of its tensors replaced, in the same containers."""
+    """Return a value with each of its tensors replaced, in the same containers, those of packed sequences included."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, PackedSequence):
+        made: Any = PackedSequence
+        return made(*(None if part is None else function(part) for part in value))
     taken = parts(value)
     if taken is None:
         return value

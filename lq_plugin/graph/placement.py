@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
+from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.errors import ConfigError, UnsupportedError, unknown_name
+from lq_plugin.errors import UnsupportedError
 from lq_plugin.graph.capture import FloatGraph, module_path, module_stack, operator_type
-from lq_plugin.graph.folding import arguments
+from lq_plugin.graph.folding import arguments, attribute
 from lq_plugin.graph.recurrent import OPERATORS as OPERATORS_OF_LAYERS
 from lq_plugin.scheme import Scheme
 
@@ -97,16 +97,18 @@ class Rules:
         fuses: activations that its kernels compute on a convolution's result before quantizing it.
         quantized_outputs: operators whose kernel is taken only when the result is quantized too.
         dynamic: operators that it computes on integers with a scale from each batch.
+        dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
     """
 
     fuses: frozenset[str]
     quantized_outputs: frozenset[str] = frozenset()
-    dynamic: frozenset[str] = PRODUCTS
+    dynamic: frozenset[str] = frozenset()
+    dynamic_around_float_layers: bool = True
 
 
 RUNTIMES: dict[str, Rules] = {
     "onnxruntime": Rules(CLIPPING, frozenset({*CONVOLUTIONS, *ELEMENTWISE, *POOLINGS}), PRODUCTS | {"lstm", "gru"}),
-    "openvino": Rules(POINTWISE),
+    "openvino": Rules(POINTWISE, dynamic=PRODUCTS, dynamic_around_float_layers=False),
     "torch": Rules(POINTWISE),
 }
 
@@ -147,25 +149,8 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
     if scheme.method == "static":  # those of dynamic schemes are about layers, see eager/swap.py
         check_patterns(graph, scheme)
     rules = RUNTIMES[runtime]
-    chosen: dict[fx.Node, Operator] = {}
-    refused: dict[fx.Node, str] = {}
-    convolutional = _convolutional_values(graph.module.graph)
-    for node in graph.module.graph.nodes:
-        operator = _operator(node)
-        if not _computes_on_floats(node) or (operator is None and operator_type(node) in _UNLISTED):
-            continue
-        reason = _no_form(node) if operator is None else _refusal(node, operator, scheme, rules, convolutional)
-        if reason is None and operator is not None:
-            chosen[node] = operator
-        else:
-            refused[node] = reason or ""
-    if not any(o.weight is not None or o.name in ("matmul", "bmm", *RECURRENT) for o in chosen.values()):
-        raise UnsupportedError(_nothing_to_quantize(refused, scheme.method))
-    recurrent = [display_name(node) for node in refused if operator_type(node) in set(RECURRENT) - rules.dynamic]
-    if scheme.method == "dynamic" and recurrent and runtime == "openvino":
-        raise UnsupportedError(
-            f"target: {recurrent} would stay float, for {runtime} has no INT8 form of recurrent layers."
-        )
+    chosen, refused = _choose(graph.module.graph, scheme, rules)
+    _refuse_poor(chosen, refused, scheme, runtime)
     inputs = {
         node: () if scheme.method == "dynamic" else tuple(_activations(node, operator))
         for node, operator in chosen.items()
@@ -174,8 +159,7 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
         tail
         for node, operator in chosen.items()
         if operator.name in rules.quantized_outputs
-        for tail in [_tail(node, rules)]
-        if not tail.users or not all(tail in inputs.get(user, ()) for user in tail.users)
+        if not (tail := _chain(node, rules)[-1]).users or not all(tail in inputs.get(user, ()) for user in tail.users)
     }
     fused = {tail for node in chosen for tail in _chain(node, rules)[1:]}
     quantized_values = {value for values in inputs.values() for value in values} | outputs
@@ -197,6 +181,37 @@ def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
     )
 
 
+def _choose(graph: fx.Graph, scheme: Scheme, rules: Rules) -> tuple[dict[fx.Node, Operator], dict[fx.Node, str]]:
+    """Say of everything that computes on floats how it is quantized, or why it stays float."""
+    chosen: dict[fx.Node, Operator] = {}
+    refused: dict[fx.Node, str] = {}
+    convolutional = _convolutional_values(graph)
+    for node in filter(_computes_on_floats, graph.nodes):
+        operator = _operator(node)
+        if operator is not None:
+            reason = _refusal(node, operator, scheme, rules, convolutional)
+            if reason is None:
+                chosen[node] = operator
+            else:
+                refused[node] = reason
+        elif operator_type(node) not in _UNLISTED:
+            refused[node] = _no_form(node)
+    return chosen, refused
+
+
+def _refuse_poor(
+    chosen: Mapping[fx.Node, Operator], refused: Mapping[fx.Node, str], scheme: Scheme, runtime: str
+) -> None:
+    """Refuse a placement that leaves the heavy work float."""
+    if not any(o.weight is not None or o.name in ("matmul", "bmm", *RECURRENT) for o in chosen.values()):
+        raise UnsupportedError(_nothing_to_quantize(refused, scheme.method))
+    recurrent = [display_name(node) for node in refused if operator_type(node) in RECURRENT]
+    if scheme.method == "dynamic" and recurrent and not RUNTIMES[runtime].dynamic_around_float_layers:
+        raise UnsupportedError(
+            f"target: {recurrent} would stay float, for {runtime} has no INT8 form of recurrent layers."
+        )
+
+
 def display_name(node: fx.Node) -> str:
     """Name of an operator for people: the module it was captured in and its own name in the graph."""
     path = module_path(node)
@@ -210,33 +225,21 @@ def check_patterns(graph: FloatGraph, scheme: Scheme) -> None:
         ConfigError: a pattern that matches nothing, with the nearest names that would.
     """
     present = {OPERATORS[n.target].name for n in graph.module.graph.nodes if n.target in OPERATORS}
-    for argument in ("skip", "only"):
-        for pattern in getattr(scheme, argument):
-            if pattern.startswith("op:"):
-                if pattern[3:] not in OPERATOR_NAMES:
-                    raise unknown_name(argument, pattern, (f"op:{name}" for name in OPERATOR_NAMES))
-                if pattern[3:] not in present:
-                    raise ConfigError(
-                        f"{argument}: {pattern!r} matches no operator of this model. It has: "
-                        f"{', '.join(f'op:{name}' for name in sorted(present))}."
-                    )
-            elif not fnmatch.filter(graph.modules, pattern):
-                raise unknown_name(argument, pattern, graph.modules)
+    patterns.check_modules(scheme, graph.modules)
+    patterns.check_types(scheme, present, OPERATOR_NAMES)
 
 
 def _refusal(
     node: fx.Node, operator: Operator, scheme: Scheme, rules: Rules, convolutional: Set[fx.Node]
 ) -> str | None:
     """Why an operator stays float, or ``None`` when it is quantized."""
-    matching = next((p for p in scheme.skip if _matches(p, node, operator)), None)
-    if matching is not None:
-        return f"skipped by {matching!r}"
-    if scheme.only and not any(_matches(pattern, node, operator) for pattern in scheme.only):
-        return "not named by only"
-    if operator.name == "embedding" and not scheme.embeddings:
-        return "embeddings=False"
+    excluded = patterns.exclusion(scheme, operator.name, module_stack(node))
+    if excluded is not None:
+        return excluded
     if scheme.method == "dynamic" and operator.name in CONVOLUTIONS:
         return "dynamic INT8 convolutions are slower than float ones"
+    if (operator.weight is not None or operator.name in RECURRENT) and not _has_finite_constants(node):
+        return "its weights hold nan or infinity"
     if operator.name in RECURRENT or scheme.method == "dynamic":
         return _dynamic_refusal(node, operator, scheme, rules)
     if operator.weight is not None and not _is_constant(node.args[operator.weight]):
@@ -257,6 +260,8 @@ def _dynamic_refusal(node: fx.Node, operator: Operator, scheme: Scheme, rules: R
         return "no dynamic INT8 form of this operator"
     if operator.name in PRODUCTS and (operator.weight is None or not _is_constant(node.args[operator.weight])):
         return "none of its factors is constant"
+    if _dtype(node) != torch.float32:
+        return "it does not compute in float32"
     return None
 
 
@@ -339,10 +344,6 @@ def _chain(node: fx.Node, rules: Rules) -> list[fx.Node]:
     return chain
 
 
-def _tail(node: fx.Node, rules: Rules) -> fx.Node:
-    return _chain(node, rules)[-1]
-
-
 def _origin(value: fx.Node) -> fx.Node:
     """The value whose range a value has: what went into the operators that only hand it on."""
     while operator_type(value) in PASSING and value.op == "call_function" and _is_float(value.args[0]):
@@ -350,10 +351,11 @@ def _origin(value: fx.Node) -> fx.Node:
     return value
 
 
-def _matches(pattern: str, node: fx.Node, operator: Operator) -> bool:
-    if pattern.startswith("op:"):
-        return operator.name == pattern[3:]
-    return any(fnmatch.fnmatchcase(path, pattern) for path in module_stack(node))
+def _has_finite_constants(node: fx.Node) -> bool:
+    module = node.graph.owning_module
+    assert module is not None
+    constants = [attribute(module, value) for value in node.all_input_nodes if _is_constant(value)]
+    return all(constant.isfinite().all() for constant in constants if isinstance(constant, torch.Tensor))
 
 
 def _is_constant(argument: object) -> bool:
@@ -366,15 +368,18 @@ def _is_float(argument: object) -> bool:
 
 
 def _computes_on_floats(node: fx.Node) -> bool:
-    if node.op != "call_function":
-        return False
+    dtype = _dtype(node) if node.op == "call_function" else None
+    return dtype is not None and dtype.is_floating_point
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    """Type of a node's result, of the first one where there are several."""
     value = node.meta.get("val")
-    if isinstance(value, list | tuple):
-        value = value[0]
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    first = value[0] if isinstance(value, list | tuple) else value
+    return first.dtype if isinstance(first, torch.Tensor) else None
 
 
-def _nothing_to_quantize(refused: dict[fx.Node, str], method: str) -> str:
+def _nothing_to_quantize(refused: Mapping[fx.Node, str], method: str) -> str:
     reasons = "; ".join(f"{display_name(node)}: {reason}" for node, reason in list(refused.items())[:5])
     allowed = "convolutions, linear layers, matrix products and embeddings"
     if method == "dynamic":

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lq_plugin.errors import ArtifactError, CaptureError
+from lq_plugin.errors import ArtifactError, CaptureError, unknown_name
 from lq_plugin.graph.nesting import NAMED, Record, parts
 
 Structure = dict[str, Any]
@@ -139,6 +139,20 @@ def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
         )
         for name, parameter in bound.signature.parameters.items()
     )
+
+
+def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -> None:
+    """Check that names of inputs, such as ``"x"`` or ``"batch.ids"``, begin with parameters of a forward.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    parameters = inspect.signature(forward).parameters
+    if any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in dynamic_dims:
+        if name.partition(".")[0] not in parameters:
+            raise unknown_name("dynamic_dims", name, parameters)
 
 
 def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:

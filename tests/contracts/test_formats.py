@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Artifact, Calibration, Candidate, Scheme
 from lq_plugin.artifacts.base import FORMATS, export_one
-from lq_plugin.errors import ArtifactError, ConfigError, LqError, MissingExtraError
+from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, LqError, MissingExtraError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.scheme import METHODS
 
@@ -450,6 +450,47 @@ class TestPt2(GraphContract):
     def test_the_users_batch_is_not_stored(self, artifact: Artifact) -> None:
         with zipfile.ZipFile(artifact.path / "model.pt2") as archive:
             assert archive.read("model/data/sample_inputs/model.pt") == b""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_quantizing_and_exporting_leave_the_random_state(method: str, tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.LSTM(4, 6, batch_first=True), First(), nn.Linear(6, 2)), torch.randn(3, 5, 4)
+    state = torch.get_rng_state()
+    artifacts = lq_plugin.export(lq_plugin.quantize(model, [x], method), tmp_path)
+    for artifact in artifacts.values():
+        lq_plugin.load(artifact.path, factory=lambda: model)(x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class First(nn.Module):
+    def forward(self, x: tuple[Tensor, Any]) -> Tensor:
+        return x[0]
+
+
+class Branching(nn.Module):
+    """Cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x if x.sum() > 0 else -x)
+
+
+def test_a_format_that_fails_does_not_cost_the_others(tmp_path: Path) -> None:
+    candidate = lq_plugin.quantize(Branching(), [torch.ones(2, 4)], "dynamic")
+    with pytest.raises(CaptureError, match=r"cannot be captured by torch\.export") as failed:
+        lq_plugin.export(candidate, tmp_path)
+    assert failed.value.__notes__ == [f"Made all the same in {str(tmp_path)!r}: torch."]
+    assert lq_plugin.load(tmp_path / "torch", factory=Branching)(torch.ones(2, 4)).shape == (2, 4)
+
+
+def test_every_format_has_a_contract_for_every_method_that_it_takes() -> None:
+    contracts = [made for made in globals().values() if isinstance(made, type) and issubclass(made, FormatContract)]
+    covered = {(made.format, made.method) for made in contracts if hasattr(made, "format")}
+    taken = {(name, method) for name in FORMATS for method in METHODS if method not in FORMATS[name].refuses}
+    assert covered == taken
 
 
 class Payload:

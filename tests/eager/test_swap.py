@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 import lq_plugin
 from lq_plugin import Scheme
 from lq_plugin.eager import swap
-from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
+from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 
 DYNAMIC = Scheme("dynamic")
@@ -169,7 +169,7 @@ def test_the_file_is_small(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"skip": ["bady.*"]}, r"skip: 'bady.\*' is unknown. Did you mean 'body"),
-        ({"only": ["op:lstm"]}, "only: 'op:lstm' matches no layer of this model. It has: op:linear"),
+        ({"only": ["op:lstm"]}, "only: 'op:lstm' matches no operator of this model. It has: op:linear"),
         ({"skip": ["op:conv2d"]}, "skip: 'op:conv2d' is unknown. .*'op:linear'"),
     ],
 )
@@ -331,6 +331,113 @@ def test_a_layer_stays_float_where_its_int8_form_cannot_be_used_so(
     with torch.no_grad():
         sqnr.update(loaded(x), model(x))
     assert sqnr.compute() > 25
+
+
+class Around(nn.Module):
+    """Two layers, and a forward that asks for more of them than a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = self.layer(), nn.Linear(4, 4)
+
+    def layer(self) -> nn.Module:
+        return nn.Linear(4, 4)
+
+
+class ByType(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.body, self.head):
+            x = layer(x).relu() if isinstance(layer, nn.Linear) else layer(x)
+        return x
+
+
+class ByParameters(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.to(next(self.parameters()).dtype)))
+
+
+class ByComputedWeight(Around):
+    def layer(self) -> nn.Module:
+        return parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x) @ self.body.weight)
+
+
+class ByAttributes(Around):
+    def layer(self) -> nn.Module:
+        return nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body.flatten_parameters()
+        assert (self.body.proj_size, self.body.hidden_size) == (0, 4)
+        return self.head(self.body(x)[0])
+
+
+class ByClosure(Around):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = lambda x, *, bend=torch.tanh: bend(self.body(x)) + self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(x)
+
+
+AROUND = {
+    ByType: {"body": "computes something else without the float layer", "head": "computes something else"},
+    ByParameters: {"head": "fails without the float layer (StopIteration"},
+    ByComputedWeight: {"body": "fails without the float layer (TypeError"},
+    ByAttributes: {},
+    ByClosure: {},
+}
+
+
+@pytest.mark.parametrize("build", AROUND)
+def test_a_layer_stays_float_where_the_forward_asks_it_for_more_than_int8_layers_have(
+    build: type[Around], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.randn(3, 5, 4)
+    candidate = lq_plugin.quantize(model, [x], "dynamic")
+    reasons = AROUND[build]
+    if len(reasons) == 2:
+        with pytest.raises(UnsupportedError, match=r"nothing in it can be quantized.*computes something else"):
+            lq_plugin.export(candidate, tmp_path, ["torch"])
+        return
+    artifact = lq_plugin.export(candidate, tmp_path, ["torch"])["torch"]
+    assert {op["name"] for op in artifact.quantized_ops} == {"body", "head"} - reasons.keys()
+    assert {op["name"]: reasons[op["name"]] in op["reason"] for op in artifact.float_ops} == dict.fromkeys(
+        reasons, True
+    )
+    loaded, sqnr = lq_plugin.load(artifact.path, factory=build), _sqnr()
+    with torch.no_grad():
+        sqnr.update(loaded(x), model(x))
+    assert sqnr.compute() > 25
+
+
+def test_names_are_those_without_compilation(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Identity()), backend="eager"), nn.Linear(4, 4)
+    )
+    for scheme in (Scheme("dynamic", skip=["0.0"]), Scheme("dynamic", only=["1"])):
+        candidate = lq_plugin.quantize(model, [torch.randn(3, 4)], scheme)
+        for artifact in lq_plugin.export(candidate, tmp_path, ["onnx"]).values():
+            assert [(op["op"], len(artifact.quantized_ops)) for op in artifact.float_ops] == [("linear", 1)]
+    with pytest.raises(ConfigError, match=r"skip: '0\._orig_mod\.0' is unknown\. .*'0\.0'"):
+        lq_plugin.quantize(model, [torch.randn(3, 4)], Scheme("dynamic", skip=["0._orig_mod.0"]))
+
+
+def test_weights_that_are_no_numbers_stay_float_everywhere(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.init.constant_(model[0].weight[0], torch.inf)
+    for artifact in lq_plugin.export(lq_plugin.quantize(model, [torch.ones(3, 4)], "dynamic"), tmp_path).values():
+        assert len(artifact.quantized_ops) == 1
+        assert [op["reason"] for op in artifact.float_ops] == ["its weights hold nan or infinity"]
+
+
+def test_the_first_batch_is_tried_at_once() -> None:
+    with pytest.raises(CaptureError, match=r"batches: the forward of Sequential fails with the first one .* shapes"):
+        lq_plugin.quantize(nn.Sequential(nn.Linear(4, 4)), [torch.randn(3, 5)], "dynamic")
 
 
 def test_only_transformers_with_int8_layers_leave_their_fast_path() -> None:

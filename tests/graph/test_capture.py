@@ -6,7 +6,9 @@ import copy
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +48,51 @@ def shapes(graph: FloatGraph) -> dict[str, list[int | None]]:
 
 def names(graph: FloatGraph) -> list[str]:
     return [node.name for node in graph.module.graph.nodes]
+
+
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return self.head(self.layer(x, state)[0][-1])
+
+
+class Transposing(TimeFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1))
+
+
+class Tokens(TimeFirst):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(self.table(ids))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "dims", "batches"),
+    [
+        (TimeFirst, lambda n: [torch.randn(5, n, 8)], [1], (1, 3, 5)),
+        (TimeFirst, lambda n: [torch.randn(5, n, 8), (torch.randn(1, n, 6), torch.randn(1, n, 6))], [1] * 3, (3, 5)),
+        (Transposing, lambda n: [torch.randn(n, 5, 8)], [0], (1, 3, 5)),
+        (Tokens, lambda n: [torch.randint(9, (5, n))], [1], (1, 3, 5)),
+    ],
+    ids=["time first", "with states", "batch first", "tokens"],
+)
+def test_the_batch_is_what_recurrent_layers_take_for_it(
+    model: type[nn.Module], inputs: Callable[[int], list[Any]], dims: list[int], batches: tuple[int, ...]
+) -> None:
+    for batch in batches:
+        graph = capture(model().eval(), inputs(batch))
+        assert graph.batch_size == max(batch, 2)
+        assert graph.batch_dims == tuple((dim,) for dim in dims)
+        assert [tensor.shape[dim] for tensor, dim in zip(graph.resized(7), dims, strict=True)] == [7] * len(dims)
+        free = [[axis for axis, size in enumerate(shape) if size is None] for shape in shapes(graph).values()]
+        assert free == [[dim] for dim in dims]
 
 
 def test_the_live_module_and_the_random_state_stay_bit_identical() -> None:

@@ -94,3 +94,12 @@ def test_what_has_its_class_is_left_as_it_is() -> None:
     scored = Scored(A)
     assert retyped(scored, Scored(B)) is scored
     assert retyped(A, B) is A
+
+
+def test_packed_sequences_are_mapped_part_by_part() -> None:
+    packed = pack_sequence([torch.ones(2, 3), torch.ones(4, 3)], enforce_sorted=False)
+    made = mapped(torch.clone, packed)
+    assert type(made) is type(packed)
+    for one, other in zip(made, packed, strict=True):
+        assert torch.equal(one, other)
+        assert one.data_ptr() != other.data_ptr()

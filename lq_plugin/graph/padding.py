@@ -1,0 +1,55 @@
+"""Padded positions of ``nn.TransformerEncoder``, which its fast path sets to zero and its other path does not.
+
+In eval mode torch takes the fast path where it can. No graph can hold it, and INT8 layers cannot be in it, so what it
+does to padding is done here after the other path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+_forward: Any = nn.TransformerEncoder.forward
+
+
+@contextmanager
+def padding_zeroed() -> Iterator[None]:
+    """Let encoders that would take the fast path zero padded positions without it."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return (_zeroing if self.use_nested_tensor else _forward)(self, *args, **kwargs)
+
+    before = nn.TransformerEncoder.forward
+    nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.TransformerEncoder.forward = before  # type: ignore[method-assign]
+
+
+def leave_fast_path(encoder: nn.TransformerEncoder) -> None:
+    """Keep an encoder from its fast path for good; what it computes stays the same."""
+    if encoder.use_nested_tensor and "forward" not in vars(encoder):
+        encoder.forward = MethodType(_zeroing, encoder)  # type: ignore[method-assign]
+    encoder.use_nested_tensor = False
+
+
+def _zeroing(
+    self: Any,
+    src: Tensor,
+    mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool | None = None,
+) -> Tensor:
+    output: Tensor = _forward(self, src, mask, src_key_padding_mask, is_causal)
+    if src_key_padding_mask is None or mask is not None or src.dim() != 3:
+        return output
+    inside = src_key_padding_mask.logical_not()
+    ragged = (inside[:, 1:] > inside[:, :-1]).any()  # the fast path is for padding at the end alone
+    zeros = output.new_zeros(output.shape[-1])
+    empty = zeros if self.norm is None else self.norm(zeros)
+    return output.where((inside | ragged).unsqueeze(-1), empty)

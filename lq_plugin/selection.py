@@ -60,7 +60,7 @@ def resolve(budget: Budget, logged: Sequence[str], monitor: str | None, mode: st
     if budget.metric is not None and budget.metric not in logged:
         raise unknown_name("budget.metric", budget.metric, logged)
     metric = budget.metric or (monitor if monitor in logged else next(iter(logged), None))
-    known_mode = budget.mode or (mode if metric == monitor else None)
+    known_mode = budget.mode or (mode if metric is not None and metric == monitor else None)
     return Budget(metric, budget.max_loss, budget.relative, known_mode)
 
 
@@ -78,6 +78,11 @@ def lost(budget: Budget, metrics: Mapping[str, float], delta: Mapping[str, float
     return budget.loss(value - delta[budget.metric], value)
 
 
+def label(entry: Mapping[str, Any]) -> str:
+    """Return how an artifact of a manifest is named: ``<candidate>/<format>``."""
+    return f"{entry['candidate']}/{entry['format']}"
+
+
 def select(artifacts: Sequence[Mapping[str, Any]]) -> str | None:
     """Return ``<candidate>/<format>`` of the fastest artifact within the budget, or ``None``.
 
@@ -85,7 +90,7 @@ def select(artifacts: Sequence[Mapping[str, Any]]) -> str | None:
         artifacts: the manifest's entries.
     """
     best = fastest([(entry["status"], (entry["latency_ms"] or {}).get("median")) for entry in artifacts])
-    return f"{artifacts[best]['candidate']}/{artifacts[best]['format']}" if best is not None else None
+    return label(artifacts[best]) if best is not None else None
 
 
 def fastest(artifacts: Sequence[tuple[str, float | None]]) -> int | None:

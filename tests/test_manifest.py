@@ -13,7 +13,7 @@ from lq_plugin.report.manifest import Outcome
 
 
 def built(**changes: Any) -> dict[str, Any]:
-    failed = manifest.entry(Outcome("static", "static", "onnx", "onnxruntime", None, "failed", "why"), Path(), None)
+    failed = manifest.entry(Outcome("static", "static", "onnx", "onnxruntime", None, "failed", "why"), Path())
     given: dict[str, Any] = {
         "fp32": manifest.NO_FP32,
         "budget": {},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ def monitored(trainer: Any, choice: str = "best") -> Any:
     Raises:
         ConfigError: ``"best:<metric>"`` names a metric that no ModelCheckpoint monitors.
     """
-    found = [callback for callback in trainer.checkpoint_callbacks if hasattr(callback, "best_model_path")]
+    found = savers(trainer)
     if choice.startswith("best:"):
         wanted = choice.removeprefix("best:")
         named = [callback for callback in found if callback.monitor == wanted]
@@ -63,6 +62,11 @@ def monitored(trainer: Any, choice: str = "best") -> Any:
             )
         return named[0]
     return found[0] if found else None
+
+
+def savers(trainer: Any) -> list[Any]:
+    """Return a Trainer's ModelCheckpoints, of either namespace, in their order; other callbacks may save too."""
+    return [callback for callback in trainer.checkpoint_callbacks if hasattr(callback, "best_model_path")]
 
 
 def read(trainer: Any, choice: str, written_since: float) -> Checkpoint:
@@ -78,21 +82,21 @@ def read(trainer: Any, choice: str, written_since: float) -> Checkpoint:
     names = ("last_model_path",) if choice == "last" else ("best_model_path", "last_model_path")
     for path in (Path(getattr(callback, name)) for name in names if callback and getattr(callback, name)):
         if path.is_file():
-            return read_file(path, written_since)
+            return read_file(path, trusted=path.stat().st_mtime >= written_since)
     return Checkpoint("live", trainer.global_step)
 
 
-def read_file(path: Path, written_since: float = math.inf) -> Checkpoint:
+def read_file(path: Path, trusted: bool = False) -> Checkpoint:
     """Read a checkpoint of Lightning.
 
     Args:
         path: the file.
-        written_since: see :func:`read`; by default nothing is unpickled.
+        trusted: whether it is unpickled where it holds more than tensors and plain values, which could run code.
 
     Raises:
         ConfigError: it is none, or it holds more than tensors and plain values.
     """
-    content = _load(path, written_since)
+    content = _load(path, trusted)
     if not isinstance(content, Mapping) or "state_dict" not in content:
         raise ConfigError(f"checkpoint: {str(path)!r} holds no state_dict. Give a checkpoint that Lightning saved.")
     return Checkpoint(path.name, content.get("global_step", 0), content["state_dict"], content.get("callbacks", {}))
@@ -107,14 +111,14 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     return module
 
 
-def _load(path: Path, written_since: float) -> Any:
+def _load(path: Path, trusted: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if path.stat().st_mtime < written_since:
+        if not trusted:
             raise ConfigError(
                 f"checkpoint: {path.name!r} holds more than tensors and plain values (most likely hyperparameters) "
-                "and was not written by this fit, so it is not unpickled. Save plain hyperparameters, or quantize "
-                "checkpoint='live'."
+                "and was not written by this fit, so it is not unpickled, which could run code. Save plain "
+                "hyperparameters; a file that you trust is read in full by lq-quantize weights_only=false."
             ) from error
         return torch.load(path, map_location="cpu", weights_only=False)

@@ -19,7 +19,7 @@ from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import UNCALIBRATED
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.scheme import Scheme, as_dict
+from lq_plugin.scheme import Scheme
 
 
 class DynamicQuantization(QuantizingCallback):
@@ -46,8 +46,6 @@ class DynamicQuantization(QuantizingCallback):
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
     """
 
-    method = "dynamic"
-
     def __init__(
         self,
         name: str = "dynamic",
@@ -60,16 +58,15 @@ class DynamicQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
     ) -> None:
-        super().__init__(name, target, checkpoint)
-        self.scheme = Scheme(
-            method=self.method,
+        scheme = Scheme(
+            method="dynamic",
             weight_granularity=weight_granularity,
             reduce_range=reduce_range,
             embeddings=embeddings,
             skip=skip,
             only=only,
         )
-        self.dynamic_dims = dict(dynamic_dims or {})
+        super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self._shadow = ExitStack()
         self._forget()
 
@@ -79,11 +76,15 @@ class DynamicQuantization(QuantizingCallback):
         self._heard_in = ""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check what the layers of the target tell."""
+        """Forget the model of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._forget()
-            swap.check_patterns(loop.resolve_target(pl_module, self.target), self.scheme)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check what the layers of the target tell."""
+        super().on_fit_start(trainer, pl_module)
+        swap.check_layers(loop.resolve_target(pl_module, self.target), self.scheme)
 
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Check, before training, that the target is called and that something in it can be quantized."""
@@ -122,16 +123,6 @@ class DynamicQuantization(QuantizingCallback):
         provenance = replace(UNCALIBRATED, checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step)
         target = loop.resolve_target(model, self.target)
         return DynamicCandidate(self.name, target, self._example, self.scheme, provenance, self.dynamic_dims)
-
-    def options(self) -> dict[str, Any]:
-        """Return this callback's exact configuration as builtins, for the manifest."""
-        return {
-            "name": self.name,
-            "target": self.target,
-            "checkpoint": self.checkpoint,
-            "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
-            **as_dict(self.scheme),
-        }
 
     def _listen(self, model: nn.Module, where: str) -> None:
         """Remember the target's next call."""

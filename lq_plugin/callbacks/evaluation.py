@@ -11,12 +11,14 @@ from torchmetrics import Metric
 
 from lq_plugin import selection
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks.export import ArtifactExport, on_one_process, quantizing
-from lq_plugin.callbacks.quantizing import data_of
+from lq_plugin.callbacks.export import ArtifactExport, on_one_process
+from lq_plugin.callbacks.quantizing import data_of, quantizing
 from lq_plugin.errors import ConfigError, unknown_name
-from lq_plugin.evaluation.compare import Comparison, Measurement, Protocol, Subject, compare
+from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import SPLITS
+from lq_plugin.evaluation.measurement import Measurement
+from lq_plugin.progress import note
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Outcome
 from lq_plugin.selection import Budget
@@ -85,20 +87,16 @@ class Int8Evaluation(Callback):
         comparisons: list[Comparison] = []
         measured: dict[str, Measurement] = {}
         for subject in _subjects(trainer, outcomes):
-            comparison = compare(subject, data_of(trainer), self.protocol, table.note)
+            comparison = compare(subject, data_of(trainer), self.protocol, note)
             comparisons.append(comparison)
-            measured |= {
-                f"{artifact.candidate}/{artifact.format}": measurement
-                for artifact, measurement in zip(subject.artifacts, comparison.measurements, strict=True)
-            }
+            labels = [artifact.label for artifact in subject.artifacts]
+            measured |= dict(zip(labels, comparison.measurements, strict=True))
         fp32 = comparisons[0].fp32 if comparisons else manifest.NO_FP32
         budget = self._resolved_budget(trainer, comparisons[0].judged_by) if comparisons else self.budget
-        entries = [
-            manifest.entry(
-                _judged(outcome, measured.get(outcome.label), budget), exporter.folder, measured.get(outcome.label)
-            )
-            for outcome in outcomes
-        ]
+        entries = []
+        for outcome in outcomes:
+            measurement = measured.get(outcome.label, Measurement())
+            entries.append(manifest.entry(_judged(outcome, measurement, budget), exporter.folder, measurement))
         return exporter.write(
             trainer,
             entries,
@@ -131,7 +129,7 @@ def log(trainer: Any, content: Mapping[str, Any]) -> None:
     """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``."""
     figures: dict[str, float] = {}
     for entry in content["artifacts"]:
-        prefix = f"quantized/{entry['candidate']}/{entry['format']}"
+        prefix = f"quantized/{selection.label(entry)}"
         figures |= {f"{prefix}/{name}": value for name, value in entry["metrics"].items()}
         figures |= {f"{prefix}/{name}": entry[name] for name in ("size_bytes", "sqnr_db") if entry[name] is not None}
         if entry["latency_ms"] is not None:
@@ -141,11 +139,14 @@ def log(trainer: Any, content: Mapping[str, Any]) -> None:
         logger.save()
 
 
-def _judged(outcome: Outcome, measurement: Measurement | None, budget: Budget) -> Outcome:
-    if outcome.artifact is None or measurement is None:
+def _judged(outcome: Outcome, measurement: Measurement, budget: Budget) -> Outcome:
+    if outcome.artifact is None or measurement.fp32 is None:
         return outcome
     if not measurement.metrics and measurement.error is not None:
         return replace(outcome, status="failed", error=measurement.error)
+    if budget.metric is not None and budget.metric not in measurement.metrics:
+        reason = f"{budget.metric} was not logged with the artifact in the place of the target."
+        return replace(outcome, status="failed", error=measurement.error or reason)
     lost = selection.lost(budget, measurement.metrics, measurement.delta)
     status = "ok" if lost is None or lost <= budget.max_loss else "over_budget"
     return replace(outcome, status=status, error=measurement.error)
@@ -161,7 +162,7 @@ def _subjects(trainer: Any, outcomes: Sequence[Outcome]) -> list[Subject]:
         key = (callback.target, callback.candidate.provenance.checkpoint)
         known = subjects.get(key, Subject(callback.model, callback.target, callback.candidate, ()))
         # A static candidate has its graph already; a dynamic one may have none.
-        source = callback.candidate if callback.method == "static" else known.candidate
+        source = callback.candidate if callback.scheme.method == "static" else known.candidate
         subjects[key] = replace(known, candidate=source, artifacts=(*known.artifacts, *artifacts))
     return list(subjects.values())
 

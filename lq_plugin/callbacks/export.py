@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, export_one, formats_of
-from lq_plugin.callbacks.quantizing import QuantizingCallback
+from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.errors import ConfigError, LqError, UnsupportedError
-from lq_plugin.report import manifest, table
+from lq_plugin.progress import note
+from lq_plugin.report import manifest
 from lq_plugin.report.manifest import Outcome
 
 logger = logging.getLogger("lq_plugin")
@@ -35,6 +37,7 @@ class ArtifactExport(Callback):
 
     Attributes:
         folder: where artifacts and ``manifest.json`` are, known once fit started.
+        manifest: the content of ``manifest.json`` after fit.
         run_config: builtins stored in the manifest as the configuration of the whole run.
 
     Raises:
@@ -46,6 +49,7 @@ class ArtifactExport(Callback):
         self.formats = check_formats(formats)
         self.output_dir = output_dir
         self.folder: Path | None = None
+        self.manifest: Mapping[str, Any] | None = None
         self.run_config: Mapping[str, Any] = {}
         self._outcomes: list[Outcome] | None = None
 
@@ -53,14 +57,14 @@ class ArtifactExport(Callback):
         """Check that there is something to export and a folder to write to."""
         if stage != "fit":
             return
-        self._outcomes = None
+        self._outcomes = self.manifest = None
         if not quantizing(trainer):
             raise ConfigError(
                 "ArtifactExport: no callback of this Trainer makes a candidate. Add StaticQuantization() or "
                 "DynamicQuantization() to callbacks."
             )
         for callback in quantizing(trainer):
-            self._check_method(callback.method)
+            self._check_method(callback.scheme.method)
         self.folder = Path(self.output_dir or trainer.log_dir or trainer.default_root_dir) / "quantized"
         if trainer.is_global_zero:
             _check_writable(self.folder)
@@ -78,9 +82,9 @@ class ArtifactExport(Callback):
             self._outcomes = [
                 self._outcome(trainer, pl_module, callback, name)
                 for callback in quantizing(trainer)
-                for name in formats_of(callback.method, self.formats)
+                for name in formats_of(callback.scheme.method, self.formats)
             ]
-            entries = [manifest.entry(outcome, self.folder, None) for outcome in self._outcomes]
+            entries = [manifest.entry(outcome, self.folder) for outcome in self._outcomes]
             self.write(trainer, entries, fp32=manifest.NO_FP32, budget=None, selected=None)
         return self._outcomes
 
@@ -120,6 +124,7 @@ class ArtifactExport(Callback):
             **decided,
         )
         manifest.write(self.folder, content)
+        self.manifest = content
         return content
 
     def _check_method(self, method: str) -> None:
@@ -129,28 +134,22 @@ class ArtifactExport(Callback):
 
     def _outcome(self, trainer: Any, pl_module: Any, callback: QuantizingCallback, format_name: str) -> Outcome:
         assert self.folder is not None
-        runtime = FORMATS[format_name].runtime
+        method = callback.scheme.method
+        outcome = Outcome(callback.name, method, format_name, FORMATS[format_name].runtime)
         candidate = callback.build(trainer, pl_module)
         if candidate is None:
-            return Outcome(callback.name, callback.method, format_name, runtime, None, "failed", callback.error)
+            return replace(outcome, status="failed", error=callback.error)
         try:
-            if callback.method not in FORMATS[format_name].refuses:
-                table.note(f"exporting {candidate.name}/{format_name} …")
+            if method not in FORMATS[format_name].refuses:
+                note(f"exporting {outcome.label} …")
             artifact = export_one(candidate, self.folder / candidate.name / format_name, format_name)
         except UnsupportedError as error:
-            return Outcome(callback.name, callback.method, format_name, runtime, None, "unsupported", str(error))
+            return replace(outcome, status="unsupported", error=str(error))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            logger.error(
-                "%s/%s failed. %s", candidate.name, format_name, reason, exc_info=not isinstance(error, LqError)
-            )
-            return Outcome(callback.name, callback.method, format_name, runtime, None, "failed", reason)
-        return Outcome(callback.name, callback.method, format_name, runtime, artifact)
-
-
-def quantizing(trainer: Any) -> list[QuantizingCallback]:
-    """Return the callbacks of a Trainer that make candidates, in their order."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]
+            logger.error("%s failed. %s", outcome.label, reason, exc_info=not isinstance(error, LqError))
+            return replace(outcome, status="failed", error=reason)
+        return replace(outcome, artifact=artifact)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,18 @@ from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Recording
 from lq_plugin.graph.capture import Call, FloatGraph, capture, fold
-from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.placement import RUNTIMES, place
 from lq_plugin.observers import Statistic
 from lq_plugin.scheme import Scheme
 
-Seen = tuple[dict[str, Statistic], int, int]  # statistics of one process's pass, samples, batches
+
+@dataclass(frozen=True)
+class Seen:
+    """What one process saw in one pass: statistics by the name of the value, samples and batches."""
+
+    statistics: Mapping[str, Statistic]
+    samples: int
+    batches: int
 
 
 class Listener:
@@ -83,7 +90,7 @@ class Listener:
         recording, self._recording = self._recording, None
         if recording is None or self.failure is not None or not recording.batches:
             return None
-        return recording.statistics(), recording.samples, recording.batches
+        return Seen(recording.statistics(), recording.samples, recording.batches)
 
     def hear(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Look at one call of the target. Only a rehearsal, before training, may stop the run."""
@@ -111,14 +118,14 @@ class Listener:
     def _observe(self, graph: FloatGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self._recording is None:
             self._recording = Recording.start(fold(graph), self._scheme)
-            sizes = (tensor.shape[0] for tensor in tensors((args, kwargs)) if tensor.dim())
-            self._chosen = self._choose(max(next(sizes, 1), 1) * self._processes)
+            samples = graph.samples(graph.signature.flatten(args, kwargs))
+            self._chosen = self._choose(max(samples, 1) * self._processes)
         if self._position in self._chosen:
             self._recording.see(graph.signature.flatten(args, kwargs))
 
-    def _choose(self, batch_size: int) -> set[int]:
-        """Choose which batches of a pass are observed; the first ones where their number is not known."""
-        wanted, total = math.ceil(self._samples / batch_size), sum(self._batches)
+    def _choose(self, samples: int) -> set[int]:
+        """Choose which batches of so many samples are observed; the first ones where their number is not known."""
+        wanted, total = math.ceil(self._samples / samples), sum(self._batches)
         if math.isinf(total):
             return set(range(wanted))
         order = torch.randperm(int(total), generator=torch.Generator().manual_seed(self._seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.candidate import Candidate
+from lq_plugin.candidate import Candidate, check_name
 from lq_plugin.errors import ConfigError, LqError
 from lq_plugin.evaluation.loop import Data, resolve_target
+from lq_plugin.graph.copying import module_names
+from lq_plugin.graph.signature import check_inputs
+from lq_plugin.scheme import Scheme, as_dict
 
 logger = logging.getLogger("lq_plugin")
 
@@ -31,26 +36,35 @@ class QuantizingCallback(Callback):
         target: dotted path of the module that is quantized; the LightningModule itself by default.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
+        dynamic_dims: dynamic dimensions besides the batch, by input name.
+        scheme: what is quantized and how.
 
     Attributes:
         candidate: what artifacts are made from; there after fit.
         model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
         error: why there is no candidate.
         given: a checkpoint that is quantized in place of one that this fit saves, for a fit that trains nothing.
+        trusted: whether that file may be unpickled, where it holds more than tensors and plain values.
     """
 
-    method: str
-
-    def __init__(self, name: str, target: str | None, checkpoint: str) -> None:
-        if not name or name == ".." or Path(name).name != name:
-            raise ConfigError(f"name: {name!r} cannot name a folder. Allowed: any name without a slash.")
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        target: str | None,
+        checkpoint: str,
+        dynamic_dims: Mapping[str, Sequence[int]] | None,
+        scheme: Scheme,
+    ) -> None:
+        self.name = check_name(name)
         self.target = target
         self.checkpoint = checkpoints.check_choice(checkpoint)
+        self.dynamic_dims = dict(dynamic_dims or {})
+        self.scheme = scheme
         self.candidate: Candidate | None = None
         self.model: nn.Module | None = None
         self.error: str | None = None
         self.given: Path | None = None
+        self.trusted = False
         self._fit_started = 0.0
 
     @property
@@ -64,11 +78,16 @@ class QuantizingCallback(Callback):
             return
         self.candidate, self.model, self.error = None, None, None
         self._fit_started = time.time()
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]
+        names = [callback.name for callback in quantizing(trainer)]
         if names.count(self.name) > 1:
             raise ConfigError(f"name: {self.name!r} is used by several callbacks. Give each its own, such as name='b'.")
-        resolve_target(pl_module, self.target)
         checkpoints.monitored(trainer, self.checkpoint)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check what the module tells, now that its own ``setup`` and ``configure_model`` have built it."""
+        target = resolve_target(pl_module, self.target)
+        patterns.check_modules(self.scheme, module_names(target))
+        check_inputs(self.dynamic_dims, target.forward)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the candidate, unless another callback asked for it already."""
@@ -89,7 +108,7 @@ class QuantizingCallback(Callback):
                 checkpoint = (
                     checkpoints.read(trainer, self.checkpoint, self._fit_started)
                     if self.given is None
-                    else checkpoints.read_file(self.given)
+                    else checkpoints.read_file(self.given, self.trusted)
                 )
                 self.model = checkpoints.with_weights(pl_module, checkpoint)
                 self.candidate = self.make_candidate(trainer, self.model, checkpoint)
@@ -104,9 +123,20 @@ class QuantizingCallback(Callback):
     def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: checkpoints.Checkpoint) -> Candidate:
         """Make the candidate from a copy of the module that holds the checkpoint's weights."""
 
-    @abstractmethod
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""
+        return {
+            "name": self.name,
+            "target": self.target,
+            "checkpoint": self.checkpoint,
+            "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
+            **as_dict(self.scheme),
+        }
+
+
+def quantizing(trainer: Any) -> list[QuantizingCallback]:
+    """Return the callbacks of a Trainer that make candidates, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]
 
 
 def never_called(callback: QuantizingCallback, model: nn.Module, where: str) -> str:

@@ -19,10 +19,10 @@ from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
-from lq_plugin.graph.capture import capture, fold
+from lq_plugin.graph.capture import Call, capture, fold
 from lq_plugin.observers import Observer
-from lq_plugin.report import table
-from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme, as_dict
+from lq_plugin.progress import note
+from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme
 
 
 class StaticQuantization(QuantizingCallback):
@@ -51,13 +51,11 @@ class StaticQuantization(QuantizingCallback):
         only: where given, nothing else is quantized.
 
     Attributes:
-        known: a calibration made before, which is taken where it fits the weights and the options.
+        known: calibrations made before; one that fits the weights and the options is taken.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
     """
-
-    method = "static"
 
     def __init__(
         self,
@@ -77,11 +75,8 @@ class StaticQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
     ) -> None:
-        super().__init__(name, target, checkpoint)
-        if samples < 1:
-            raise ConfigError(f"samples: {samples} is too small. Allowed: 1 or more.")
-        self.scheme = Scheme(
-            method=self.method,
+        scheme = Scheme(
+            method="static",
             observer=observer,
             activation_dtype=activation_dtype,
             activation_symmetric=activation_symmetric,
@@ -92,11 +87,13 @@ class StaticQuantization(QuantizingCallback):
             skip=skip,
             only=only,
         )
+        super().__init__(name, target, checkpoint, dynamic_dims, scheme)
+        if samples < 1:
+            raise ConfigError(f"samples: {samples} is too small. Allowed: 1 or more.")
         self.samples = samples
         self.seed = seed
-        self.dynamic_dims = dict(dynamic_dims or {})
         self.calibration: Calibration | None = None
-        self.known: Calibration | None = None
+        self.known: Sequence[Calibration] = ()
         self.candidate: StaticCandidate | None = None
         self._forget()
 
@@ -158,51 +155,44 @@ class StaticQuantization(QuantizingCallback):
             raise self._listener.failure
         saved = checkpoint.callbacks.get(self.state_key, {})
         own = self.calibration if checkpoint.weights is None else _calibration_in(saved)
-        fitting = (known for known in (own, self.known) if self._fits(known, checkpoint.global_step))
-        calibration, source = next(fitting, None), self
-        if calibration is None or self._listener.example is None:
-            source = self._calibrated_anew(trainer, model)
-            calibration = calibration or source.calibration
-        assert calibration is not None
-        assert source._listener.example is not None
-        graph = fold(capture(loop.resolve_target(model, self.target), *source._listener.example, self.dynamic_dims))
+        calibration = next((one for one in (own, *self.known) if self._fits(one, checkpoint.global_step)), None)
+        if calibration is not None and self.given is not None:
+            source = "the checkpoint" if calibration is own else "an earlier run of this fit"
+            note(f"calibration of {self.name!r} taken from {source}")
+        example, extra_pass = self._listener.example, calibration is None
+        if calibration is None or example is None:
+            anew, example = self._calibrated_anew(trainer, model)
+            calibration = calibration or anew
+        graph = fold(capture(loop.resolve_target(model, self.target), *example, self.dynamic_dims))
         provenance = replace(
             calibration.provenance,
             checkpoint=checkpoint.name,
             global_step=checkpoint.global_step,
             checkpoint_global_step=checkpoint.global_step,
-            extra_pass=calibration is source.calibration and source is not self,
+            extra_pass=extra_pass or calibration.provenance.extra_pass,
         )
         return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
 
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""
-        return {
-            "name": self.name,
-            "target": self.target,
-            "samples": self.samples,
-            "checkpoint": self.checkpoint,
-            "seed": self.seed,
-            "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
-            **as_dict(self.scheme),
-        }
+        return super().options() | {"samples": self.samples, "seed": self.seed}
 
     def _merged(self, trainer: Any, found: Sequence[Seen]) -> Calibration:
         assert isinstance(self.scheme.observer, Observer)
         merge = self.scheme.observer.merge
-        names = dict.fromkeys(name for statistics, _, _ in found for name in statistics)
-        statistics = {name: merge([seen[0][name] for seen in found if name in seen[0]]) for name in names}
+        names = dict.fromkeys(name for seen in found for name in seen.statistics)
         provenance = Provenance(
             checkpoint="live",
             global_step=trainer.global_step,
             checkpoint_global_step=None,
             split="validate",
-            samples=sum(samples for _, samples, _ in found),
-            batches=sum(batches for _, _, batches in found),
+            samples=sum(seen.samples for seen in found),
+            batches=sum(seen.batches for seen in found),
             observer=self.scheme.observer.name,
             seed=self.seed,
             observed=self.observed(),
         )
+        statistics = {n: merge([seen.statistics[n] for seen in found if n in seen.statistics]) for n in names}
         return Calibration(statistics, provenance)
 
     def observed(self) -> str:
@@ -218,18 +208,18 @@ class StaticQuantization(QuantizingCallback):
             return False
         return (calibration.provenance.global_step, calibration.provenance.observed) == (global_step, self.observed())
 
-    def _calibrated_anew(self, trainer: Any, model: nn.Module) -> StaticQuantization:
+    def _calibrated_anew(self, trainer: Any, model: nn.Module) -> tuple[Calibration, Call]:
         """Ride once more on a validation pass, of the checkpoint's weights."""
-        table.note(f"calibrating {self.name!r} in a validation pass of its own …")
+        note(f"calibrating {self.name!r} in a validation pass of its own …")
         rider = copy.copy(self)
         rider.calibration = None
         rider._forget()
         loop.run(model, data_of(trainer), "validate", callbacks=[rider])
         if rider._listener.failure is not None:
             raise rider._listener.failure
-        if rider.calibration is None:
+        if rider.calibration is None or rider._listener.example is None:
             raise CalibrationError(never_called(self, model, "validation_step"))
-        return rider
+        return rider.calibration, rider._listener.example
 
 
 def _of_every_process(trainer: Any, value: Seen | None) -> list[Seen | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.fidelity import max_difference
 from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.loop import Data, resolve_target, splits_of
+from lq_plugin.evaluation.measurement import Measurement
 from lq_plugin.evaluation.metrics import Scores, scores
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.nesting import tensors
+from lq_plugin.graph.nesting import batch_size
 
 EAGER = "torch"
 
@@ -65,15 +66,12 @@ class Inputs:
     Args:
         flat: its tensors in the order of the graph, for runtimes; none where no artifact is a graph.
         call: its arguments and keyword arguments, for modules.
+        samples: how many there are in it.
     """
 
     flat: Sequence[Tensor]
     call: Call
-
-    @property
-    def batch_size(self) -> int:
-        """First dimension of the first tensor."""
-        return next((tensor.shape[0] for tensor in tensors(self.call) if tensor.dim()), 1)
+    samples: int
 
     def calling(self, module: nn.Module) -> Callable[[], object]:
         """Return a function that calls a module with them."""
@@ -87,35 +85,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What was measured on one artifact reloaded from disk.
-
-    Args:
-        metrics: what the module logs, and the metrics asked for, by name.
-        delta: the same minus FP32.
-        latency_ms: ``{median, p90, batch_size, threads, rounds, calls, mode}``; ``None`` where nothing was measured.
-        speedup: against FP32 in eager torch, and against the fastest FP32 runtime.
-        sqnr_db: fidelity of the outputs to FP32 on validation data.
-        reload_max_difference: largest difference between the outputs here and those of a new process; ``None`` for a
-            format that needs the user's class, which a new process does not have.
-        error: why something could not be measured.
-    """
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    delta: Mapping[str, float] = field(default_factory=dict)
-    latency_ms: Mapping[str, Any] | None = None
-    speedup: Mapping[str, float] | None = None
-    sqnr_db: float | None = None
-    reload_max_difference: float | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
 class Comparison:
     """What :func:`compare` found.
 
     Args:
-        fp32: ``{metrics, size_bytes, latency_ms}``, the latency by runtime.
+        fp32: of the float model, see :class:`Measurement`.
         measurements: one for each artifact, in order.
         judged_by: names of the metrics that a budget may be about: those of validation, where it was evaluated. To
             choose by the test split would make its figures optimistic.
@@ -135,25 +109,27 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
         protocol: which splits and metrics, and how latency is measured.
         note: told what is going on.
     """
+    labels = [artifact.label for artifact in subject.artifacts]
     timings: dict[str, Timing] = {}
-    inputs = Inputs((), subject.candidate.example)
+    inputs = _example(subject)
     if protocol.latency is not None:  # first, for evaluating opens sessions whose threads would disturb it
         note(f"measuring the latency of {len(subject.artifacts)} artifacts and of FP32 on the same runtimes …")
         inputs = _inputs(subject, protocol.latency.batch_size)
         timings = _time(subject, inputs, protocol.latency)
     note("evaluating FP32 …")
     baseline = _score(subject, data, protocol, None)
-    fp32_times = {name: t.median for name, t in timings.items() if "/" not in name and t.median is not None}
-    measurements = []
-    for artifact in subject.artifacts:
-        note(f"evaluating {artifact.candidate}/{artifact.format} …")
-        timing = timings.get(_lane(artifact))
-        measurements.append(_measure(subject, artifact, data, protocol, baseline, inputs, timing, fp32_times))
+    fp32_lanes = {name: timing for name, timing in timings.items() if name not in labels}
+    fp32_times = {name: timing.median for name, timing in fp32_lanes.items() if timing.median is not None}
     fp32 = {
         "metrics": _merged(baseline),
         "size_bytes": sum(t.nbytes for t in resolve_target(subject.model, subject.target).state_dict().values()),
         "latency_ms": fp32_times,
+        "errors": {name: timing.error for name, timing in fp32_lanes.items() if timing.error is not None},
     }
+    measurements = []
+    for artifact in subject.artifacts:
+        note(f"evaluating {artifact.label} …")
+        measurements.append(_measure(subject, artifact, data, protocol, inputs, timings.get(artifact.label), fp32))
     judged_by = baseline.get("validate", next(iter(baseline.values()), Scores({}, None))).metrics
     return Comparison(fp32, measurements, tuple(judged_by))
 
@@ -163,40 +139,46 @@ def _measure(
     artifact: Artifact,
     data: Data,
     protocol: Protocol,
-    baseline: Mapping[str, Scores],
     inputs: Inputs,
     timing: Timing | None,
-    fp32_times: Mapping[str, float],
+    fp32: Mapping[str, Any],
 ) -> Measurement:
     try:
         module = load(artifact.path, factory=subject.float_target)
         found = _score(subject, data, protocol, module)
     except Exception as error:
-        return Measurement(error=f"{type(error).__name__}: {error}")
-    reference, metrics = _merged(baseline), _merged(found)
-    sqnr = next((score.sqnr_db for score in found.values()), None)
-    delta = {name: value - reference[name] for name, value in metrics.items() if name in reference}
-    if timing is None or timing.median is None or protocol.latency is None:
-        return Measurement(metrics, delta, sqnr_db=sqnr, error=timing.error if timing else None)
-    return Measurement(
+        return Measurement(fp32=fp32, error=f"{type(error).__name__}: {error}")
+    metrics = _merged(found)
+    measured = Measurement(
         metrics,
-        delta,
+        {name: value - fp32["metrics"][name] for name, value in metrics.items() if name in fp32["metrics"]},
+        fp32,
+        sqnr_db=next((score.sqnr_db for score in found.values()), None),
+        error=timing.error if timing else None,
+    )
+    if timing is None or timing.median is None or protocol.latency is None:
+        return measured
+    return replace(
+        measured,
         latency_ms={
             "median": timing.median,
             "p90": timing.p90,
-            "batch_size": inputs.batch_size,
+            "batch_size": inputs.samples,
             "threads": protocol.latency.threads or torch.get_num_threads(),
             "rounds": protocol.latency.rounds,
             "calls": timing.calls,
             "mode": timing.mode,
         },
-        speedup={
-            "vs_torch_fp32": fp32_times[EAGER] / timing.median,
-            "vs_best_fp32": min(fp32_times.values()) / timing.median,
-        },
-        sqnr_db=sqnr,
+        speedup=_speedup(fp32["latency_ms"], timing.median),
         reload_max_difference=_reload_difference(module, inputs, timing),
     )
+
+
+def _speedup(fp32: Mapping[str, float], median: float) -> dict[str, float] | None:
+    """Against FP32; ``None`` unless it was measured in eager torch and so on all runtimes there are."""
+    if EAGER not in fp32:
+        return None
+    return {"vs_torch_fp32": fp32[EAGER] / median, "vs_best_fp32": min(fp32.values()) / median}
 
 
 def _reload_difference(module: nn.Module, inputs: Inputs, timing: Timing) -> float | None:
@@ -212,28 +194,28 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
     Lanes of FP32 are named after the runtime (``torch.compile`` apart from eager ``torch``). What needs the user's code
     runs in this process, everything else in one of its own.
     """
-    eager = {EAGER: resolve_target(subject.model, subject.target)}
+    here = {EAGER: resolve_target(subject.model, subject.target)}
+    lanes: dict[str, tuple[str, Path]] = {}
+    failed: dict[str, Timing] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        lanes: dict[str, tuple[str, Path]] = {}
         for name in dict.fromkeys(artifact.format for artifact in subject.artifacts):
             write_float = FORMATS[name].export
             if write_float is not None:
                 folder = Path(scratch) / name
                 folder.mkdir()
-                write_float(subject.candidate.graph, folder)
-                lanes["torch.compile" if name == "pt2" else FORMATS[name].runtime] = (name, folder)
+                try:
+                    write_float(subject.candidate.graph, folder)
+                    lanes[FORMATS[name].lane] = (name, folder)
+                except Exception as error:
+                    failed[FORMATS[name].lane] = Timing(error=f"{type(error).__name__}: {error}")
         for artifact in subject.artifacts:
             if FORMATS[artifact.format].rebuild is not None:
                 with suppress(Exception):  # loading it once more for its metrics fails in the same way, and says so
-                    eager[_lane(artifact)] = load(artifact.path, factory=subject.float_target)
+                    here[artifact.label] = load(artifact.path, factory=subject.float_target)
             else:
-                lanes[_lane(artifact)] = (artifact.format, artifact.path)
-        here = {name: inputs.calling(module) for name, module in eager.items()}
-        return latency.measure(here, lanes, inputs.flat, options)
-
-
-def _lane(artifact: Artifact) -> str:
-    return f"{artifact.candidate}/{artifact.format}"
+                lanes[artifact.label] = (artifact.format, artifact.path)
+        calls = {name: inputs.calling(module) for name, module in here.items()}
+        return latency.measure(calls, lanes, inputs.flat, options) | failed
 
 
 def _score(subject: Subject, data: Data, protocol: Protocol, module: nn.Module | None) -> dict[str, Scores]:
@@ -257,10 +239,15 @@ def _merged(found: Mapping[str, Scores]) -> dict[str, float]:
     return {name: value for score in found.values() for name, value in score.metrics.items()}
 
 
-def _inputs(subject: Subject, batch_size: int) -> Inputs:
+def _example(subject: Subject) -> Inputs:
+    example = subject.candidate.example
+    return Inputs((), example, batch_size(example))
+
+
+def _inputs(subject: Subject, samples: int) -> Inputs:
     """The example of a call at another batch size, where it has a graph and its batch is dynamic."""
     if all(FORMATS[artifact.format].load is None for artifact in subject.artifacts):
-        return Inputs((), subject.candidate.example)
+        return _example(subject)
     graph = subject.candidate.graph
-    tensors = graph.resized(batch_size)
-    return Inputs(tensors, graph.signature.call(tensors))
+    tensors = graph.resized(samples)
+    return Inputs(tensors, graph.signature.call(tensors), graph.samples(tensors))

@@ -1,8 +1,9 @@
 """Latency: every runtime in a process of its own, measured in turns, with the number of threads set.
 
-``python -m lq_plugin.evaluation.latency FORMAT FOLDER INPUTS THREADS`` is the worker: it loads what lies in the folder,
-prints one JSON line when it is ready, and for every line that it reads runs for a while and prints its timings. The
-parent gives the turns, so that two runtimes never run at the same time (see ``measure``).
+``python -m lq_plugin.evaluation.latency FORMAT FOLDER INPUTS OUTPUTS THREADS`` is the worker: it loads what lies in the
+folder, writes what it computes of the inputs, prints one JSON line when it is ready, and for every line that it reads
+runs for a while and prints its timings. The parent gives the turns, so that two runtimes never run at the same time
+(see ``measure``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import torch
 from torch import Tensor
 
 from lq_plugin.artifacts.base import FORMATS
-from lq_plugin.artifacts.pt2 import load_module
 from lq_plugin.errors import ConfigError
 from lq_plugin.noise import muted
 
@@ -111,31 +111,21 @@ def _in_turns(
 ) -> dict[str, Timing]:
     for worker in workers.values():
         worker.wait_until_ready()
-    times: dict[str, list[float]] = {name: [] for name in (*here, *workers)}
+    lanes: dict[str, _Here | _Worker] = {name: _Here(call, threads) for name, call in here.items()} | dict(workers)
+    times: dict[str, list[float]] = {name: [] for name in lanes}
     for turn in range(options.rounds + 1):
-        seen = {name: _timed_here(call, options.seconds, threads) for name, call in here.items()}
-        seen |= {name: worker.turn(options.seconds) for name, worker in workers.items() if worker.error is None}
-        for name, new in seen.items():
+        for name, lane in lanes.items():
+            new = lane.turn(options.seconds) if lane.error is None else []
             times[name] += new if turn else []
-    return {name: _timing(times[name], workers.get(name)) for name in times}
+    return {name: _timing(times[name], lane) for name, lane in lanes.items()}
 
 
-def _timing(times: list[float], worker: _Worker | None) -> Timing:
-    mode, outputs = (worker.mode, worker.outputs) if worker else ("eager", ())
-    if not times or (worker and worker.error):
-        return Timing(mode=mode, error=worker.error if worker else "nothing was measured")
+def _timing(times: list[float], lane: _Here | _Worker) -> Timing:
+    if lane.error is not None:
+        return Timing(mode=lane.mode, error=lane.error)
     ordered = sorted(times)
     p90 = ordered[round(0.9 * (len(ordered) - 1))]
-    return Timing(statistics.median(ordered) * 1e3, p90 * 1e3, len(ordered), mode, outputs)
-
-
-def _timed_here(call: Callable[[], object], seconds: float, threads: int) -> list[float]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return _timed(call, seconds)
-    finally:
-        torch.set_num_threads(before)
+    return Timing(statistics.median(ordered) * 1e3, p90 * 1e3, len(ordered), lane.mode, lane.outputs)
 
 
 def _timed(call: Callable[[], object], seconds: float) -> list[float]:
@@ -155,6 +145,28 @@ def _until(seconds: float) -> Iterator[None]:
     while calls < _MIN_CALLS or time.perf_counter() < end:
         yield
         calls += 1
+
+
+class _Here:
+    """A module in this process."""
+
+    mode = "eager"
+    outputs: tuple[Tensor, ...] = ()
+
+    def __init__(self, call: Callable[[], object], threads: int) -> None:
+        self.error: str | None = None
+        self._call, self._threads = call, threads
+
+    def turn(self, seconds: float) -> list[float]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            return _timed(self._call, seconds)
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            return []
+        finally:
+            torch.set_num_threads(before)
 
 
 class _Worker:
@@ -232,10 +244,11 @@ def _runner(
     format_name: str, folder: Path, threads: int, tensors: Sequence[Tensor]
 ) -> tuple[Callable[[Sequence[Tensor]], Sequence[Tensor]], str]:
     """The loaded artifact; a graph of torch is compiled where a compiler is there."""
-    load = FORMATS[format_name].load
-    if format_name != "pt2" and load is not None:
-        return load(folder, threads), FORMATS[format_name].runtime
-    module = load_module(folder)
+    chosen = FORMATS[format_name]
+    if chosen.module is None:
+        assert chosen.load is not None
+        return chosen.load(folder, threads), chosen.runtime
+    module = chosen.module(folder)
     try:
         return _compiled(module, tensors), "torch.compile"
     except Exception as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -157,6 +158,19 @@ def run(
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
+class BatchEnd(Callback):
+    """Calls a function with every batch of a validation or test loop, after its step."""
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self.function = function
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.function(batch)
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.function(batch)
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Hide the process group: one process evaluates while the others wait, so nothing may talk to them."""
@@ -193,9 +207,11 @@ def _datamodule_copy(data: Data, split: str) -> Any:
 def _settle(owner: Any, set_up: bool) -> None:
     """Keep a copy from being prepared, taken down and, where all it gives exists already, set up once more.
 
-    Fit did that before. A second ``setup`` could split the data anew, or build layers anew with random weights.
+    Fit did that before. A second ``setup`` or ``configure_model`` could split the data anew, or build layers anew with
+    random weights.
     """
     owner.configure_callbacks = list
+    owner.configure_model = lambda: None
     owner.prepare_data = lambda: None
     owner.teardown = lambda stage=None: None
     if set_up:

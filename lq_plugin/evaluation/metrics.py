@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -18,7 +17,7 @@ from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.nesting import retyped, tensors
+from lq_plugin.graph.nesting import batch_size, retyped
 
 SQNR_SAMPLES = 512
 
@@ -92,16 +91,16 @@ def scores(
             with torch.no_grad():
                 reference = original(*args, **kwargs)
             sqnr.update(output, reference)
-            seen += next((tensor.shape[0] for tensor in tensors((args, kwargs))), 1)
+            seen += batch_size((args, kwargs))
         probe.output = output if module is None else retyped(output, reference)
         return probe.output
 
-    logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[probe])
+    logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[loop.BatchEnd(probe.update)])
     with loop.alone():
         return Scores(logged | probe.computed(), sqnr.compute().item() if seen else None)
 
 
-class _Probe(Callback):
+class _Probe:
     """Updates metrics with the target's last output of each batch."""
 
     def __init__(self, metrics: Mapping[str, Metric], label: int | str) -> None:
@@ -109,16 +108,10 @@ class _Probe(Callback):
         self.label = label
         self.output: Any = None
 
-    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self._update(batch)
-
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self._update(batch)
-
     def computed(self) -> dict[str, float]:
         return {name: float(metric.compute()) for name, metric in self.metrics.items()}
 
-    def _update(self, batch: Any) -> None:
+    def update(self, batch: Any) -> None:
         for name, metric in self.metrics.items():
             try:
                 labels = batch[self.label]

@@ -84,17 +84,9 @@ def distinctions(board: Leaderboard) -> dict[str, str]:
     }
 
 
-def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the leaderboard of every run below a folder; see :func:`leaderboard` and :func:`save`.
-
-    Args:
-        folder: of the runs.
-        out: where the files go; ``folder`` by default.
-
-    Returns:
-        The page, ``leaderboard.html``.
-    """
-    return save(leaderboard(folder), folder if out is None else out)
+def write(folder: str | os.PathLike[str]) -> Path:
+    """Write the leaderboard of every run below a folder into it; see :func:`leaderboard` and :func:`save`."""
+    return save(leaderboard(folder), folder)
 
 
 def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:

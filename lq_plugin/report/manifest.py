@@ -10,28 +10,18 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lq_plugin import cpu
-from lq_plugin.artifacts.base import Artifact
-from lq_plugin.evaluation.compare import Measurement
+from lq_plugin.evaluation.measurement import Measurement
+
+if TYPE_CHECKING:
+    from lq_plugin.artifacts.base import Artifact
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 1
-NO_FP32: Mapping[str, Any] = {"metrics": {}, "size_bytes": None, "latency_ms": {}}
-_PACKAGES = (
-    "lq_plugin",
-    "torch",
-    "torchao",
-    "lightning",
-    "torchmetrics",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-)
+NO_FP32: Mapping[str, Any] = {"metrics": {}, "size_bytes": None, "latency_ms": {}, "errors": {}}
+_CORE = ("lq_plugin", "torch", "torchao", "lightning", "torchmetrics")
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class Outcome:
         return f"{self.candidate}/{self.format}"
 
 
-def entry(outcome: Outcome, root: Path, measured: Measurement | None) -> dict[str, Any]:
+def entry(outcome: Outcome, root: Path, measured: Measurement = Measurement()) -> dict[str, Any]:
     """Return an artifact's entry; what was not measured is ``None``."""
     artifact = outcome.artifact
     return {
@@ -73,12 +63,7 @@ def entry(outcome: Outcome, root: Path, measured: Measurement | None) -> dict[st
         "path": artifact.path.relative_to(root).as_posix() if artifact else None,
         "sha256": dict(artifact.files) if artifact else {},
         "size_bytes": artifact.size_bytes if artifact else None,
-        "metrics": dict(measured.metrics) if measured else {},
-        "delta": dict(measured.delta) if measured else {},
-        "latency_ms": measured.latency_ms if measured else None,
-        "speedup": measured.speedup if measured else None,
-        "sqnr_db": measured.sqnr_db if measured else None,
-        "reload_max_difference": measured.reload_max_difference if measured else None,
+        **{name: value for name, value in vars(measured).items() if name != "error"},
         "quantized_ops": list(artifact.quantized_ops) if artifact else [],
         "float_ops": list(artifact.float_ops) if artifact else [],
         "status": outcome.status,
@@ -121,8 +106,12 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> Path:
 
 def environment() -> dict[str, Any]:
     """Return versions of what was used, the CPU and its relevant instruction sets."""
+    import torch  # neither is needed to read manifests
+
+    from lq_plugin.artifacts.base import FORMATS
+
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in dict.fromkeys((*_CORE, *(package for made in FORMATS.values() for package in made.packages))):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -92,11 +92,11 @@ def render(board: Leaderboard, distinctions: Mapping[str, str]) -> str:
     return str(page)
 
 
-def figure(value: Any, form: str = ".4f", scale: float = 1.0) -> str:
+def figure(value: Any, form: str = ".4f", scale: float = 1.0, unit: str = "") -> str:
     """Return a number as text; what is missing as a dash, and what is no finite number as it is."""
     if value is None:
         return MISSING
-    return str(value) if isinstance(value, str) else f"{value * scale:{form}}"
+    return str(value) if isinstance(value, str) else f"{value * scale:{form}}{unit}"
 
 
 def plots(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> list[Plot]:

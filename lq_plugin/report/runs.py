@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from lq_plugin.errors import ConfigError
 from lq_plugin.report import manifest
@@ -209,7 +209,7 @@ def _manifest(file: Path) -> dict[str, Any]:
 def _overrides(run: Path) -> tuple[str, ...]:
     file = run / OVERRIDES
     try:
-        return tuple(map(str, OmegaConf.to_container(OmegaConf.load(file)) or ())) if file.exists() else ()
+        return tuple(map(str, yaml.safe_load(file.read_text(encoding="utf-8")) or ())) if file.exists() else ()
     except Exception as error:  # whatever is wrong with it, the figures of the run count
         return (_unreadable(file, error),)
 
@@ -243,7 +243,7 @@ def _rows(run: str, overrides: tuple[str, ...], content: Mapping[str, Any]) -> I
     for runtime in fp32["latency_ms"]:
         yield _fp32_row(shared, fp32, runtime)
     for entry in content["artifacts"]:
-        yield _artifact_row(shared, fp32, entry)
+        yield _artifact_row(shared, entry.get("fp32") or fp32, entry)
 
 
 def _fp32_row(shared: Mapping[str, Any], fp32: Mapping[str, Any], runtime: str) -> Row:
@@ -261,7 +261,7 @@ def _fp32_row(shared: Mapping[str, Any], fp32: Mapping[str, Any], runtime: str) 
         delta=dict.fromkeys(fp32["metrics"], 0.0),
         loss=None,
         latency_ms=latency[runtime],
-        speedup_vs_torch_fp32=latency["torch"] / latency[runtime],
+        speedup_vs_torch_fp32=latency["torch"] / latency[runtime] if "torch" in latency else None,
         speedup_vs_best_fp32=min(latency.values()) / latency[runtime],
         size_bytes=fp32["size_bytes"] if eager else None,
         size_share=1.0 if eager else None,

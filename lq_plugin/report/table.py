@@ -11,10 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-
-def note(text: str) -> None:
-    """Say what is going on, or where something was taken from or left."""
-    Console().print(f"lq_plugin: {text}", markup=False, highlight=False, soft_wrap=True)
+from lq_plugin.selection import label
 
 
 def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -27,34 +24,53 @@ def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = No
     """
     console = console or Console()
     for table in (_accuracy(manifest), _cost(manifest)):
-        console.print(table)
+        if table.row_count:
+            console.print(table)
     for line in (*_problems(manifest), *_coverage(manifest), f"Manifest: {folder / 'manifest.json'}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+Group = tuple[Mapping[str, Any], list[Mapping[str, Any]]]
+
+
+def _groups(manifest: Mapping[str, Any]) -> list[Group]:
+    """Every FP32 model with the artifacts that are compared with it: those of the same target and weights."""
+    groups: list[Group] = [(manifest["fp32"], [])]
+    for entry in manifest["artifacts"]:
+        fp32 = entry["fp32"] or manifest["fp32"]
+        found = next((entries for reference, entries in groups if reference == fp32), None)
+        if found is None:
+            groups.append((fp32, found := []))
+        found.append(entry)
+    return groups
+
+
 def _accuracy(manifest: Mapping[str, Any]) -> Table:
     table = _table("Metrics of the reloaded artifacts", ("FP32", "INT8", "difference"))
-    for name, reference in manifest["fp32"]["metrics"].items():
-        table.add_section()
-        table.add_row(name, f"{reference:.4f}")
-        for entry in manifest["artifacts"]:
-            if name in entry["metrics"]:
-                table.add_row(f"  {_label(entry)}", "", f"{entry['metrics'][name]:.4f}", f"{entry['delta'][name]:+.4f}")
+    for fp32, entries in _groups(manifest):
+        for name, reference in fp32["metrics"].items():
+            table.add_section()
+            table.add_row(name, f"{reference:.4f}")
+            for entry in entries:
+                if name in entry["metrics"]:
+                    figures = f"{entry['metrics'][name]:.4f}", f"{entry['delta'][name]:+.4f}"
+                    table.add_row(f"  {label(entry)}", "", *figures)
     return table
 
 
 def _cost(manifest: Mapping[str, Any]) -> Table:
-    fp32 = manifest["fp32"]
     table = _table("Fidelity, size and latency", ("SQNR dB", "MB", "ms", "vs torch", "vs best", "status"))
-    best = min(fp32["latency_ms"].values(), default=None)
-    for runtime, latency in fp32["latency_ms"].items():
-        size = _megabytes(fp32["size_bytes"]) if runtime == "torch" else ""
-        ratio = fp32["latency_ms"]["torch"] / latency
-        note = "fastest FP32" if latency == best else ""
-        table.add_row(f"FP32 {runtime}", "", size, f"{latency:.3f}", f"{ratio:.2f}×", "", note)
-    for entry in manifest["artifacts"]:
-        selected = ", selected" if _label(entry) == manifest["selected"] else ""
-        table.add_row(_label(entry), *_measures(entry), entry["status"] + selected)
+    for fp32, entries in _groups(manifest):
+        table.add_section()
+        best = min(fp32["latency_ms"].values(), default=None)
+        for runtime, latency in fp32["latency_ms"].items():
+            size = _megabytes(fp32["size_bytes"]) if runtime == "torch" else ""
+            ratio = f"{fp32['latency_ms']['torch'] / latency:.2f}×" if "torch" in fp32["latency_ms"] else "–"
+            fastest = "fastest FP32" if latency == best else ""
+            table.add_row(f"FP32 {runtime}", "", size, f"{latency:.3f}", ratio, "", fastest)
+        for entry in entries:
+            selected = ", selected" if label(entry) == manifest["selected"] else ""
+            table.add_row(label(entry), *_measures(entry), entry["status"] + selected)
     return table
 
 
@@ -70,17 +86,15 @@ def _measures(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _problems(manifest: Mapping[str, Any]) -> list[str]:
-    lines = [f"{_label(entry)}: {entry['error']}" for entry in manifest["artifacts"] if entry["error"]]
-    slower = [
-        _label(entry)
-        for entry in manifest["artifacts"]
-        if entry["speedup"] is not None and entry["speedup"]["vs_best_fp32"] < 1
-    ]
-    larger = [
-        _label(entry)
-        for entry in manifest["artifacts"]
-        if entry["size_bytes"] is not None and entry["size_bytes"] > (manifest["fp32"]["size_bytes"] or float("inf"))
-    ]
+    lines = [f"{label(entry)}: {entry['error']}" for entry in manifest["artifacts"] if entry["error"]]
+    slower, larger = [], []
+    for fp32, entries in _groups(manifest):
+        lines += [f"FP32 {runtime} was not measured: {error}" for runtime, error in fp32["errors"].items()]
+        for entry in entries:
+            if entry["speedup"] is not None and entry["speedup"]["vs_best_fp32"] < 1:
+                slower.append(label(entry))
+            if entry["size_bytes"] is not None and entry["size_bytes"] > (fp32["size_bytes"] or float("inf")):
+                larger.append(label(entry))
     if not manifest["fp32"]["metrics"]:
         lines.append("No metric is known, so no budget was judged: log one in validation_step, or give metrics={…}.")
     if slower:
@@ -97,7 +111,7 @@ def _coverage(manifest: Mapping[str, Any]) -> list[str]:
             counts = Counter(f"{op['op']} ({op['reason']})" for op in entry["float_ops"])
             stays = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
             text = f"{len(entry['quantized_ops'])} operators in INT8; float: {stays}"
-            lines.setdefault(text, []).append(_label(entry))
+            lines.setdefault(text, []).append(label(entry))
     return [f"{', '.join(labels)}: {text}" for text, labels in lines.items()]
 
 
@@ -107,10 +121,6 @@ def _table(title: str, columns: Iterable[str]) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "status" else "right", no_wrap=True)
     return table
-
-
-def _label(entry: Mapping[str, Any]) -> str:
-    return f"{entry['candidate']}/{entry['format']}"
 
 
 def _megabytes(size: int | None) -> str:

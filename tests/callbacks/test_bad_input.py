@@ -230,6 +230,13 @@ def test_what_the_trainer_shows_is_refused_before_training(
     assert not list(tmp_path.rglob("*"))
 
 
+def test_a_module_that_does_not_exist_is_refused_without_a_sanity_check_too(tmp_path: Path) -> None:
+    watching = Watching()
+    with pytest.raises(ConfigError, match=r"skip: 'nett' is unknown\. .*'net"):
+        fit(tmp_path, Tiny(), StaticQuantization(skip=["nett"]), watching, num_sanity_val_steps=0)
+    assert watching.batches == 0
+
+
 def test_two_of_one_class_and_name_are_refused_by_the_trainer_itself(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `StaticQuantization`"):
         trainer(tmp_path, StaticQuantization(), StaticQuantization())
@@ -260,7 +267,7 @@ AFTER_TRAINING: dict[str, tuple[Callable[[], StaticQuantization], type[Tiny], st
         "UnsupportedError: target: nothing in it can be quantized",
     ),
     "target not called": (StaticQuantization, Around, "the forward of 'Around' is never called in validation_step"),
-    "pattern": (lambda: StaticQuantization(skip=["nett"]), Tiny, "ConfigError: skip: 'nett' is unknown. .*'net'"),
+    "pattern": (lambda: StaticQuantization(skip=["op:bmm"]), Tiny, "ConfigError: skip: 'op:bmm' matches no operator"),
 }
 
 

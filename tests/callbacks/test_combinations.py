@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import json
 import os
@@ -17,13 +18,15 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
 from tiny import Images, Steps, Tiny, fit, images, network, trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import lq_plugin
-from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
+from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization
+from lq_plugin.report import table
 
 
 def callbacks(formats: tuple[str, ...] = ("pt2",), **options: Any) -> list[Callback]:
@@ -81,6 +84,57 @@ def test_two_quantizations_stand_together(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)["callbacks"]
     assert {"StaticQuantization[one]", "StaticQuantization[two]"} < saved.keys()
     assert manifest(tmp_path)["calibration"]["one"]["observer"] == "minmax"
+
+
+def test_different_targets_are_each_compared_with_their_own_fp32(tmp_path: Path) -> None:
+    whole, head = StaticQuantization("whole"), DynamicQuantization("head", target="net.5")
+    evaluation = Int8Evaluation(latency=Latency(rounds=1, seconds=0.01))
+    fit(tmp_path, Tiny(), whole, head, ArtifactExport(["onnx"]), evaluation, enable_checkpointing=False)
+    model = Tiny()
+    made = {f"{e['candidate']}/{e['format']}": e for e in manifest(tmp_path)["artifacts"]}
+    assert set(made) == {"whole/onnx", "head/onnx", "head/torch"}
+    for name, target in (("whole/onnx", model), ("head/onnx", model.net[5]), ("head/torch", model.net[5])):
+        fp32 = made[name]["fp32"]
+        assert fp32["size_bytes"] == sum(tensor.nbytes for tensor in target.state_dict().values())
+        speedup = fp32["latency_ms"]["torch"] / made[name]["latency_ms"]["median"]
+        assert made[name]["speedup"]["vs_torch_fp32"] == speedup
+        assert fp32["errors"] == {}
+    assert manifest(tmp_path)["fp32"] == made["whole/onnx"]["fp32"]
+    printed = io.StringIO()
+    table.show(manifest(tmp_path), tmp_path, Console(file=printed, width=120))
+    assert printed.getvalue().count("FP32 torch") == 2
+
+
+class Late:
+    """Builds its network when a fit begins, anew whenever it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.net
+
+    def build(self, stage: str = "") -> None:
+        self.net = network()
+
+
+class BuiltInSetup(Late, Tiny):
+    setup = Late.build
+
+
+class BuiltInConfigureModel(Late, Tiny):
+    configure_model = Late.build
+
+
+@pytest.mark.parametrize("model", [BuiltInSetup, BuiltInConfigureModel])
+@pytest.mark.parametrize("quantization", [StaticQuantization, DynamicQuantization])
+def test_a_network_that_is_built_when_fit_begins_is_found_and_kept(
+    model: type[Any], quantization: type[Any], tmp_path: Path
+) -> None:
+    evaluation = Int8Evaluation(["validate"], latency=None)
+    used = [quantization("made", target="net", skip=["0"]), ArtifactExport(["onnx"]), evaluation]
+    made = fit(tmp_path, model(), *used, enable_checkpointing=False)
+    logged = {name: float(value) for name, value in made.callback_metrics.items() if name.startswith("val")}
+    assert manifest(tmp_path)["fp32"]["metrics"] == pytest.approx(logged)
+    assert {entry["status"] for entry in manifest(tmp_path)["artifacts"]} <= {"ok", "over_budget"}
 
 
 def test_each_callback_works_without_the_later_ones(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,9 +24,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lq_plugin.errors import LqError
+from lq_plugin.progress import note
 from lq_plugin.report import leaderboard
-from lq_plugin.report.runs import FAILURE
-from lq_plugin.report.table import note
+from lq_plugin.report.manifest import FILE as MANIFEST
+from lq_plugin.report.runs import FAILURE, QUANTIZED
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MENDABLE = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
@@ -47,15 +49,16 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     @functools.wraps(task)
     def job(config: DictConfig) -> Any:
-        try:
-            return task(config)
-        except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                _record(error)
-            elif isinstance(error, MENDABLE) and not full:
+        swept = HydraConfig.get().mode == RunMode.MULTIRUN
+        with _traced(swept):
+            try:
+                return task(config)
+            except MENDABLE as error:
+                if swept or full:
+                    raise
                 sys.exit(f"{name}: {one_line(error)}")
-            raise
 
+    _import_from_here()
     os.environ[FULL_ERROR] = "1"  # Hydra itself would print several lines and exit; with this it raises
     try:
         hydra.main(version_base="1.3", config_path="pkg://lq_plugin.conf", config_name=config_name)(job)()
@@ -68,7 +71,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     finally:
         if not full:
             del os.environ[FULL_ERROR]
-        if Sweep.folder is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one process of a distributed fit
+        if Sweep.folder is not None and _is_first_process():
             _write_leaderboard(Sweep.folder)
 
 
@@ -81,10 +84,39 @@ class Sweep(hydra.experimental.callback.Callback):
         Sweep.folder = Path(config.hydra.sweep.dir)
 
 
-def _record(error: Exception) -> None:
-    """Leave the reason of a failed job where the leaderboard looks for it."""
+@contextmanager
+def _traced(swept: bool) -> Iterator[None]:
+    """Let the folder of a job tell of this job alone, and in a sweep why it has no figures, even if it is killed."""
+    if not _is_first_process():
+        yield
+        return
     folder = Path(HydraConfig.get().runtime.output_dir)
-    (folder / FAILURE).write_text(json.dumps({"error": one_line(error)}))
+    failure = folder / FAILURE
+    (folder / QUANTIZED / MANIFEST).unlink(missing_ok=True)
+    failure.unlink(missing_ok=True)
+    if swept:
+        failure.write_text(json.dumps({"error": "it did not come to its end; most likely its process was killed"}))
+    try:
+        yield
+    except Exception as error:
+        if swept:
+            failure.write_text(json.dumps({"error": one_line(error)}))
+        raise
+    failure.unlink(missing_ok=True)
+
+
+def _is_first_process() -> bool:
+    """Whether this is not one of the further processes of a distributed fit."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _import_from_here() -> None:
+    """Find modules in the working folder, as ``python -m`` does, in processes of a sweep or of a fit as well."""
+    here, paths = os.getcwd(), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if here not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, *paths)))
 
 
 def _reason_of_all(folder: Path) -> str | None:
@@ -113,7 +145,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, InstantiationException):
         return _placed(error, f"{origin} ({FULL_ERROR}=1 shows where from.)")
     if isinstance(origin, OmegaConfBaseException) and origin is not error:
-        return _joined(f"{error}: {str(origin).splitlines()[0]}.")
+        reason = str(origin).splitlines()[0].rstrip(".")
+        hint = " Write a list, such as [head,op:add]." if "is not a ListConfig" in reason else ""
+        return _joined(f"{error}: {reason}.{hint}")
     return _joined(str(error).partition("\nConfig search path:")[0])
 
 

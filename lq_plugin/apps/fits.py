@@ -7,12 +7,10 @@ checkpoints, and the calibrations that were made of them.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import inspect
 import json
 import os
+import pickle
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,20 +18,24 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from hydra.utils import get_class
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object, to_absolute_path
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
-from lq_plugin.callbacks.export import quantizing
-from lq_plugin.callbacks.quantizing import QuantizingCallback
+from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
+from lq_plugin.apps import sources
+from lq_plugin.artifacts.base import sha256
+from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.graph.calibration import Calibration
-from lq_plugin.report.table import note
+from lq_plugin.progress import note
 
 RECORD = "fit.json"
 LIVE = "live.ckpt"
-AFTER_TRAINING = (QuantizingCallback, ArtifactExport, Int8Evaluation)  # they leave a training bit for bit as it is
-_PACKAGES = ("torch", "lightning", "torchmetrics", "lq_plugin")
+_NEEDED = ("state_dict", "global_step", "epoch", "pytorch-lightning_version")  # of a checkpoint
+# Callbacks that leave a training bit for bit as it is.
+AFTER_TRAINING = (StaticQuantization, DynamicQuantization, ArtifactExport, Int8Evaluation)
 
 
 def training(config: DictConfig) -> dict[str, Any]:
@@ -45,38 +47,45 @@ def training(config: DictConfig) -> dict[str, Any]:
     return kept | {"trainer": trainer, "callbacks": callbacks}
 
 
-def digest(config: DictConfig, run_folder: str) -> str:
-    """Name a fit after its training configuration and the code behind it.
+def digest(config: DictConfig) -> str:
+    """Name a fit after its training configuration and the code behind it; where a run writes decides nothing.
 
     Args:
-        config: of the whole run.
-        run_folder: where the run writes, which decides nothing.
+        config: of the whole run, after the random generators were seeded.
     """
+    decisive = training(config)
+    resumed = Path(to_absolute_path(config.ckpt_path or ""))
     content = {
-        "training": training(config),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "sources": _sources([config.model._target_, config.data._target_]),
+        "training": _without_run_folder(decisive),
+        "seed": os.environ["PL_GLOBAL_SEED"],  # what no seed in the configuration stands for
+        # Our own code too: calibrations are kept beside a fit.
+        "code": sources.versions([Fit, *map(get_object, _targets(decisive))]),
+        "checkpoint": sha256(resumed) if resumed.is_file() else None,
     }
-    text = json.dumps(content, sort_keys=True, default=str).replace(run_folder, "")
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _without_run_folder(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _without_run_folder(item) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_without_run_folder(item) for item in node]
+    return node.replace(HydraConfig.get().runtime.output_dir, "") if isinstance(node, str) else node
 
 
 def _trains(target: str) -> bool:
-    made = get_class(target)
-    return not issubclass(made, AFTER_TRAINING)
+    made = get_object(target)
+    return not (isinstance(made, type) and issubclass(made, AFTER_TRAINING))
 
 
-def _sources(targets: Sequence[str]) -> dict[str, str]:
-    """Digests of the modules that the targets are defined in and of those next to them that are imported."""
-    packages = {inspect.getmodule(get_class(target)).__name__.rpartition(".")[0] for target in targets}  # type: ignore[union-attr]
-    alone = {inspect.getmodule(get_class(target)).__name__ for target in targets}  # type: ignore[union-attr]
-    files = {
-        name: file
-        for name, module in list(sys.modules.items())
-        if (name in alone or any(package and name.startswith(f"{package}.") for package in packages))
-        and (file := getattr(module, "__file__", None)) is not None
-    }
-    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in sorted(files.items())}
+def _targets(node: Any) -> Iterator[str]:
+    """Everything that is instantiated in a configuration, however deep."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield node["_target_"]
+        node = list(node.values())
+    for item in node if isinstance(node, list) else ():
+        yield from _targets(item)
 
 
 class Fit:
@@ -110,17 +119,20 @@ class Fit:
         scratch = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        trainer.save_checkpoint(scratch / LIVE)
+        whole = scratch / "whole.ckpt"
+        trainer.save_checkpoint(whole)
+        _copy(whole, scratch / LIVE, trainer)
+        whole.unlink()
         kept, copies = {"live": LIVE}, dict[str, str]()
-        for callback in trainer.checkpoint_callbacks:
-            best, last = (getattr(callback, f"{name}_model_path", "") for name in ("best", "last"))
+        for callback in checkpoints.savers(trainer):
+            best, last = callback.best_model_path, callback.last_model_path
             for choice, file in (("best", best or last), (f"best:{callback.monitor}", best), ("last", last or best)):
                 if not file or choice in kept:
                     continue
                 if file not in copies:
                     copies[file] = f"{len(copies)}/{Path(file).name}"
                     (scratch / copies[file]).parent.mkdir()
-                    shutil.copyfile(file, scratch / copies[file])
+                    _copy(Path(file), scratch / copies[file], trainer)
                 kept[choice] = copies[file]
         (scratch / RECORD).write_text(json.dumps({"checkpoints": kept}, indent=1))
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -149,6 +161,19 @@ class Fit:
         scratch.rename(file)
 
 
+def _copy(source: Path, file: Path, trainer: Any) -> None:
+    """Copy a checkpoint, without what could not be read again but by unpickling it: hyperparameters, other states."""
+    try:
+        torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        content = torch.load(source, map_location="cpu", weights_only=False)  # this very fit has written it
+        states = {callback.state_key for callback in quantizing(trainer)}
+        callbacks = {key: state for key, state in content["callbacks"].items() if key in states}
+        torch.save({key: content[key] for key in _NEEDED} | {"callbacks": callbacks}, file)
+    else:
+        shutil.copyfile(source, file)
+
+
 class KeepFit(Callback):
     """Keeps a fit when training ends, before anything is quantized."""
 
@@ -157,27 +182,27 @@ class KeepFit(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep it; a run that was broken off never gets here."""
-        if not trainer.interrupted:
+        if trainer.interrupted:
+            return
+        try:
             self.fit.keep(trainer)
+        except Exception as error:  # the run itself goes on
+            note(f"the fit is not kept for other jobs ({type(error).__name__}: {error})")
 
 
 def reuse(fit: Fit, callbacks: Sequence[Callback]) -> None:
     """Let quantizing callbacks take a fit's checkpoints and calibrations."""
-    known = {(made.provenance.observed, made.provenance.global_step): made for made in fit.calibrations()}
     for callback in callbacks:
         if isinstance(callback, QuantizingCallback):
             callback.given = fit.checkpoint(callback.checkpoint)
         if isinstance(callback, StaticQuantization):
-            fitting = [made for (observed, _), made in known.items() if observed == callback.observed()]
-            callback.known = fitting[0] if fitting else None
-            if callback.known is not None:
-                note(f"calibration of {callback.name!r} taken from {fit.folder}")
+            callback.known = fit.calibrations()
 
 
 def keep_calibrations(fit: Fit, trainer: Any) -> None:
-    """Keep the calibrations that a run's candidates were made with."""
+    """Keep the calibrations that a run's candidates were made with, beside a fit that was kept."""
     for callback in quantizing(trainer):
-        if isinstance(callback, StaticQuantization) and callback.candidate is not None:
+        if fit.done and isinstance(callback, StaticQuantization) and callback.candidate is not None:
             fit.keep_calibration(callback.candidate.calibration)
 
 

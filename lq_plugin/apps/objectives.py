@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lq_plugin.errors import ConfigError, unknown_name
-from lq_plugin.selection import Budget
+from lq_plugin.selection import Budget, label
 
 _BETTER = {"latency_ms": "min", "size_bytes": "min", "sqnr_db": "max"}
 
@@ -19,22 +19,25 @@ def objectives(manifest: Mapping[str, Any] | None, names: Sequence[str]) -> floa
         names: ``"metric"`` (the budget's), ``"latency_ms"``, ``"size_bytes"``, ``"sqnr_db"`` or a metric's name.
 
     Returns:
-        A number where one name is given; ``None`` where nothing was selected.
+        A number where one name is given; ``None`` where nothing was selected, or no metric is known.
 
     Raises:
         ConfigError: a name is none of these.
     """
-    for entry in manifest["artifacts"] if manifest is not None else ():
-        if manifest is not None and f"{entry['candidate']}/{entry['format']}" == manifest["selected"]:
-            known = {"metric": entry["metrics"][manifest["budget"]["metric"]], **entry["metrics"]}
-            known |= {"latency_ms": entry["latency_ms"]["median"]}
-            known |= {name: entry[name] for name in ("size_bytes", "sqnr_db")}
-            for name in names:
-                if name not in known:
-                    raise unknown_name("objectives", name, known)
-            values = tuple(known[name] for name in names)
-            return values[0] if len(values) == 1 else values
-    return None
+    if manifest is None or manifest["selected"] is None:
+        return None
+    entry = next(entry for entry in manifest["artifacts"] if label(entry) == manifest["selected"])
+    known = entry["metrics"] | {"latency_ms": entry["latency_ms"]["median"]}
+    known |= {name: entry[name] for name in ("size_bytes", "sqnr_db")}
+    if manifest["budget"]["metric"] is not None:
+        known["metric"] = entry["metrics"][manifest["budget"]["metric"]]
+    elif "metric" in names:
+        return None
+    for name in names:
+        if name not in known:
+            raise unknown_name("objectives", name, known)
+    values = tuple(known[name] for name in names)
+    return values[0] if len(values) == 1 else values
 
 
 def check_directions(directions: Sequence[str] | str | None, names: Sequence[str], budget: Budget) -> None:

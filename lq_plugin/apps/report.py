@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (LqError, OSError) as error:
         sys.exit(f"lq-report: {error}")
     print(f"Written: {page.with_suffix('.json')}, .csv and .html")
+    if not board.artifacts:
+        sys.exit("lq-report: no run has an artifact; the reasons are listed above.")
 
 
 def show(board: Leaderboard, console: Console | None = None) -> None:
@@ -80,7 +82,7 @@ def _table(board: Leaderboard) -> Table:
             ("" if metric else f"{row.metric or ''} ") + figure(row.metrics.get(row.metric or "")),
             figure(row.delta.get(row.metric or ""), "+.4f"),
             figure(row.latency_ms, ".3f"),
-            figure(row.speedup_vs_best_fp32, ".2f") + "×",
+            figure(row.speedup_vs_best_fp32, ".2f", unit="×"),
             figure(row.size_bytes, ".2f", 1e-6),
             row.status,
         )

@@ -19,6 +19,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from lq_plugin.observers import OBSERVERS
+
 TARGETS = (
     "lightning.Trainer",
     "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -29,10 +31,7 @@ TARGETS = (
     "lq_plugin.Int8Evaluation",
     "lq_plugin.StaticQuantization",
     "lq_plugin.evaluation.latency.Latency",
-    "lq_plugin.observers.Histogram",
-    "lq_plugin.observers.MinMax",
-    "lq_plugin.observers.MovingAverage",
-    "lq_plugin.observers.Percentile",
+    *(f"{observer.__module__}.{observer.__name__}" for observer in OBSERVERS.values()),
     "lq_plugin.recipes.mnist_cnn.data.MnistData",
     "lq_plugin.recipes.mnist_cnn.model.MnistCnn",
     "lq_plugin.recipes.mnist_vit.model.MnistVit",

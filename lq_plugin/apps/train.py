@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import instantiate, to_absolute_path
 from lightning import seed_everything
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from lq_plugin import ArtifactExport, Int8Evaluation
 from lq_plugin.apps import command, fits
 from lq_plugin.apps.objectives import check_directions, objectives
-from lq_plugin.errors import ConfigError
-from lq_plugin.report.table import note
+from lq_plugin.errors import ConfigError, ExportError
+from lq_plugin.progress import note
+from lq_plugin.selection import label
 
 # What Lightning warns of and the user of this command cannot act on.
 SILENCED = (
@@ -25,6 +27,7 @@ SILENCED = (
     "Experiment logs directory .* exists and is not empty",  # the run folder holds Hydra's files already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
+WATCHING = (Checkpoint, ProgressBar)  # callbacks that a fit without training has too
 
 
 def main() -> None:
@@ -47,10 +50,10 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     """
     check(config)
     data, model, trainer = built(config)
-    fit = fits.Fit(Path(config.fit.folder) / fits.digest(config, str(trainer.default_root_dir)))
     if not fits.shared(trainer, config.fit):
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
         return outcome(trainer, config.objectives)
+    fit = fits.Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
     with fit.claimed():
         if not fit.done:
             note(f"fitting, to be kept in {fit.folder} …")
@@ -59,7 +62,7 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
             fits.keep_calibrations(fit, trainer)
             return outcome(trainer, config.objectives)
     note(f"fit taken from {fit.folder}")
-    data, model, trainer = built(config, limit_train_batches=0)
+    data, model, trainer = built(config, untrained=True)
     fits.reuse(fit, trainer.callbacks)
     finish(trainer, model, data)
     fits.keep_calibrations(fit, trainer)
@@ -77,12 +80,16 @@ def _no_optimizers() -> list[Any]:
     return []
 
 
-def built(config: DictConfig, **options: Any) -> tuple[Any, Any, Any]:
+def built(
+    config: DictConfig, make_model: Callable[[DictConfig], Any] = instantiate, untrained: bool = False
+) -> tuple[Any, Any, Any]:
     """Make data, model and Trainer of a configuration.
 
     Args:
         config: of the whole run.
-        options: of the Trainer, over those of the configuration.
+        make_model: makes the model of its section.
+        untrained: for :func:`finish`: nothing is trained, so callbacks that train are left out, and one batch is
+            validated at first, to see how the target is called.
 
     Raises:
         ConfigError: the sweeper looks for the worst of an objective.
@@ -90,8 +97,12 @@ def built(config: DictConfig, **options: Any) -> tuple[Any, Any, Any]:
     for message in SILENCED:
         warnings.filterwarnings("ignore", message)
     seed_everything(config.seed, workers=True, verbose=False)
-    data, model = instantiate(config.data), instantiate(config.model)
+    data, model = instantiate(config.data), make_model(config.model)
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    options: dict[str, Any] = {}
+    if untrained:
+        callbacks = [callback for callback in callbacks if isinstance(callback, (*fits.AFTER_TRAINING, *WATCHING))]
+        options = {"limit_train_batches": 0, "num_sanity_val_steps": 1}
     logger = instantiate(config.logger) if config.logger else False
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger, **options)
     for exporter in callbacks:
@@ -137,9 +148,17 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
     Args:
         trainer: after fit.
         names: of the objectives.
+
+    Raises:
+        ExportError: not one artifact was made.
     """
-    manifests = (callback.manifest for callback in trainer.callbacks if isinstance(callback, Int8Evaluation))
-    return objectives(next((made for made in manifests if made is not None), None), names)
+    exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
+    manifest = next((exporter.manifest for exporter in exporters), None)
+    made = manifest["artifacts"] if manifest is not None else ()
+    if made and all(entry["status"] in ("failed", "unsupported") for entry in made):
+        reasons = "; ".join(dict.fromkeys(f"{label(entry)} {entry['status']}: {entry['error']}" for entry in made))
+        raise ExportError(f"export: no artifact was made. {reasons}")
+    return objectives(manifest, names)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def composed(*overrides: str, folder: str = "run") -> DictConfig:
     written = [f"trainer.default_root_dir={folder}"]
     if "logger=none" not in overrides:
         written.append(f"logger.save_dir={folder}")
+    if "export=none" not in overrides:
+        written.append(f"callbacks.export.output_dir={folder}")
     return compose("train", [*overrides, *written])
 
 

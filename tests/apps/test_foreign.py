@@ -118,9 +118,11 @@ def test_a_search_path_and_a_line_in_the_defaults_bring_the_groups(project: Path
         CONFIG.replace("  - callbacks: checkpoint\n", f"  - callbacks: checkpoint\n{groups}")
         + "hydra: {searchpath: [pkg://lq_plugin.conf]}\n"
     )
-    done = run(project, "train.py", "callbacks.static.samples=16", "callbacks.dynamic.skip=[net.2]")
+    logger = "trainer.logger={_target_: lightning.pytorch.loggers.CSVLogger, save_dir: out}"
+    options = ("callbacks.static.samples=16", "callbacks.dynamic.skip=[net.2]", "hydra.run.dir=mine", logger)
+    done = run(project, "train.py", *options)
     assert done.returncode == 0, done.stderr
-    assert statuses(project) == {"static/onnx": "ok", "dynamic/onnx": "ok", "dynamic/torch": "ok"}
+    assert statuses(project, "mine") == {"static/onnx": "ok", "dynamic/onnx": "ok", "dynamic/torch": "ok"}
     wrong = run(project, "train.py", "callbacks.static.samples=many")
     assert wrong.returncode == 1
     assert "'many'" in wrong.stderr

@@ -42,16 +42,28 @@ def test_a_sweep_fits_once_and_calibrates_once_for_each_observer(tmp_path: Path)
     assert not board(tmp_path)["failed"]
 
 
-def test_a_fit_is_known_by_what_it_was_trained_with(tmp_path: Path) -> None:
-    for option, expected in (
-        ("seed=0", (1, 0)),
-        ("hydra.run.dir=elsewhere", (0, 1)),
-        ("model.lr=0.002", (1, 0)),
-        ("fit.reuse=false", (0, 0)),
-    ):
-        done = run(tmp_path, *PLAIN, option)
-        assert done.returncode == 0, done.stderr
-        assert (count(done, "fitting"), count(done, "fit taken from")) == expected, option
+def test_a_fit_is_taken_up_without_what_trained_it_and_without_unpickling(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import functools, torch\nfrom lq_plugin.recipes.mnist_cnn.model import MnistCnn\n"
+        "class Mine(MnistCnn):\n    def __init__(self, optimizer, **options):\n        super().__init__(**options)\n"
+        "        self.save_hyperparameters()\n"
+    )
+    optimizer = "{_target_: torch.optim.Adam, _partial_: true, lr: 0.01}"
+    done = run(
+        tmp_path,
+        "-m",
+        "model._target_=mine.Mine",
+        f"+model.optimizer={optimizer}",
+        "+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.01}",
+        "trainer.num_sanity_val_steps=0",
+        "quantization=static,dynamic",
+        "observer=minmax",  # means nothing to dynamic
+    )
+    assert done.returncode == 0, done.stderr
+    assert (count(done, "fitting"), count(done, "fit taken from")) == (1, 1)
+    assert not board(tmp_path)["failed"]
+    assert {row["status"] for row in board(tmp_path)["artifacts"]} <= {"ok", "over_budget"}
+    assert {row["method"] for row in board(tmp_path)["artifacts"]} == {"static", "dynamic"}
 
 
 def test_what_a_job_reuses_is_what_it_would_have_made(tmp_path: Path) -> None:
@@ -79,11 +91,28 @@ def test_parallel_jobs_share_one_fit_and_a_failure_is_listed(tmp_path: Path) -> 
     assert "skip: 'nonsense' is unknown" in str(failed["error"])
 
 
-def test_static_and_dynamic_in_one_sweep(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "quantization=static,dynamic", "observer=minmax")
+def test_a_job_that_is_killed_is_listed_until_its_folder_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\nfrom lq_plugin.recipes.mnist_cnn.model import MnistCnn\n"
+        "class Mine(MnistCnn):\n    def training_step(self, batch, batch_idx):\n"
+        "        if self.hparams.width == 5:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().training_step(batch, batch_idx)\n"
+    )
+    place = ("-m", "hydra.sweep.dir=multirun/same/place", "model._target_=mine.Mine")
+    killed = run(tmp_path, *place, "sweep=joblib", "model.width=5")
+    assert killed.returncode != 0
+    (failed,) = board(tmp_path)["failed"]
+    assert failed["error"] == "it did not come to its end; most likely its process was killed"
+    done = run(tmp_path, *place, "model.width=8")
     assert done.returncode == 0, done.stderr
-    assert count(done, "fitting") == 1
-    assert {row["method"] for row in board(tmp_path)["artifacts"]} == {"static", "dynamic"}
+    assert not board(tmp_path)["failed"]
+    assert len(board(tmp_path)["artifacts"]) == 1
+
+
+def test_nothing_that_could_be_made_is_an_error(tmp_path: Path) -> None:
+    done = run(tmp_path, "quantization=dynamic", "export=pt2", "callbacks.dynamic.skip=['*']")
+    assert done.returncode == 1
+    assert "lq-train: target: nothing in it can be quantized" in done.stderr
 
 
 def test_optuna_optimizes_two_objectives(tmp_path: Path) -> None:
@@ -123,11 +152,3 @@ def test_a_checkpoint_is_quantized_without_training(calibrated: bool, tmp_path: 
     assert manifest["calibration"]["static"]["extra_pass"] is not calibrated
     assert [entry["status"] for entry in manifest["artifacts"]] != ["failed"]
     assert manifest["fp32"]["size_bytes"] < 500_000  # the width is the checkpoint's
-
-
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    done = run(tmp_path, "ckpt_path=nowhere.ckpt", command="quantize")
-    assert (done.returncode, done.stderr) == (
-        1,
-        "lq-quantize: ckpt_path: 'nowhere.ckpt' is no file. Give a checkpoint that Lightning saved.\n",
-    )

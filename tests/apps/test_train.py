@@ -60,24 +60,39 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     assert [artifact["status"] for artifact in manifest["artifacts"]] != ["failed"]
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("callbacks.static.smaples=3", "callbacks.static.smaples: there is no such option. Did you mean 'samples'?"),
-        ("callbacks.static.samples=many", "Error merging override callbacks.static.samples=many: Value 'many'"),
-        ("callbacks.static.observer=minmx", "callbacks.static.observer: 'minmx' is unknown. Did you mean 'minmax'?"),
-        ("observer=minmx", "Could not find 'observer/minmx'"),
-        ("trainer.accelerator=gpo", "trainer: You selected an invalid accelerator name: `accelerator='gpo'`."),
-        ("export=null", "Config group override must be a string or a list."),
-    ],
-)
-def test_a_mistake_is_one_line_and_nothing_is_trained(override: str, said: str, tmp_path: Path) -> None:
-    done = lq_train(tmp_path, *SMOKE, override)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("lq-train: ")
-    assert said in done.stderr
+MISTAKES = {
+    "callbacks.static.smaples=3": "callbacks.static.smaples: there is no such option. Did you mean 'samples'?",
+    "callbacks.static.samples=many": "Error merging override callbacks.static.samples=many: Value 'many'",
+    "callbacks.static.observer=minmx": "callbacks.static.observer: 'minmx' is unknown. Did you mean 'minmax'?",
+    "callbacks.static.skip=head": "str is not a ListConfig, list or tuple. Write a list, such as [head,op:add].",
+    "observer=minmx": "Could not find 'observer/minmx'",
+    "trainer.accelerator=gpo": "trainer: You selected an invalid accelerator name: `accelerator='gpo'`.",
+    "export=null": "Config group override must be a string or a list.",
+}
+EACH = """
+import sys
+from lq_plugin.apps import train
+smoke, mistakes = sys.argv[1].split(), sys.argv[2:]
+for mistake in mistakes:
+    sys.argv = ["lq-train", *smoke, mistake]
+    try:
+        train.main()
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+"""
+
+
+def test_a_mistake_is_one_line_and_nothing_is_trained(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EACH, " ".join(SMOKE), *MISTAKES]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(MISTAKES)
+    for line, said in zip(lines, MISTAKES.values(), strict=True):
+        assert line.startswith("lq-train: ")
+        assert said in line
     assert not list(tmp_path.rglob("*.ckpt"))
+    alone = lq_train(tmp_path, *SMOKE, "callbacks.static.smaples=3")
+    assert (alone.returncode, alone.stderr) == (1, f"{lines[0]}\n")
 
 
 def test_the_full_trace_is_there_on_demand(tmp_path: Path) -> None:

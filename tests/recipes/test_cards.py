@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
-from torch import nn
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 
+import lq_plugin.conf
 import lq_plugin.recipes
-from lq_plugin.recipes.mnist_cnn.model import MnistCnn
-from lq_plugin.recipes.mnist_vit.model import MnistVit
-from lq_plugin.recipes.temps_lstm.model import TempsLstm
+from lq_plugin.apps.schema import TARGETS
+
+CONF = Path(str(resources.files(lq_plugin.conf)))
+RECIPES = sorted(file.stem for file in CONF.glob("recipe/*.yaml"))
 
 
-@pytest.mark.parametrize("model", [MnistCnn, MnistVit, TempsLstm])
-def test_it_states_the_size_of_the_network(model: type[nn.Module]) -> None:
-    recipe = model.__module__.split(".")[-2]
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_states_the_size_of_the_network(recipe: str) -> None:
     card = resources.files(lq_plugin.recipes).joinpath(recipe, "README.md").read_text()
-    made = model()
+    (schema,) = OmegaConf.load(CONF / "model" / f"{recipe}.yaml").defaults
+    (target,) = (target for target in TARGETS if target.endswith(schema.split("@")[0].removeprefix("/lq_plugin/")))
+    made = get_class(target)()
     stated = re.search(r"([\d,]+) parameters, ([\d.]+) MB", card)
     assert stated
     assert int(stated[1].replace(",", "")) == sum(p.numel() for p in made.parameters())

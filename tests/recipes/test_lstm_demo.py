@@ -1,4 +1,4 @@
-"""The demo runs, prints what its card explains, and the card holds the figures of its plot."""
+"""The demo runs, and prints and draws what its card explains."""
 
 from __future__ import annotations
 

@@ -1,0 +1,72 @@
+"""The code behind a class: the files of a project that it imports, and the versions of the packages."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def versions(targets: Iterable[Any]) -> dict[str, str]:
+    """Return what tells one state of the code behind classes and functions from another.
+
+    Imports are read from the source, those inside functions too, so the result does not depend on what happens to be
+    imported. Code that is found in another way, such as a class named in a string, is not followed.
+
+    Args:
+        targets: classes, with all that they inherit from, and functions.
+
+    Returns:
+        The sha256 of every file outside of installed packages by the name of its module, and the version of every
+        installed package by its name.
+    """
+    own: dict[str, str] = {}
+    installed: dict[str, str] = {}
+    distributions = importlib.metadata.packages_distributions()
+    waiting = {made.__module__ for target in targets for made in getattr(target, "__mro__", (target,))}
+    while waiting:
+        name = waiting.pop()
+        package = name.partition(".")[0]
+        if name in own or package in installed or package in sys.stdlib_module_names:
+            continue
+        spec = _spec(package)
+        if spec is not None and not _is_own(spec):
+            installed[package] = " ".join(importlib.metadata.version(each) for each in distributions.get(package, ()))
+        elif (spec := _spec(name)) is not None and spec.origin is not None and _is_own(spec):
+            source = Path(spec.origin).read_bytes()
+            own[name] = hashlib.sha256(source).hexdigest()
+            waiting.update(_imports(source, spec) if spec.origin.endswith(".py") else ())
+    return dict(sorted((own | installed).items()))
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # an attribute and no module, or one that was made by hand
+        return None
+
+
+def _is_own(spec: ModuleSpec) -> bool:
+    places = [spec.origin] if spec.origin else spec.submodule_search_locations or ()
+    return not any(_INSTALLED & set(Path(place).parts) for place in places)
+
+
+def _imports(source: bytes, spec: ModuleSpec) -> Iterator[str]:
+    """Names of modules that a source imports, with attributes of modules among them, which may be modules too."""
+    package = spec.name if spec.submodule_search_locations is not None else spec.name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            module = importlib.util.resolve_name(origin, package) if node.level else origin
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)

@@ -1,0 +1,82 @@
+"""Reading files that come from outside: regular files, of a bounded size, inside the folder they belong to.
+
+What is refused is a ``ValueError`` that says in half a sentence what is wrong with the file, such as ``"is not a
+regular file"``. The caller turns it into its own named error, which says whose file it is and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+MEBIBYTE = 1 << 20
+# A description of a thousand operators takes a quarter of a megabyte. Parsed JSON may take twenty times its bytes.
+JSON_LIMIT = 16 * MEBIBYTE
+
+
+def regular_file(path: Path) -> Path:
+    """Return a path that leads to a regular file and not through a link, which could lead out of its folder.
+
+    A pipe would block its reader for good, and a device such as ``/dev/zero`` never ends.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is a link, a folder, a pipe or a device.
+    """
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        raise ValueError("is a link; put the file itself in its place")
+    if not stat.S_ISREG(mode):
+        raise ValueError("is not a regular file")
+    return path
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return what a regular file holds.
+
+    Args:
+        path: the file.
+        limit: the largest size that is read, in bytes.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is no regular file, or it is larger than the limit.
+    """
+    with open(regular_file(path), "rb", opener=_without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # replaced since it was looked at
+            raise ValueError("is not a regular file")
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"is larger than {limit / MEBIBYTE:g} MiB, the largest size that is read")
+    return content
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
+    """Return the value that a JSON file holds; see :func:`read_bytes` and :func:`parse_json`."""
+    return parse_json(read_bytes(path, limit))
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the value that UTF-8 encoded JSON holds.
+
+    Raises:
+        ValueError: it is no JSON by the standard, which knows no NaN and no Infinity, or it is nested too deeply.
+    """
+    try:
+        return json.loads(content, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON ({error})") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, but no link to one, and without waiting for a pipe's other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 MODEL = """
@@ -83,8 +83,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=300)
+def run(project: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return commands.run(script, *arguments, cwd=project)
 
 
 def statuses(project: Path, folder: str = "out") -> dict[str, str]:

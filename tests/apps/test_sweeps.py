@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
+import commands
 import pytest
 
-QUICK = ("recipe=mnist_cnn", "data.samples=48", "trainer.max_epochs=1", "callbacks.progress=null")
+QUICK = ("recipe=mnist_cnn", "data.samples=48", "trainer.max_epochs=1", "callbacks.progress=null", "export=pt2")
 PLAIN = ("quantization=none", "export=none", "evaluation=none")
-MEASURED = ("export=onnx", "callbacks.evaluation.latency.rounds=1", "callbacks.evaluation.latency.seconds=0.01")
+UNTIMED = ("callbacks.evaluation.latency=null",)
+TIMED = ("callbacks.evaluation.latency.rounds=1", "callbacks.evaluation.latency.seconds=0.01")
 
 
-def run(folder: Path, *arguments: str, command: str = "train") -> subprocess.CompletedProcess[str]:
-    measured = () if "evaluation=none" in arguments else MEASURED
-    flags = [argument for argument in arguments if argument == "-m"]
-    overrides = [*QUICK, *measured, *(argument for argument in arguments if argument not in flags)]
-    line = [sys.executable, "-m", f"lq_plugin.apps.{command}", *flags, *overrides]
-    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=600)
+def run(
+    folder: Path, *arguments: str, command: str = "lq-train", evaluated: tuple[str, ...] = UNTIMED
+) -> subprocess.CompletedProcess[str]:
+    return commands.run(command, *QUICK, *evaluated, *arguments, cwd=folder)
 
 
-def board(folder: Path) -> dict[str, list[dict[str, object]]]:
+def board(folder: Path) -> dict[str, list[dict[str, Any]]]:
     (file,) = folder.glob("multirun/*/*/leaderboard.json")
     return dict(json.loads(file.read_text()))
 
@@ -62,14 +62,16 @@ def test_a_fit_is_taken_up_without_what_trained_it_and_without_unpickling(tmp_pa
     assert done.returncode == 0, done.stderr
     assert (count(done, "fitting"), count(done, "fit taken from")) == (1, 1)
     assert not board(tmp_path)["failed"]
-    assert {row["status"] for row in board(tmp_path)["artifacts"]} <= {"ok", "over_budget"}
-    assert {row["method"] for row in board(tmp_path)["artifacts"]} == {"static", "dynamic"}
+    states = {f"{row['candidate']}/{row['format']}": row["status"] for row in board(tmp_path)["artifacts"]}
+    assert states.pop("dynamic/pt2") == "unsupported"
+    assert states.keys() == {"static/pt2", "dynamic/torch"}
+    assert set(states.values()) <= {"ok", "over_budget"}
 
 
 def test_what_a_job_reuses_is_what_it_would_have_made(tmp_path: Path) -> None:
     manifests = []
     for run_folder in ("first", "second"):
-        done = run(tmp_path, f"hydra.run.dir={run_folder}")
+        done = run(tmp_path, f"hydra.run.dir={run_folder}", "export=onnx")  # the same bytes every time
         assert done.returncode == 0, done.stderr
         manifests.append(json.loads((tmp_path / run_folder / "quantized" / "manifest.json").read_text()))
     first, second = manifests
@@ -110,17 +112,18 @@ def test_a_job_that_is_killed_is_listed_until_its_folder_is_used_again(tmp_path:
 
 
 def test_nothing_that_could_be_made_is_an_error(tmp_path: Path) -> None:
-    done = run(tmp_path, "quantization=dynamic", "export=pt2", "callbacks.dynamic.skip=['*']")
+    done = run(tmp_path, "quantization=dynamic", "callbacks.dynamic.skip=['*']")
     assert done.returncode == 1
     assert "lq-train: target: nothing in it can be quantized" in done.stderr
 
 
 def test_optuna_optimizes_two_objectives(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2")
+    done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "export=onnx", evaluated=TIMED)
     assert done.returncode == 0, done.stderr
     assert count(done, "fitting") == 1
     (results,) = tmp_path.glob("multirun/*/*/optimization_results.yaml")
     assert "solutions" in results.read_text()
+    assert [row["latency_ms"] > 0 for row in board(tmp_path)["artifacts"]] == [True, True]
 
 
 def test_a_sweep_for_the_worst_ends_before_training(tmp_path: Path) -> None:
@@ -142,13 +145,13 @@ def test_jobs_run_in_processes_of_a_cluster(launcher: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_a_checkpoint_is_quantized_without_training(calibrated: bool, tmp_path: Path) -> None:
-    trained = run(tmp_path, "model.width=16", *(() if calibrated else PLAIN))
+    trained = run(tmp_path, "model.width=16", *(() if calibrated else PLAIN), evaluated=UNTIMED * calibrated)
     assert trained.returncode == 0, trained.stderr
     (checkpoint,) = tmp_path.glob("fits/*/live.ckpt")
-    done = run(tmp_path, f"ckpt_path={checkpoint}", "hydra.run.dir=made", command="quantize")
+    done = run(tmp_path, f"ckpt_path={checkpoint}", "hydra.run.dir=made", command="lq-quantize")
     assert done.returncode == 0, done.stderr
     assert count(done, "calibrating") == (0 if calibrated else 1)
     manifest = json.loads((tmp_path / "made" / "quantized" / "manifest.json").read_text())
     assert manifest["calibration"]["static"]["extra_pass"] is not calibrated
-    assert [entry["status"] for entry in manifest["artifacts"]] != ["failed"]
+    assert [entry["status"] in ("ok", "over_budget") for entry in manifest["artifacts"]] == [True]
     assert manifest["fp32"]["size_bytes"] < 500_000  # the width is the checkpoint's

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
-from lq_plugin.recipes.lstm_demo.__main__ import measure
+import pytest
+
+from lq_plugin import Latency
+from lq_plugin.recipes.lstm_demo import __main__ as demo
 
 
-def test_it_prints_a_table_and_draws_a_plot(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def quick() -> Any:
+    """A shorter measurement than the demo's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "LATENCY", Latency(rounds=1, seconds=0.01))
+        yield
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_prints_a_table_draws_a_plot_and_repeats_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = ("--json", str(tmp_path / "figures.json"), "--plot", str(tmp_path / "plot.svg"))
-    command = [sys.executable, "-m", "lq_plugin.recipes.lstm_demo", "--hidden-sizes", "8", "16", *files]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "nn.LSTM(8, 8), 20 steps, batch 1" in done.stdout
-    assert "INT8, onnxruntime" in done.stdout
-    assert [each["hidden"] for each in json.loads((tmp_path / "figures.json").read_text())] == [8, 16]
+    demo.main(["--hidden-sizes", "8", "16", *files])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "nn.LSTM(8, 8), 20 steps, batch 1" in printed.out
+    assert "INT8, onnxruntime" in printed.out
+    first, second = json.loads((tmp_path / "figures.json").read_text())
+    assert (first["hidden"], second["hidden"]) == (8, 16)
     assert "<svg" in (tmp_path / "plot.svg").read_text()
-
-
-def test_figures_but_latency_are_the_same_every_time() -> None:
-    first, second = measure(8), measure(8)
-    assert (first.size_bytes, first.difference) == (second.size_bytes, second.difference)
-    assert all(0 < difference < 0.1 * first.magnitude for difference in first.difference.values())
+    again = demo.measure(8)
+    assert (again.size_bytes, again.difference) == (first["size_bytes"], first["difference"])
+    assert all(0 < difference < 0.1 * again.magnitude for difference in again.difference.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,4 +77,16 @@ class Recurrent(nn.Module):
         return pad_packed_sequence(output, batch_first=first, total_length=total)[0], last
 
 
-CONFIGURATIONS = [Configuration(*values) for values in itertools.product(KINDS, (1, 2), *[(False, True)] * 5)]
+def covering(strength: int, kinds: Iterable[str] = KINDS) -> list[Configuration]:
+    """Choose configurations among which any ``strength`` options are met in every combination of their values.
+
+    A fault that needs more options than that at once is rare, and all combinations would be many times as many.
+    """
+    every = [Configuration(*values) for values in itertools.product(kinds, (1, 2), *[(False, True)] * 5)]
+    combinations = {made: set(itertools.combinations(enumerate(vars(made).values()), strength)) for made in every}
+    missing = set.union(*combinations.values())
+    chosen = []
+    while missing:
+        chosen.append(max(every, key=lambda made: len(combinations[made] & missing)))
+        missing -= combinations[chosen[-1]]
+    return chosen

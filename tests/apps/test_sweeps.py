@@ -19,7 +19,9 @@ TIMED = ("callbacks.evaluation.latency.rounds=1", "callbacks.evaluation.latency.
 def run(
     folder: Path, *arguments: str, command: str = "lq-train", evaluated: tuple[str, ...] = UNTIMED
 ) -> subprocess.CompletedProcess[str]:
-    return commands.run(command, *QUICK, *evaluated, *arguments, cwd=folder)
+    flags = [argument for argument in arguments if argument == "-m"]  # has to come first
+    overrides = [argument for argument in arguments if argument not in flags]
+    return commands.run(command, *flags, *QUICK, *evaluated, *overrides, cwd=folder)
 
 
 def board(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -46,7 +46,7 @@ def test_a_user_gets_a_table_and_three_files(runs: Path) -> None:
     assert "static/onnx" in line
     assert line.rstrip().endswith(" ok")
     assert "Run 1: failed. ConfigError: observer: 'bad' is unknown." in done.stdout
-    assert "Run 2: failed. manifest.json cannot be read (JSONDecodeError" in done.stdout
+    assert "Run 2: failed. manifest.json is not valid JSON (" in done.stdout
     assert "leaderboard.json, .csv and .html" in done.stdout
     assert sorted(file.name for file in runs.glob("leaderboard.*")) == FILES
 

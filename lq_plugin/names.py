@@ -19,7 +19,7 @@ ALLOWED = (
 _FORBIDDEN = set('<>:"/\\|?*')  # in names of files on Windows
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]|con(in|out)\$|clock\$) *(\..*)?", re.IGNORECASE | re.DOTALL)
 # What the folder of a run's artifacts and the folders above hold besides candidates.
-_OURS = re.compile(r"(manifest|failure|artifact)\.json|report\.html|leaderboard(\..*)?", re.IGNORECASE | re.DOTALL)
+_OURS = re.compile(r"(manifest|failure|artifact)\.json|report\.html|leaderboard\..*", re.IGNORECASE | re.DOTALL)
 
 
 def check_name(name: Any) -> str:

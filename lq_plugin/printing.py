@@ -80,10 +80,10 @@ class _Lenient:
 
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        with suppress(OSError, ValueError):  # closed, or its reader is gone
+        with suppress(Exception):  # it is closed, its reader is gone, or it is an object of the user's
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
+        with suppress(Exception):
             self._stream.flush()

@@ -16,7 +16,21 @@ from lq_plugin.names import check_distinct, check_name
 
 @pytest.mark.parametrize(
     "name",
-    ["static", "a" * 64, "résumé", "名前", "a.b", "console", "com10", "com", "auxiliary", "a b", "manifest", "é" * 64],
+    [
+        "static",
+        "a" * 64,
+        "résumé",
+        "名前",
+        "a.b",
+        "console",
+        "com10",
+        "com",
+        "auxiliary",
+        "a b",
+        "manifest",
+        "leaderboard",
+        "é" * 64,
+    ],
 )
 def test_ordinary_names_are_taken(name: str, tmp_path: Path) -> None:
     assert check_name(name) == name

@@ -212,7 +212,9 @@ def _named(runs: Iterable[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for run in runs:
         name = plain(run.relative_to(root).as_posix())
-        named[name if name not in named else f"{name} ({len(named)})"] = run  # two may differ in no printable way
+        while name in named:  # two folders may differ in nothing that can be printed
+            name += "'"
+        named[name] = run
     return {name: named[name] for name in sorted(named, key=_natural)}
 
 

@@ -41,7 +41,7 @@ def test_a_run_with_odd_metrics_is_evaluated_logged_and_shown(
 ) -> None:
     evaluation = Int8Evaluation(budget=Budget(CLASS, max_loss=1e9), latency=None)
     loggers = [Strict(), CSVLogger(tmp_path, name="log", version="")]
-    fit(
+    made = fit(
         tmp_path / "run",
         Odd(),
         StaticQuantization(),
@@ -58,6 +58,9 @@ def test_a_run_with_odd_metrics_is_evaluated_logged_and_shown(
         assert f"quantized/static/pt2/{CLASS}" in next(csv.reader(file))
     (entry,) = json.loads((tmp_path / "run" / "quantized" / "manifest.json").read_text())["artifacts"]
     assert (entry["status"], entry["metrics"].keys() >= {CLASS, MARKUP, SCRIPT}) == ("ok", True)
+    evaluation.manifest = {"artifacts": None}
+    evaluation.teardown(made, made.lightning_module, "fit")  # whatever is wrong with the table, too
+    assert "the table cannot be shown" in caplog.text
     page = write(tmp_path).read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert "<script" not in page

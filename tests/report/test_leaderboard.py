@@ -225,7 +225,7 @@ def test_the_configuration_of_a_whole_run_includes_all_options(tmp_path: Path, c
     [
         ('{"schema_version": 1, "fp32": {', "manifest.json is not valid JSON ("),
         ("", "manifest.json is not valid JSON ("),
-        ("[]", "manifest.json: its content is a list, not an object"),
+        ("[]", "manifest.json: its content is an empty list, not an object"),
         ('{"schema_version": 1}', "manifest.json: fp32 is missing"),
         ('{"schema_version": 9}', "its schema_version 9 is newer than 1, which this lq_plugin knows"),
         (b"\xff\xfe", "manifest.json is not valid JSON ("),

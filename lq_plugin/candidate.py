@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -19,6 +18,7 @@ from lq_plugin.graph.convert import convert
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.placement import Placement, place
 from lq_plugin.graph.signature import check_inputs
+from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme
 
@@ -209,17 +209,6 @@ def quantize(
         return DynamicCandidate(name, module, example, scheme, UNCALIBRATED, dims)
     graph, calibration = _calibrated(model, batches, scheme, dims)
     return StaticCandidate(name, graph, calibration, scheme)
-
-
-def check_name(name: str) -> str:
-    """Check that a candidate's name can name its folder, and return it.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not name or name == ".." or Path(name).name != name:
-        raise ConfigError(f"name: {name!r} cannot name a folder. Allowed: any name without a slash.")
-    return name
 
 
 def _calibrated(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from lq_plugin.printing import show_lines, terminal
 
 
 def note(text: str) -> None:
     """Say what is going on, or where something was taken from or left."""
-    Console().print(f"lq_plugin: {text}", markup=False, highlight=False, soft_wrap=True)
+    show_lines(terminal(), f"lq_plugin: {text}")

@@ -7,6 +7,7 @@ regular file"``. The caller turns it into its own named error, which says whose 
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -63,14 +64,23 @@ def parse_json(content: bytes) -> Any:
     """Return the value that UTF-8 encoded JSON holds.
 
     Raises:
-        ValueError: it is no JSON by the standard, which knows no NaN and no Infinity, or it is nested too deeply.
+        ValueError: it is no JSON by the standard, which knows no NaN and no Infinity, a number of it is too large, or
+            it is nested too deeply.
     """
     try:
-        return json.loads(content, parse_constant=_refuse_constant)
+        return json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"is not valid JSON ({error})") from None
+
+
+def _finite(digits: str) -> float:
+    """Refuse ``1e999``, which Python takes for infinity and so could not write again."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:

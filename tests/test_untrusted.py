@@ -45,8 +45,8 @@ def test_a_missing_file_stays_a_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[NaN]", b"[-Infinity]", b"[1e5", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 10_000],
-    ids=["empty", "cut", "nan", "infinity", "cut-number", "encoding", "deep", "huge-number"],
+    [b"", b"{", b"[NaN]", b"[-Infinity]", b"[1e5", b"[-1e999]", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 10_000],
+    ids=["empty", "cut", "nan", "infinity", "cut-number", "overflow", "encoding", "deep", "huge-number"],
 )
 def test_what_is_no_json_by_the_standard_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"is not valid JSON|is nested too deeply"):

@@ -24,10 +24,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lq_plugin.errors import LqError
+from lq_plugin.printing import line
 from lq_plugin.progress import note
 from lq_plugin.report import leaderboard
 from lq_plugin.report.manifest import FILE as MANIFEST
-from lq_plugin.report.runs import FAILURE, QUANTIZED
+from lq_plugin.report.runs import FAILURE, QUANTIZED, below, reason
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 MENDABLE = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
@@ -121,17 +122,18 @@ def _import_from_here() -> None:
 
 def _reason_of_all(folder: Path) -> str | None:
     """Return why the last job failed where every job of a sweep did."""
-    failures = sorted(folder.rglob(FAILURE), key=os.path.getmtime)
-    if not failures or len(failures) < len(list(folder.rglob(".hydra"))):
+    failures = sorted(below([folder], [FAILURE]), key=lambda file: file.lstat().st_mtime)
+    if not failures or len(failures) < len(list(below([folder], [".hydra"]))):
         return None
-    return str(json.loads(failures[-1].read_text())["error"])
+    return reason(failures[-1])
 
 
 def _write_leaderboard(folder: Path) -> None:
     try:
         note(f"leaderboard in {leaderboard.write(folder)}")
-    except LqError as error:  # jobs that export nothing have none
-        note(f"no leaderboard: {error}")
+    except Exception as error:  # jobs that export nothing have none; and a sweep that ran is not lost for want of one
+        known = isinstance(error, LqError | OSError)
+        note(f"no leaderboard: {error if known else f'{type(error).__name__}: {error}'}")
 
 
 def one_line(error: BaseException) -> str:
@@ -145,10 +147,10 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, InstantiationException):
         return _placed(error, f"{origin} ({FULL_ERROR}=1 shows where from.)")
     if isinstance(origin, OmegaConfBaseException) and origin is not error:
-        reason = str(origin).splitlines()[0].rstrip(".")
-        hint = " Write a list, such as [head,op:add]." if "is not a ListConfig" in reason else ""
-        return _joined(f"{error}: {reason}.{hint}")
-    return _joined(str(error).partition("\nConfig search path:")[0])
+        said = str(origin).splitlines()[0].rstrip(".")
+        hint = " Write a list, such as [head,op:add]." if "is not a ListConfig" in said else ""
+        return line(f"{error}: {said}.{hint}")
+    return line(str(error).partition("\nConfig search path:")[0])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -161,8 +163,8 @@ def _placed(error: BaseException, message: str) -> str:
     """Put the section of the configuration before a message; one that begins with an argument continues its path."""
     section = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
     if not section:
-        return _joined(message)
-    return _joined(f"{section[1]}{'.' if re.match(r'[a-z_]+: ', message) else ': '}{message}")
+        return line(message)
+    return line(f"{section[1]}{'.' if re.match(r'[a-z_]+: ', message) else ': '}{message}")
 
 
 def _unknown_option(key: str, parent: DictConfig) -> str:
@@ -170,12 +172,8 @@ def _unknown_option(key: str, parent: DictConfig) -> str:
     options = sorted(str(name) for name in parent if not str(name).startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    return f"{key}: there is no such option.{hint} Options of {section or 'the command'}: {', '.join(options)}."
+    return line(f"{key}: there is no such option.{hint} Options of {section or 'the command'}: {', '.join(options)}.")
 
 
 def _left_a_job(error: BaseException) -> bool:
     return any(frame.name == "run_job" for frame in traceback.extract_tb(error.__traceback__))
-
-
-def _joined(text: str) -> str:
-    return " ".join(text.split())

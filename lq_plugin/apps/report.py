@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lq_plugin.errors import LqError
+from lq_plugin.printing import add_row, line, plain, show_lines, terminal
 from lq_plugin.report.leaderboard import Leaderboard, distinctions, leaderboard, save
 from lq_plugin.report.page import figure
 
@@ -36,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(board)
         page = save(board, options.out or options.folders[0])
     except (LqError, OSError) as error:
-        sys.exit(f"lq-report: {error}")
-    print(f"Written: {page.with_suffix('.json')}, .csv and .html")
+        sys.exit(line(f"lq-report: {error}"))
+    show_lines(terminal(), f"Written: {page.with_suffix('.json')}, .csv and .html")
     if not board.artifacts:
         sys.exit("lq-report: no run has an artifact; the reasons are listed above.")
 
@@ -49,7 +50,7 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
         board: what to print.
         console: where to print; the terminal by default.
     """
-    console = console or Console()
+    console = console or terminal()
     if board.artifacts:
         console.print(_table(board))
     left_out = len(board.artifacts) - SHOWN
@@ -57,8 +58,7 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
     lines += [f"Run {run}: {what}" for run, what in distinctions(board).items() if what]
     lines += [f"Run {row.run}, {row.label}: {row.status}. {row.error}" for row in board.artifacts if row.error]
     lines += [f"Run {job.run}: failed. {job.error}" for job in board.failed]
-    for line in (*lines, *board.notes):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    show_lines(console, *lines, *board.notes)
 
 
 def _table(board: Leaderboard) -> Table:
@@ -68,17 +68,18 @@ def _table(board: Leaderboard) -> Table:
     for column in ("", "artifact", "run", metric or "metric", "delta", "ms", "vs FP32", "MB", "status"):
         text = column in ("", "artifact", "run", "status")
         table.add_column(
-            column,
+            Text(plain(column)),
             justify="left" if text else "right",
             no_wrap=column != "run",
             min_width=8 if column == "run" else None,
             overflow="fold",
         )
     for row in board.ranked[:SHOWN]:
-        table.add_row(
+        add_row(
+            table,
             "★" * row.winner + "●" * row.pareto,
-            Text(row.label),
-            Text(row.run),
+            row.label,
+            row.run,
             ("" if metric else f"{row.metric or ''} ") + figure(row.metrics.get(row.metric or "")),
             figure(row.delta.get(row.metric or ""), "+.4f"),
             figure(row.latency_ms, ".3f"),

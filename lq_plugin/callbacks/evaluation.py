@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,6 +23,8 @@ from lq_plugin.progress import note
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Outcome
 from lq_plugin.selection import Budget
+
+logger = logging.getLogger("lq_plugin")
 
 
 class Int8Evaluation(Callback):
@@ -78,7 +81,10 @@ class Int8Evaluation(Callback):
         if stage == "fit" and self.manifest is not None:
             folder = _exporter(trainer).folder
             assert folder is not None
-            table.show(self.manifest, folder)
+            try:
+                table.show(self.manifest, folder)
+            except Exception:  # training is over, and all of it is in the manifest
+                logger.exception("the table cannot be shown; see %s", folder / manifest.FILE)
 
     def _evaluate(self, trainer: Any, pl_module: Any) -> Mapping[str, Any]:
         exporter = _exporter(trainer)
@@ -126,7 +132,10 @@ class Int8Evaluation(Callback):
 
 
 def log(trainer: Any, content: Mapping[str, Any]) -> None:
-    """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``."""
+    """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
+
+    A logger that fails, because it takes no such name or its server is gone, does not end a finished training.
+    """
     figures: dict[str, float] = {}
     for entry in content["artifacts"]:
         prefix = f"quantized/{selection.label(entry)}"
@@ -134,9 +143,12 @@ def log(trainer: Any, content: Mapping[str, Any]) -> None:
         figures |= {f"{prefix}/{name}": entry[name] for name in ("size_bytes", "sqnr_db") if entry[name] is not None}
         if entry["latency_ms"] is not None:
             figures[f"{prefix}/latency_ms"] = entry["latency_ms"]["median"]
-    for logger in trainer.loggers:
-        logger.log_metrics(figures, step=trainer.global_step)
-        logger.save()
+    for used in trainer.loggers:
+        try:
+            used.log_metrics(figures, step=trainer.global_step)
+            used.save()
+        except Exception:
+            logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
 
 
 def _judged(outcome: Outcome, measurement: Measurement, budget: Budget) -> Outcome:

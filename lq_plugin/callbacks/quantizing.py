@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.candidate import Candidate, check_name
-from lq_plugin.errors import ConfigError, LqError
+from lq_plugin.candidate import Candidate
+from lq_plugin.errors import LqError
 from lq_plugin.evaluation.loop import Data, resolve_target
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
+from lq_plugin.names import check_distinct, check_name
 from lq_plugin.scheme import Scheme, as_dict
 
 logger = logging.getLogger("lq_plugin")
@@ -78,9 +79,7 @@ class QuantizingCallback(Callback):
             return
         self.candidate, self.model, self.error = None, None, None
         self._fit_started = time.time()
-        names = [callback.name for callback in quantizing(trainer)]
-        if names.count(self.name) > 1:
-            raise ConfigError(f"name: {self.name!r} is used by several callbacks. Give each its own, such as name='b'.")
+        check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

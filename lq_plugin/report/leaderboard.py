@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin import selection
+from lq_plugin.printing import plain
 from lq_plugin.report import page
+from lq_plugin.report.manifest import replace_file
 from lq_plugin.report.runs import FP32, Failed, Row, find, flat, read
+from lq_plugin.report.schema import LONGEST_VALUE
 
 FILE = "leaderboard"
 SCHEMA_VERSION = 1
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # those of full width too
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
     Raises:
         ConfigError: a folder does not exist, or there is no run below any.
     """
-    runs = {name: read(name, folder) for name, folder in find([Path(folder) for folder in folders]).items()}
+    found = find([Path(folder) for folder in folders])
+    runs = {name: read(name, folder) for name, folder in found.runs.items()}
     differing = _differing({name: run.options for name, run in runs.items()})
     rows = [replace(row, config=differing[row.run]) for run in runs.values() for row in run.rows]
     artifacts = _marked([row for row in rows if row.method != FP32])
@@ -68,7 +73,7 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
         tuple(artifacts),
         fp32=tuple(row for row in rows if row.method == FP32),
         failed=tuple(failure for run in runs.values() for failure in run.failed),
-        notes=tuple(_notes(artifacts)),
+        notes=(*_notes(artifacts), *_hidden(found.unreadable)),
     )
 
 
@@ -101,9 +106,9 @@ def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
     base = Path(out) / FILE
     base.parent.mkdir(parents=True, exist_ok=True)
     content = {"schema_version": SCHEMA_VERSION, **asdict(board)}
-    _replace(base.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False))
-    _replace(base.with_suffix(".csv"), _csv(board.artifacts))
-    return _replace(base.with_suffix(".html"), page.render(board, distinctions(board)))
+    replace_file(base.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False))
+    replace_file(base.with_suffix(".csv"), _csv(board.artifacts))
+    return replace_file(base.with_suffix(".html"), page.render(board, distinctions(board)))
 
 
 def _differing(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -112,7 +117,16 @@ def _differing(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     for config in configs.values():
         for key, value in config.items():
             values.setdefault(key, set()).add(repr(value))
-    return {run: {k: value for k, value in config.items() if len(values[k]) > 1} for run, config in configs.items()}
+    return {
+        run: {key: _short(value) for key, value in config.items() if len(values[key]) > 1}
+        for run, config in configs.items()
+    }
+
+
+def _short(value: Any) -> Any:
+    """A list of ten thousand names would stand in every row of its run."""
+    text = str(value)
+    return value if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def _marked(rows: Sequence[Row]) -> list[Row]:
@@ -152,25 +166,27 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
         yield "No artifact was both timed and within its budget, so there is no winner."
 
 
+def _hidden(folders: Sequence[Path]) -> Iterator[str]:
+    if folders:
+        named = ", ".join(map(plain, folders[:3])) + (", …" if len(folders) > 3 else "")
+        yield f"What could not be looked into may hold more runs, {len(folders)} folders: {named}."
+
+
 def _csv(rows: Sequence[Row]) -> str:
     names = [field.name for field in fields(Row)]
     lines = [flat({**asdict(row), "overrides": " ".join(row.overrides)}) for row in rows]
     found = dict.fromkeys(key for line in lines for key in line)
     columns = sorted(found, key=lambda column: names.index(column.partition(".")[0]))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in line.items()} for line in lines)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_cell, columns))
+    writer.writerows([_cell(line.get(column)) for column in columns] for line in lines)
     return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
     """A spreadsheet takes text such as ``+model.width=64`` for a formula, unless a space is before it."""
-    return f" {value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
-
-
-def _replace(file: Path, text: str) -> Path:
-    """Write a file in one step: a reader sees the old one or the new one."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    return scratch.replace(file)
+    if value is None or isinstance(value, int | float):
+        return value
+    text = plain(value, keep="\n")
+    return f" {text}" if text.lstrip().startswith(_FORMULA) else text

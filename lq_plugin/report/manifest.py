@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from lq_plugin import cpu
 from lq_plugin.evaluation.measurement import Measurement
+from lq_plugin.report.schema import SCHEMA_VERSION, validated
+from lq_plugin.untrusted import read_json
 
 if TYPE_CHECKING:
     from lq_plugin.artifacts.base import Artifact
 
 FILE = "manifest.json"
-SCHEMA_VERSION = 1
 NO_FP32: Mapping[str, Any] = {"metrics": {}, "size_bytes": None, "latency_ms": {}, "errors": {}}
 _CORE = ("lq_plugin", "torch", "torchao", "lightning", "torchmetrics")
 
@@ -98,10 +99,26 @@ def build(
 def write(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the manifest in one step: a reader sees the old one or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{FILE}.{os.getpid()}"
-    scratch.write_text(json.dumps(_plain(manifest), indent=1, allow_nan=False))
-    scratch.rename(folder / FILE)
-    return folder / FILE
+    return replace_file(folder / FILE, json.dumps(_plain(manifest), indent=1, allow_nan=False))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the content of a manifest, which may come from anywhere, with every field as reports expect it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no manifest that this version understands; what is wrong, in one sentence.
+    """
+    return validated(read_json(file))
+
+
+def replace_file(file: Path, text: str) -> Path:
+    """Write a file in one step: a reader sees the old one or the new one."""
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    scratch.unlink(missing_ok=True)
+    with scratch.open("x", encoding="utf-8", newline="") as stream:  # what may lie there as a link is not written to
+        stream.write(text)
+    return scratch.replace(file)
 
 
 def environment() -> dict[str, Any]:

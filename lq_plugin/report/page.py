@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lq_plugin.errors import require
+from lq_plugin.printing import plain
 
 if TYPE_CHECKING:
     from lq_plugin.report.leaderboard import Leaderboard
@@ -69,16 +72,8 @@ def render(board: Leaderboard, distinctions: Mapping[str, str]) -> str:
         MissingExtraError: jinja2 is not installed.
     """
     jinja2 = require("jinja2", "report", "The leaderboard's page")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = figure
     numbered = list(enumerate(board.ranked, start=1))
-    page = environment.get_template(TEMPLATE).render(
+    page = _template(jinja2).render(
         board=board,
         rows=numbered,
         runs=len({job.run for job in board.jobs}),
@@ -90,6 +85,25 @@ def render(board: Leaderboard, distinctions: Mapping[str, str]) -> str:
         area=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
     )
     return str(page)
+
+
+@cache
+def _template(jinja2: ModuleType) -> Any:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        finalize=_text,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = figure
+    return environment.get_template(TEMPLATE)
+
+
+def _text(value: Any) -> Any:
+    """Every text as it is: a browser, too, obeys characters that change the direction of writing."""
+    return plain(value, keep="\n\t") if isinstance(value, str) else value
 
 
 def figure(value: Any, form: str = ".4f", scale: float = 1.0, unit: str = "") -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ from typing import Any
 import yaml
 
 from lq_plugin.errors import ConfigError
+from lq_plugin.printing import line, plain
 from lq_plugin.report import manifest
 from lq_plugin.selection import Budget
+from lq_plugin.untrusted import read_bytes, read_json
 
 FAILURE = "failure.json"
 QUANTIZED = "quantized"
@@ -23,6 +23,9 @@ OVERRIDES = Path(".hydra", "overrides.yaml")
 FP32 = "fp32"
 PLACES = ("default_root_dir", "dirpath", "output_dir", "save_dir")  # differ between jobs and decide nothing
 _NO_BUDGET = {"metric": None, "max_loss": 0.0, "relative": True, "mode": None}
+_OVERRIDES_LIMIT = 1 << 16  # bytes; a job has a few dozen, of one line each
+_PREDICATES = ("is ", "holds ")
+_RECKONED = (1e-100, 1e100)  # sizes of numbers whose differences and quotients fit a float
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,21 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the folders of the runs below some folders by name, ``2`` before ``10``.
+@dataclass(frozen=True)
+class Found:
+    """The runs below some folders.
+
+    Args:
+        runs: their folders by name, ``2`` before ``10``. A name is printable text, whatever the folder is called.
+        unreadable: folders that could not be looked into.
+    """
+
+    runs: Mapping[str, Path]
+    unreadable: tuple[Path, ...]
+
+
+def find(folders: Sequence[Path]) -> Found:
+    """Find the runs below some folders. Links are not followed: they could lead anywhere, and in circles.
 
     Raises:
         ConfigError: a folder does not exist, or there is no run below any.
@@ -154,17 +170,51 @@ def find(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder.")
-    resolved = [folder.resolve() for folder in folders]
-    manifests = {file for folder in resolved for file in folder.rglob(manifest.FILE) if file.parent.name == QUANTIZED}
-    runs = {file.parent.parent for file in manifests}
-    runs |= {file.parent for folder in resolved for file in folder.rglob(FAILURE)}
+    unreadable: list[Path] = []
+    files = set(below([folder.resolve() for folder in folders], (manifest.FILE, FAILURE), unreadable))
+    runs = {file.parent.parent for file in files if file.name == manifest.FILE and file.parent.name == QUANTIZED}
+    runs |= {file.parent for file in files if file.name == FAILURE}
     if not runs:
+        hidden = f" {len(unreadable)} folders cannot be read." if unreadable else ""
         raise ConfigError(
             f"{', '.join(map(str, folders))}: there is no run below. A run is a folder with "
-            f"{QUANTIZED}/{manifest.FILE}, which ArtifactExport writes."
+            f"{QUANTIZED}/{manifest.FILE}, which ArtifactExport writes.{hidden}"
         )
+    return Found(_named(runs), tuple(sorted(unreadable)))
+
+
+def below(folders: Iterable[Path], names: Sequence[str], unreadable: list[Path] | None = None) -> Iterator[Path]:
+    """Return whatever has one of some names below some folders.
+
+    Args:
+        folders: where to look, in any depth, and not through links.
+        names: of files.
+        unreadable: the folders that cannot be looked into are appended to it.
+    """
+    waiting = list(folders)
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name in names:
+                        yield Path(entry)
+                    elif entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry))
+        except OSError:
+            if unreadable is not None:
+                unreadable.append(folder)
+
+
+def _named(runs: Iterable[Path]) -> dict[str, Path]:
+    runs = sorted(runs)
     root = Path(os.path.commonpath([run.parent for run in runs]))
-    named = {run.relative_to(root).as_posix(): run for run in runs}
+    named: dict[str, Path] = {}
+    for run in runs:
+        name = plain(run.relative_to(root).as_posix())
+        while name in named:  # two folders may differ in nothing that can be printed
+            name += "'"
+        named[name] = run
     return {name: named[name] for name in sorted(named, key=_natural)}
 
 
@@ -173,17 +223,33 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def read(name: str, folder: Path) -> Run:
-    """Read a run; what cannot be read is a failure with its reason."""
-    overrides = _overrides(folder)
-    failed = (Failed(name, overrides, _reason(folder / FAILURE)),) if (folder / FAILURE).exists() else ()
+    """Read a run; what cannot be read is a failure with its reason, and costs no other run anything."""
+    overrides = _overrides(folder / OVERRIDES)
+    stopped = reason(folder / FAILURE)
+    failed = () if stopped is None else (Failed(name, overrides, stopped),)
     file = folder / QUANTIZED / manifest.FILE
-    if not file.exists():
-        return Run((), failed)
     try:
-        content = _manifest(file)
+        if file.parent.is_symlink():
+            raise ValueError(f"is below a link; put the folder {QUANTIZED} itself in its place")
+        content = manifest.read(file)
         return Run(tuple(_rows(name, overrides, content)), failed, _options(content["config"]))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except FileNotFoundError:
+        return Run((), failed)
+    except Exception as error:
         return Run((), (*failed, Failed(name, overrides, _unreadable(file, error))))
+
+
+def reason(file: Path) -> str | None:
+    """Return in one line why a job stopped, as its ``failure.json`` says; ``None`` where there is none."""
+    try:
+        content = read_json(file)
+        if not isinstance(content, dict) or not isinstance(content.get("error"), str):
+            raise ValueError("holds no text under 'error'")
+        return line(content["error"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return _unreadable(file, error)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -194,35 +260,39 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _manifest(file: Path) -> dict[str, Any]:
-    """Read a manifest that this version understands."""
-    content = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    version = content["schema_version"]
-    if version > manifest.SCHEMA_VERSION:
-        raise ValueError(
-            f"its schema_version {version} is newer than {manifest.SCHEMA_VERSION}, which this lq_plugin knows; "
-            "install a newer one"
-        )
-    return dict(content)
-
-
-def _overrides(run: Path) -> tuple[str, ...]:
-    file = run / OVERRIDES
+def _overrides(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(map(str, yaml.safe_load(file.read_text(encoding="utf-8")) or ())) if file.exists() else ()
+        return tuple(map(plain, _listed(read_bytes(file, _OVERRIDES_LIMIT).decode("utf-8"))))
+    except FileNotFoundError:
+        return ()
     except Exception as error:  # whatever is wrong with it, the figures of the run count
         return (_unreadable(file, error),)
 
 
-def _reason(file: Path) -> str:
-    try:
-        return " ".join(str(json.loads(file.read_text(encoding="utf-8"))["error"]).split())
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return _unreadable(file, error)
+def _listed(text: str) -> Iterator[str]:
+    """Return the texts of a YAML list.
+
+    It is read event by event and never composed: no alias is followed, and nothing is nested.
+    """
+    allowed = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
+    lists = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        lists += isinstance(event, yaml.SequenceStartEvent)
+        if isinstance(event, yaml.ScalarEvent) and lists == 1:
+            yield event.value
+        elif lists > 1 or not isinstance(event, (*allowed, yaml.SequenceStartEvent, yaml.SequenceEndEvent)):
+            raise ValueError("is no list of overrides")
 
 
 def _unreadable(file: Path, error: Exception) -> str:
-    return " ".join(f"{file.name} cannot be read ({type(error).__name__}: {error})".split())
+    """Say in one line what is wrong with a file."""
+    if isinstance(error, UnicodeDecodeError | yaml.YAMLError):
+        return line(f"{file.name} is not valid: {error}")
+    if isinstance(error, ValueError):  # whose message continues the file's name
+        return line(f"{file.name} {error}" if str(error).startswith(_PREDICATES) else f"{file.name}: {error}")
+    if isinstance(error, OSError):
+        return line(f"{file.name} cannot be read ({error.strerror or error})")
+    return line(f"{file.name} cannot be read ({type(error).__name__}: {error})")
 
 
 def _rows(run: str, overrides: tuple[str, ...], content: Mapping[str, Any]) -> Iterator[Row]:
@@ -277,9 +347,9 @@ def _artifact_row(shared: Mapping[str, Any], fp32: Mapping[str, Any], entry: Map
         **shared,
         **{key: entry[key] for key in copied},
         loss=_loss(budget, entry["metrics"], entry["delta"]),
-        latency_ms=_finite((entry["latency_ms"] or {}).get("median")),
-        speedup_vs_torch_fp32=_finite(speedup.get("vs_torch_fp32")),
-        speedup_vs_best_fp32=_finite(speedup.get("vs_best_fp32")),
+        latency_ms=(entry["latency_ms"] or {}).get("median"),
+        speedup_vs_torch_fp32=speedup.get("vs_torch_fp32"),
+        speedup_vs_best_fp32=speedup.get("vs_best_fp32"),
         size_share=size / fp32["size_bytes"] if size is not None and fp32["size_bytes"] else None,
         sqnr_db=_finite(entry["sqnr_db"]),
     )
@@ -287,17 +357,21 @@ def _artifact_row(shared: Mapping[str, Any], fp32: Mapping[str, Any], entry: Map
 
 def _loss(budget: Budget, metrics: Mapping[str, Any], delta: Mapping[str, Any]) -> float | None:
     value, change = _finite(metrics.get(budget.metric or "")), _finite(delta.get(budget.metric or ""))
-    return budget.loss(value - change, value) if value is not None and change is not None else None
+    return _finite(budget.loss(value - change, value)) if value is not None and change is not None else None
 
 
 def _finite(value: Any) -> float | None:
     """A figure to reckon with: a manifest holds nan as ``None`` and infinity as a string."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    smallest, largest = _RECKONED
+    if not isinstance(value, int | float) or not (value == 0 or smallest <= abs(value) <= largest):
+        return None
+    return float(value)
 
 
 def _model(content: Mapping[str, Any]) -> str:
     """Name the model by its class, which only a configured run knows, and its size."""
-    configured = ((content["config"].get("run") or {}).get("model") or {}).get("_target_", "model")
+    model = (content["config"].get("run") or {}).get("model")
+    configured = model.get("_target_", "model") if isinstance(model, Mapping) else "model"
     size = content["fp32"]["size_bytes"]
     return str(configured) if size is None else f"{configured} of {size} bytes"
 

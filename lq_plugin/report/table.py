@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lq_plugin.printing import add_row, show_lines, terminal
 from lq_plugin.selection import label
 
 
@@ -22,12 +23,11 @@ def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = No
         folder: where it lies, for the last line.
         console: where to print; the terminal by default.
     """
-    console = console or Console()
+    console = console or terminal()
     for table in (_accuracy(manifest), _cost(manifest)):
         if table.row_count:
             console.print(table)
-    for line in (*_problems(manifest), *_coverage(manifest), f"Manifest: {folder / 'manifest.json'}"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    show_lines(console, *_problems(manifest), *_coverage(manifest), f"Manifest: {folder / 'manifest.json'}")
 
 
 Group = tuple[Mapping[str, Any], list[Mapping[str, Any]]]
@@ -50,11 +50,11 @@ def _accuracy(manifest: Mapping[str, Any]) -> Table:
     for fp32, entries in _groups(manifest):
         for name, reference in fp32["metrics"].items():
             table.add_section()
-            table.add_row(name, f"{reference:.4f}")
+            add_row(table, name, f"{reference:.4f}")
             for entry in entries:
                 if name in entry["metrics"]:
                     figures = f"{entry['metrics'][name]:.4f}", f"{entry['delta'][name]:+.4f}"
-                    table.add_row(f"  {label(entry)}", "", *figures)
+                    add_row(table, f"  {label(entry)}", "", *figures)
     return table
 
 
@@ -67,10 +67,10 @@ def _cost(manifest: Mapping[str, Any]) -> Table:
             size = _megabytes(fp32["size_bytes"]) if runtime == "torch" else ""
             ratio = f"{fp32['latency_ms']['torch'] / latency:.2f}×" if "torch" in fp32["latency_ms"] else "–"
             fastest = "fastest FP32" if latency == best else ""
-            table.add_row(f"FP32 {runtime}", "", size, f"{latency:.3f}", ratio, "", fastest)
+            add_row(table, f"FP32 {runtime}", "", size, f"{latency:.3f}", ratio, "", fastest)
         for entry in entries:
             selected = ", selected" if label(entry) == manifest["selected"] else ""
-            table.add_row(label(entry), *_measures(entry), entry["status"] + selected)
+            add_row(table, label(entry), *_measures(entry), entry["status"] + selected)
     return table
 
 

@@ -16,7 +16,16 @@ from tiny import Images, Tiny, fit, trainer
 from torch import Tensor, nn
 
 import lq_plugin
-from lq_plugin import ArtifactExport, Budget, Int8Evaluation, Latency, Percentile, Scheme, StaticQuantization
+from lq_plugin import (
+    ArtifactExport,
+    Budget,
+    DynamicQuantization,
+    Int8Evaluation,
+    Latency,
+    Percentile,
+    Scheme,
+    StaticQuantization,
+)
 from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, LqError
 
 
@@ -34,6 +43,10 @@ from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, LqError
         (lambda: StaticQuantization(name="a/b"), "name: 'a/b' cannot name a folder"),
         (lambda: StaticQuantization(name=".."), r"name: '\.\.' cannot name a folder"),
         (lambda: StaticQuantization(name=""), "name: '' cannot name a folder"),
+        (lambda: StaticQuantization(name="CON"), "name: 'CON' cannot name a folder: Windows reserves it"),
+        (lambda: StaticQuantization(name="a:b"), "name: 'a:b' cannot name a folder: it contains :"),
+        (lambda: StaticQuantization(name="x" * 256), "cannot name a folder: it has 256 characters"),
+        (lambda: DynamicQuantization(name="manifest.json"), "lq_plugin writes a file of this name"),
         (lambda: Percentile(20.0), "percentile: 20.0 is out of range. Allowed: above 50, up to 100"),
         (lambda: ArtifactExport(["onxn"]), "formats: 'onxn' is unknown. Did you mean 'onnx'"),
         (lambda: ArtifactExport([]), r"formats: \[\] is not a list of formats. Allowed: 'onnx', 'openvino', 'pt2'"),
@@ -170,6 +183,13 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Tiny], type[
         Images,
         ConfigError,
         "name: 'static' is used by several callbacks. Give each its own",
+    ),
+    "two of one folder": (
+        lambda: [StaticQuantization(name="Q"), DynamicQuantization(name="q")],
+        Tiny,
+        Images,
+        ConfigError,
+        "name: 'Q' and 'q', one folder on some disks, are used by several callbacks. Give each its own",
     ),
     "evaluation alone": (
         lambda: [StaticQuantization(), Int8Evaluation()],

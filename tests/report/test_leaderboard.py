@@ -223,12 +223,12 @@ def test_the_configuration_of_a_whole_run_includes_all_options(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"schema_version": 1, "fp32": {', "manifest.json cannot be read (JSONDecodeError: "),
-        ("", "manifest.json cannot be read (JSONDecodeError: "),
-        ("[]", "manifest.json cannot be read (TypeError: "),
-        ('{"schema_version": 1}', "manifest.json cannot be read (KeyError: 'fp32')"),
+        ('{"schema_version": 1, "fp32": {', "manifest.json is not valid JSON ("),
+        ("", "manifest.json is not valid JSON ("),
+        ("[]", "manifest.json: its content is an empty list, not an object"),
+        ('{"schema_version": 1}', "manifest.json: fp32 is missing"),
         ('{"schema_version": 9}', "its schema_version 9 is newer than 1, which this lq_plugin knows"),
-        (b"\xff\xfe", "manifest.json cannot be read (UnicodeDecodeError: "),
+        (b"\xff\xfe", "manifest.json is not valid JSON ("),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_a_failed_job(
@@ -255,10 +255,10 @@ def test_a_failed_job_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert board.failed[0].error == "ConfigError: <script>alert(1)</script> no"
     assert board.failed[0].overrides == ("observer=bad",)
     assert [job.error.partition(":")[0] for job in board.failed[1:]] == [
-        "failure.json cannot be read (JSONDecodeError",
-        "failure.json cannot be read (KeyError",
+        "failure.json is not valid JSON (Expecting property name enclosed in double quotes",
+        "failure.json holds no text under 'error'",
     ]
-    assert board.failed[1].overrides[0].startswith("overrides.yaml cannot be read (")
+    assert board.failed[1].overrides == ("overrides.yaml is no list of overrides",)
     page = write(tmp_path).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page

@@ -1,0 +1,89 @@
+"""What is printed is text: no name and no message moves the cursor, takes a colour or ends a run.
+
+Names of metrics, candidates, runs and options come from users and from files of others. Rich takes ``[red]`` in them
+for markup and ``:car:`` for an emoji, and a terminal obeys their control characters.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import suppress
+from typing import IO, Any, cast
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+LONGEST = 4000  # characters of one line: a message may be megabytes long, and it is whole in the manifest
+_SPACE = re.compile(r"\s+")
+
+
+def plain(text: Any, keep: str = "") -> str:
+    r"""Return text whose unprintable characters are written as escapes, as ``repr`` writes them.
+
+    Unprintable are control characters, those that change the direction of writing, and what stands for bytes that are
+    no UTF-8 and so can be written to no file.
+
+    Args:
+        text: anything; its ``str`` counts.
+        keep: unprintable characters to leave alone.
+
+    Example:
+        >>> print(plain("val/\x1b[2Jacc"), plain("caf\udce9"), plain("née"))
+        val/\x1b[2Jacc caf\udce9 née
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def line(text: Any) -> str:
+    r"""Return text as one printable line of a bounded length; line breaks become spaces.
+
+    Example:
+        >>> line("it failed:\n  no\x07 reason")
+        'it failed: no\\x07 reason'
+    """
+    whole = str(text).strip()
+    left_out = len(whole) - LONGEST
+    shown = plain(_SPACE.sub(lambda space: space[0] if set(space[0]) == {" "} else " ", whole[:LONGEST]))
+    return shown if left_out <= 0 else f"{shown} … ({left_out} more characters)"
+
+
+def terminal() -> Console:
+    """Return a console on the standard output that never fails."""
+    return Console(file=cast("IO[str]", _Lenient(getattr(sys.stdout, "rich_proxied_file", sys.stdout))))
+
+
+def show_lines(console: Console, *lines: Any) -> None:
+    """Print lines as they are, each on one line however narrow the terminal is."""
+    for text in lines:
+        console.print(Text(line(text)), highlight=False, soft_wrap=True)
+
+
+def add_row(table: Table, *cells: Any) -> None:
+    """Add a row whose cells are shown as they are."""
+    table.add_row(*(Text(plain(cell)) for cell in cells))
+
+
+class _Lenient:
+    """A stream that writes what its encoding lacks as escapes, and drops what nobody reads any more.
+
+    A finished training must not end in an error because its output is piped into ``head``, or because the terminal's
+    encoding has no star.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        with suppress(Exception):  # it is closed, its reader is gone, or it is an object of the user's
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()

@@ -15,7 +15,7 @@ from tiny import trainer
 
 from lq_plugin.callbacks import ranks
 
-# Two fits in two processes whose process group gives up after 5 s. In the first, process 0 works for 8 s; in the
+# Two fits in two processes whose process group gives up after 4 s. In the first, process 0 works for 6 s; in the
 # second, it is killed while it works.
 SCRIPT = """
 import os, signal, sys, time
@@ -30,7 +30,7 @@ from lq_plugin import ArtifactExport, StaticQuantization
 
 class Slow(StaticQuantization):
     def make_candidate(self, trainer, model, checkpoint):
-        time.sleep(8)
+        time.sleep(6)
         return super().make_candidate(trainer, model, checkpoint)
 
 
@@ -42,7 +42,7 @@ class Killed(StaticQuantization):
 for name, callbacks in {"slow": [Slow(), ArtifactExport(["pt2"])], "killed": [Killed()]}.items():
     trainer = L.Trainer(
         default_root_dir=f"{sys.argv[1]}/{name}", accelerator="cpu", devices=2, max_epochs=1, logger=False,
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=5)),
+        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=4)),
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, callbacks=callbacks,
     )
     trainer.fit(Tiny(), datamodule=Images())

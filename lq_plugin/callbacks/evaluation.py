@@ -12,8 +12,9 @@ from torchmetrics import Metric
 
 from lq_plugin import selection
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks.export import ArtifactExport, on_one_process
+from lq_plugin.callbacks.export import ArtifactExport
 from lq_plugin.callbacks.quantizing import data_of, quantizing
+from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.latency import Latency

@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, export_one, formats_of
 from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
+from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.errors import ConfigError, LqError, UnsupportedError
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
@@ -150,19 +148,6 @@ class ArtifactExport(Callback):
             logger.error("%s failed. %s", outcome.label, reason, exc_info=not isinstance(error, LqError))
             return replace(outcome, status="failed", error=reason)
         return replace(outcome, artifact=artifact)
-
-
-@contextmanager
-def on_one_process(trainer: Any) -> Iterator[bool]:
-    """Tell whether this process does the work at the end of fit; the others wait for it at the end of the block.
-
-    The random state and the training's gradients mode are left as they are.
-    """
-    try:
-        with isolate_rng(), torch.inference_mode(False):
-            yield trainer.is_global_zero
-    finally:
-        trainer.strategy.barrier("lq_plugin")
 
 
 def _check_writable(folder: Path) -> None:

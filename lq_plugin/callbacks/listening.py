@@ -67,6 +67,7 @@ class Listener:
             processes: how many processes share the samples.
             rehearsal: whether this is the sanity check, where nothing is observed and errors are raised.
         """
+        self.stop()  # a pass that broke off without notice would be heard twice
         self._batches, self._processes, self._rehearsal = batches, processes, rehearsal
         self._position, self._recording, self.heard = -1, None, False
         hear = torch.compiler.disable(  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks import ranks
 from lq_plugin.candidate import Candidate
 from lq_plugin.errors import LqError
 from lq_plugin.evaluation.loop import Data, resolve_target
@@ -84,14 +85,16 @@ class QuantizingCallback(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what the module tells, now that its own ``setup`` and ``configure_model`` have built it."""
+        ranks.meet()
         target = resolve_target(pl_module, self.target)
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the candidate, unless another callback asked for it already."""
-        if trainer.is_global_zero:
-            self.build(trainer, pl_module)
+        with ranks.on_one_process(trainer) as alone:
+            if alone:
+                self.build(trainer, pl_module)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the copy of the model."""

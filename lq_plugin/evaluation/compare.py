@@ -122,7 +122,7 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
     fp32_times = {name: timing.median for name, timing in fp32_lanes.items() if timing.median is not None}
     fp32 = {
         "metrics": _merged(baseline),
-        "size_bytes": sum(t.nbytes for t in resolve_target(subject.model, subject.target).state_dict().values()),
+        "size_bytes": _size(resolve_target(subject.model, subject.target)),
         "latency_ms": fp32_times,
         "errors": {name: timing.error for name, timing in fp32_lanes.items() if timing.error is not None},
     }
@@ -172,6 +172,11 @@ def _measure(
         speedup=_speedup(fp32["latency_ms"], timing.median),
         reload_max_difference=_reload_difference(module, inputs, timing),
     )
+
+
+def _size(module: nn.Module) -> int:
+    """Bytes of the tensors that a module saves; its extra state may be anything."""
+    return sum(value.nbytes for value in module.state_dict().values() if isinstance(value, Tensor))
 
 
 def _speedup(fp32: Mapping[str, float], median: float) -> dict[str, float] | None:

@@ -135,7 +135,7 @@ def run(
     limit = (data.limits or {}).get(split, 1.0)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(isolate_rng())
+        stack.enter_context(random_state_kept())
         stack.enter_context(alone())
         if forward is not None:
             stack.enter_context(replaced_forward(resolve_target(module, target), forward))
@@ -183,6 +183,19 @@ def alone() -> Iterator[None]:
         yield
     finally:
         torch.distributed.group.WORLD = group
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give the random state back at the end of the block, also of one that raises, after which Lightning does not."""
+    failure: BaseException | None = None
+    with isolate_rng():
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def _trainer_class(model: nn.Module) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import types
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
         CaptureError: an attribute of the module cannot be copied.
     """
     module = getattr(module, "_orig_mod", module)
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     for part in module.modules():
         for owner in ("_trainer", "_fabric"):
             if part.__dict__.get(owner) is not None:
@@ -42,9 +45,8 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
                 "copied where torch.nn.utils.parametrizations computes them."
             ) from error
     for part in duplicate.modules():
-        for name, attribute in part.__dict__.items():
-            if isinstance(attribute, types.FunctionType):
-                part.__dict__[name] = _closed_over_copies(attribute, memo)
+        _give_back_forward(part)
+        _exchange(part.__dict__, memo)
     return _without_compile(duplicate).eval()
 
 
@@ -54,35 +56,97 @@ def module_names(module: nn.Module) -> list[str]:
     return list(dict.fromkeys(name.removeprefix(".") for name in names if name))
 
 
-def _closed_over_copies(function: types.FunctionType, memo: Mapping[int, object]) -> types.FunctionType:
-    """A function of a copy, such as a lambda that calls ``self.layer``, where deepcopy keeps that of the original."""
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # it is empty
-            content = None
-        copied = isinstance(content, nn.Module) and memo.get(id(content), content) is not content
-        cells.append(types.CellType(memo[id(content)]) if copied else cell)
-    if all(cell is kept for cell, kept in zip(cells, function.__closure__ or (), strict=True)):
-        return function
-    made = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
-    )
-    made.__kwdefaults__ = function.__kwdefaults__
+def _give_back_forward(module: nn.Module) -> None:
+    """Undo what shadows the forward of a module, such as an observer that listens to the original at this moment."""
+    shadow: Any = module.__dict__.get("forward")
+    while hasattr(shadow, "lq_shadowed"):
+        shadow = module.__dict__["forward"] = shadow.lq_shadowed
+    if "forward" in module.__dict__ and shadow is None:
+        del module.__dict__["forward"]
+
+
+def _exchange(container: Any, memo: dict[int, Any]) -> None:
+    """Exchange in a copied list or dict, and in those in it, what deepcopy left as the original has it.
+
+    Those are functions: hooks, and lambdas that call ``self.layer``.
+    """
+    for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+        if type(value) in (list, dict, OrderedDict):
+            if memo.get(id(value)) is not value:
+                memo[id(value)] = value  # seen
+                _exchange(value, memo)
+        else:
+            moved = tuple(_moved(item, memo) for item in value) if type(value) is tuple else _moved(value, memo)
+            if moved is not value:
+                container[key] = moved
+
+
+def _moved(value: Any, memo: dict[int, Any]) -> Any:
+    """What the copy has where the original has this value.
+
+    Args:
+        value: anything.
+        memo: deepcopy's: copies by the id of the original.
+    """
+    if isinstance(value, types.FunctionType):
+        compiled = getattr(value, "_torchdynamo_orig_callable", None)
+        return _moved_function(value, memo) if compiled is None else _moved(compiled, memo)
+    if not _reaches(value, memo, set()):
+        return value
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _moved(value.__self__, memo))
+    if isinstance(value, functools.partial):
+        arguments = [_moved(item, memo) for item in value.args]
+        return functools.partial(
+            _moved(value.func, memo), *arguments, **{name: _moved(item, memo) for name, item in value.keywords.items()}
+        )
+    return memo[id(value)]
+
+
+def _moved_function(function: types.FunctionType, memo: dict[int, Any]) -> Any:
+    """A function of the copy, for one that closes over the original or has it as a default."""
+    if id(function) in memo or not _reaches(function, memo, set()):
+        return memo.get(id(function), function)
+    kept = function.__closure__ or ()
+    cells = tuple(memo.setdefault(id(cell), types.CellType()) for cell in kept)  # functions may share them
+    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+    memo[id(function)] = made  # before it is complete, for it may close over itself
+    for cell, new in zip(kept, cells, strict=True):
+        with suppress(ValueError):  # it is empty
+            new.cell_contents = _moved(cell.cell_contents, memo)
+    made.__defaults__ = function.__defaults__ and tuple(_moved(item, memo) for item in function.__defaults__)
+    made.__kwdefaults__ = {name: _moved(item, memo) for name, item in (function.__kwdefaults__ or {}).items()}
     made.__dict__.update(function.__dict__)
+    made.__qualname__ = function.__qualname__
     return made
+
+
+def _reaches(value: Any, memo: Mapping[int, Any], seen: set[int]) -> bool:
+    """Whether a value is something that was copied, or a function that has such a thing within reach."""
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    if isinstance(value, types.FunctionType):
+        held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # it is empty
+                held.append(cell.cell_contents)
+    elif isinstance(value, types.MethodType):
+        held = [value.__self__]
+    elif isinstance(value, functools.partial):
+        held = [value.func, *value.args, *value.keywords.values()]
+    else:
+        copied = memo.get(id(value))  # None for a trainer, which a copy does without
+        return copied is not None and copied is not value
+    return any(_reaches(item, memo, seen) for item in held)
 
 
 def _without_compile(module: nn.Module) -> nn.Module:
     for part in list(module.modules()):
         part.__dict__["_compiled_call_impl"] = None
-        shadow: Any = part.__dict__.get("forward")
-        while hasattr(shadow, "lq_shadowed"):  # an observer listens to the original at this moment
-            shadow = shadow.lq_shadowed
-            part.__dict__["forward"] = _rebound(shadow, part)
         for name, attribute in list(part.__dict__.items()):
-            if hasattr(attribute, "_torchdynamo_orig_callable") or (name == "forward" and attribute is None):
+            # A compiled method of the class, say self.forward = torch.compile(self.forward), is that method again.
+            if isinstance(attribute, types.MethodType) and attribute == _method_of_class(part, name):
                 del part.__dict__[name]
         for cache in ("_metric_attributes", "_compiler_ctx"):
             if cache in part.__dict__:
@@ -92,6 +156,6 @@ def _without_compile(module: nn.Module) -> nn.Module:
     return module
 
 
-def _rebound(attribute: object, owner: nn.Module) -> object:
-    """A method of the original as a method of its copy."""
-    return types.MethodType(attribute.__func__, owner) if isinstance(attribute, types.MethodType) else attribute
+def _method_of_class(module: nn.Module, name: str) -> object:
+    function = getattr(type(module), name, None)
+    return types.MethodType(function, module) if isinstance(function, types.FunctionType) else None

@@ -1,0 +1,90 @@
+"""At the end of fit one process works, and the others wait for it, however long that takes.
+
+They wait in a gloo group of their own. A barrier of the training's process group ends with that group's timeout (10
+minutes by default for NCCL), and export, evaluation and search may take longer than any timeout that suits training.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from lq_plugin.errors import ConfigError, ExportError
+from lq_plugin.evaluation.loop import random_state_kept
+
+logger = logging.getLogger("lq_plugin")
+
+# Longer than any work at the end of fit; a process that dies is noticed at once, because its connections close.
+LONGEST_WAIT = timedelta(hours=24)
+_PAUSE = 0.1  # seconds
+
+# The group to wait in, by the process group of the training. No callback holds it: they are copied and pickled.
+_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def meet() -> None:
+    """Make the group in which processes wait for each other; all of them call this when a fit starts.
+
+    To make it takes every process, so it cannot be left to the end of fit, when one of them is hours behind.
+
+    Raises:
+        ConfigError: the processes cannot connect.
+    """
+    training = _training_group()
+    if training is None or training in _groups or not torch.distributed.is_gloo_available():
+        return
+    try:
+        _groups[training] = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"strategy: the processes of this fit cannot connect with gloo, in which they wait for each other when fit "
+            f"ends ({error}). Set GLOO_SOCKET_IFNAME to the network interface that connects them."
+        ) from error
+
+
+@contextmanager
+def on_one_process(trainer: Any) -> Iterator[bool]:
+    """Tell whether this process does the work at the end of fit; the others wait for it at the end of the block.
+
+    The random state and the training's gradients mode are left as they are.
+
+    Raises:
+        ExportError: in a process that waits, where the one that works has died.
+    """
+    try:
+        with random_state_kept(), torch.inference_mode(False):
+            yield trainer.is_global_zero
+    finally:
+        training = _training_group()
+        group = None if training is None else _groups.get(training)
+        if group is None:  # there is one process, or a strategy that is not torch.distributed's
+            trainer.strategy.barrier("lq_plugin")
+        else:
+            _wait(group, works=trainer.is_global_zero)
+
+
+def _training_group() -> Any:
+    return torch.distributed.group.WORLD if torch.distributed.is_available() else None
+
+
+def _wait(group: Any, works: bool) -> None:
+    try:
+        work = torch.distributed.barrier(group, async_op=True)
+        while not work.is_completed():  # to wait inside of torch is to be deaf to Ctrl+C and SIGTERM
+            time.sleep(_PAUSE)
+        work.wait()
+    except RuntimeError as error:
+        if works:  # what it was to do is done, and kept
+            logger.error("another process of this fit ended early, while process 0 worked: %s", error)
+            return
+        raise ExportError(
+            "process 0, which alone exports and evaluates when fit ends, ended before it was done, or another process "
+            f"did ({error}). The training was complete; the output of process 0 says what happened."
+        ) from error

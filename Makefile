@@ -4,9 +4,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest
 INSTALLED = $(VENV)/.installed
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test test-long lint clean
 
 venv: $(INSTALLED)
 
@@ -28,7 +29,11 @@ lint: venv
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder
+
+# What takes long by its nature; docs/reliability.md holds its results.
+test-long: venv
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -rA tests/long/kills.py tests/long/validations.py
 
 clean:
 	rm -rf $(VENV) build dist fits outputs multirun *.egg-info .mypy_cache .pytest_cache .ruff_cache

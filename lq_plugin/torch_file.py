@@ -17,6 +17,7 @@ import pickle
 import sys
 import zipfile
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -71,18 +72,21 @@ def read(path: Path) -> Any:
         raise ValueError(f"cannot be read ({error.strerror})") from error
 
 
-def foreign_in(value: Any) -> str | None:
-    """Return the name of what a :class:`Foreign` in a value stands for, ``None`` where all of it is plain."""
+def parts(value: Any) -> Iterator[Any]:
+    """Yield a value and everything in its containers, keys too, each once: they may hold themselves."""
     waiting, seen = [value], set[int]()
     while waiting:
         item = waiting.pop()
-        if isinstance(item, Foreign):
-            return item.name
         if id(item) not in seen:
             seen.add(id(item))
+            yield item
             waiting += [*item.keys(), *item.values()] if isinstance(item, dict) else ()
             waiting += item if isinstance(item, (list, tuple, set, frozenset)) else ()
-    return None
+
+
+def foreign_in(value: Any) -> str | None:
+    """Return the name of what a :class:`Foreign` in a value stands for, ``None`` where all of it is plain."""
+    return next((item.name for item in parts(value) if isinstance(item, Foreign)), None)
 
 
 def _content(stream: BinaryIO) -> Any:

@@ -86,8 +86,12 @@ def read(trainer: Any, choice: str) -> Checkpoint:
     return Checkpoint("live", trainer.global_step)
 
 
-def content(path: Path) -> dict[str, Any]:
+def content(path: Path, argument: str = "checkpoint") -> dict[str, Any]:
     """Read all of a checkpoint of Lightning, with a :class:`~lq_plugin.torch_file.Foreign` for what is not plain.
+
+    Args:
+        path: the file.
+        argument: what names it, for the error.
 
     Raises:
         ConfigError: it is none, or its weights are more than tensors and plain values.
@@ -98,7 +102,7 @@ def content(path: Path) -> dict[str, Any]:
             raise ValueError("holds no state_dict")
         _check(found)
     except ValueError as error:
-        raise ConfigError(f"checkpoint: {str(path)!r} {error}. Give a checkpoint that Lightning saved.") from error
+        raise ConfigError(f"{argument}: {str(path)!r} {error}. Give a checkpoint that Lightning saved.") from error
     return found
 
 
@@ -111,11 +115,13 @@ def read_file(path: Path) -> Checkpoint:
     found = content(path)
     states = found.get("callbacks")
     known = {key: state for key, state in states.items() if isinstance(state, dict)} if isinstance(states, dict) else {}
-    return Checkpoint(path.name, found.get("global_step", 0), found["state_dict"], known)
+    return Checkpoint(path.name, found["global_step"], found["state_dict"], known)
 
 
 def _check(found: Mapping[str, Any]) -> None:
-    step, weights = found.get("global_step", 0), found["state_dict"]
+    step, weights = found.get("global_step"), found["state_dict"]
+    if not isinstance(found.get("pytorch-lightning_version"), str):
+        raise ValueError("names no version of Lightning that saved it")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise ValueError(f"has a global_step of {step!r}; it must be a number of steps")
     for name, value in weights.items():

@@ -150,8 +150,9 @@ class _Archive:
 def _unpickled(archive: _Archive) -> Any:
     try:
         return _Unpickler(archive).load()
-    finally:  # torch keeps a list of the sparse tensors whose indices it has not looked at yet
-        torch._utils._validate_loaded_sparse_tensors()  # type: ignore[no-untyped-call]
+    finally:  # torch keeps a list of sparse tensors, and looks whether their indices lie in them only where asked to
+        with torch.sparse.check_sparse_tensor_invariants():
+            torch._utils._validate_loaded_sparse_tensors()  # type: ignore[no-untyped-call]
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]

@@ -151,7 +151,7 @@ def _unpickled(archive: _Archive) -> Any:
     try:
         return _Unpickler(archive).load()
     finally:  # torch keeps a list of sparse tensors, and looks whether their indices lie in them only where asked to
-        with torch.sparse.check_sparse_tensor_invariants():
+        with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
             torch._utils._validate_loaded_sparse_tensors()  # type: ignore[no-untyped-call]
 
 

@@ -140,6 +140,8 @@ class Fit:
 
     def calibrations(self) -> list[Calibration]:
         """Return what was calibrated after training on this fit's checkpoints; damaged ones are put aside."""
+        if self._calibrations.is_symlink():
+            _put_aside(self._calibrations, f"the calibrations kept in {self._calibrations}: it is a link", "made anew")
         found = []
         for file in sorted(self._calibrations.glob("*.pt")):
             try:
@@ -203,7 +205,8 @@ class Fit:
 
     def _sweep(self) -> None:
         """Remove what runs left that were killed while they wrote: nobody writes but who holds the lock."""
-        for scratch in self._calibrations.glob(".*"):
+        links = self.folder.is_symlink() or self._calibrations.is_symlink()  # to where this has no business
+        for scratch in self._calibrations.glob(".*.pt.*") if not links else ():
             _remove(scratch)
         for scratch in self.folder.parent.iterdir():
             name = re.fullmatch(r"(.+)\.\d+", scratch.name) if scratch.is_dir() else None

@@ -1,7 +1,8 @@
 """The folder of one finished fit: who is busy with it, what is kept in it, and whether that is undamaged.
 
-It holds ``fit.json``, which names the checkpoints and their sha256, the checkpoints, and the calibrations that were
-made of them, with the beginning of their sha256 in their names. This finds damage; it does not prove who wrote a file.
+It holds ``fit.json``, which names the checkpoints with their sha256 and has a digest of its own, the checkpoints, and
+the calibrations that were made of them, with the beginning of their sha256 in their names. This finds damage; it does
+not prove who wrote a file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ class Fit:
         try:
             kept = self._fill(scratch, trainer)
             sums = {file: sha256(scratch / file) for file in kept.values()}
-            _write(scratch / RECORD, json.dumps({"checkpoints": kept, "sha256": sums}, indent=1).encode())
+            record = {"checkpoints": kept, "sha256": sums}
+            _write(scratch / RECORD, json.dumps(record | {"digest": _digest(record)}, indent=1).encode())
             _remove(self.folder)
             scratch.rename(self.folder)
         finally:
@@ -169,6 +171,8 @@ class Fit:
                 raise ValueError("does not say which checkpoints were kept")
             if not all(isinstance(file, str) and isinstance(sums.get(file), str) for file in kept.values()):
                 raise ValueError("has no sha256 for every checkpoint")
+            if record.get("digest") != _digest({"checkpoints": kept, "sha256": sums}):
+                raise ValueError("was changed since it was kept: its digest is another one")
         for file in dict.fromkeys(kept.values()):
             with _naming(repr(file)):
                 if sha256(_inside(self.folder, file)) != sums[file]:
@@ -285,6 +289,10 @@ def _write(file: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     scratch.rename(file)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return _short(json.dumps(record, sort_keys=True).encode())
 
 
 def _short(content: bytes) -> str:

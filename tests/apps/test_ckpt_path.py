@@ -211,7 +211,7 @@ def test_a_damaged_cache_blocks_no_run(capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr().out
     assert re.search(r"the fit kept in .*: fit\.json is not valid JSON .* put aside as \w+\.damaged", told)
     assert "fitting, to be kept in" in told
-    assert set(json.loads(record.read_text())) == {"checkpoints", "sha256"}
+    assert set(json.loads(record.read_text())) == {"checkpoints", "sha256", "digest"}
 
     train(configured("train", "callbacks.static.samples=8"))
     for calibration in record.parent.glob("calibrations/*.pt"):

@@ -64,7 +64,12 @@ def flip(file: Path, position: float = 0.5) -> None:
 
 
 def change(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    """Change a record, and its digest with it."""
+    record = json.loads(file.read_text()) | changes
+    digest = hashlib.sha256(
+        json.dumps({name: record[name] for name in ("checkpoints", "sha256")}, sort_keys=True).encode()
+    )
+    file.write_text(json.dumps(record | {"digest": digest.hexdigest()[:16]}))
 
 
 def usable(kept: Fit) -> bool:
@@ -113,6 +118,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "garbage record": (lambda folder: (folder / "fit.json").write_bytes(b"\x80\x02]"), r"fit\.json is not valid JSON"),
     "deep record": (lambda folder: (folder / "fit.json").write_text("[" * 10**5), r"fit\.json is nested too deeply"),
     "record as a list": (lambda folder: (folder / "fit.json").write_text("[]"), r"fit\.json does not say which"),
+    "changed record": (
+        lambda folder: (folder / "fit.json").write_text((folder / "fit.json").read_text().replace('"best"', '"bett"')),
+        r"fit\.json was changed",
+    ),
     "record as a folder": (
         lambda folder: ((folder / "fit.json").unlink(), (folder / "fit.json").mkdir()),
         r"fit\.json is not a regular file",

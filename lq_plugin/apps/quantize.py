@@ -70,7 +70,7 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
     if weights_only:
         source, saved = _plain(path, made.keywords)
     else:
-        saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True).get("hyper_parameters", {})
+        saved = _unpickled(path).get("hyper_parameters", {})
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     arguments = {k: value for k, value in made.keywords.items() if k not in saved or f"model.{k}" in given}
@@ -83,6 +83,16 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
         raise ConfigError(
             f"ckpt_path: {path.name!r} does not fit {node._target_} ({error}). Choose the model that saved it, and "
             "give what it did not save of its arguments as +model.NAME=VALUE."
+        ) from error
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except Exception as error:  # of whatever it names
+        raise ConfigError(
+            f"ckpt_path: {path.name!r} cannot be unpickled ({type(error).__name__}: {error}). Make what it was saved "
+            "with importable from this folder, or save plain hyperparameters only."
         ) from error
 
 

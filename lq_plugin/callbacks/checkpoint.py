@@ -13,6 +13,7 @@ from torch import nn
 from lq_plugin import torch_file
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.progress import note
 
 CHOICES = ("best", "last", "live")
 
@@ -81,8 +82,10 @@ def read(trainer: Any, choice: str) -> Checkpoint:
     callback = monitored(trainer, choice) if choice != "live" else None
     names = ("last_model_path",) if choice == "last" else ("best_model_path", "last_model_path")
     for path in (Path(getattr(callback, name)) for name in names if callback and getattr(callback, name)):
-        if path.exists():
+        if path.is_file():
             return read_file(path)
+        if path.exists():
+            note(f"the checkpoint {str(path)!r} is no file (sharded strategies save folders) and is not quantized")
     return Checkpoint("live", trainer.global_step)
 
 

@@ -184,6 +184,14 @@ def test_a_hyperparameter_that_is_not_plain_has_to_be_given(
     assert load_model(node(), file, weights_only=False).hparams.optimizer.keywords == {"lr": 0.1}
 
 
+def test_what_cannot_be_unpickled_is_a_named_error(importable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "Gone", type("Gone", (), {"__module__": "tiny"}), raising=False)
+    file = saved(Optimized(7, tiny.Gone()))  # type: ignore[attr-defined]
+    monkeypatch.delattr(tiny, "Gone")
+    with pytest.raises(ConfigError, match=r"ckpt_path: 'saved\.ckpt' cannot be unpickled \(AttributeError: .*Gone"):
+        load_model(node(), file, weights_only=False)
+
+
 @pytest.mark.parametrize("named", ["planted.Adam", {"class_path": "planted.Adam"}, [{"class_path": "planted.Adam"}]])
 def test_what_a_checkpoint_names_is_not_imported(
     named: Any, importable: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -132,6 +132,19 @@ def test_the_last_checkpoint_stands_in_where_the_best_one_is_gone(tmp_path: Path
     assert_equals_by_hand(callback.candidate, tmp_path / "last.ckpt")
 
 
+def test_a_sharded_checkpoint_is_passed_over_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Sharding(Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            (tmp_path / "best.ckpt").unlink()
+            (tmp_path / "best.ckpt").mkdir()
+
+    callback = StaticQuantization()
+    fit(tmp_path, Tiny(), callback, Sharding(), ModelCheckpoint(tmp_path, "best"))
+    assert callback.candidate is not None
+    assert callback.candidate.calibration.provenance.checkpoint == "live"
+    assert "best.ckpt' is no file (sharded strategies save folders) and is not quantized" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("kept", "options", "step", "extra"),
     [

@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lq_plugin import torch_file
 from lq_plugin.artifacts.base import sha256
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.progress import note
+from lq_plugin.torch_file import foreign_in, read
 from lq_plugin.untrusted import read_json, regular_file
 
 RECORD = "fit.json"
 LIVE = "live.ckpt"
 IGNORED = "fit.reuse=false ignores what is kept"
-_NEEDED = ("state_dict", "global_step", "epoch", "pytorch-lightning_version")  # of a checkpoint
+_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")  # in a checkpoint, to resume from it
 _HOLDER_LIMIT = 1 << 14
 _PATIENCE = 10.0  # seconds to wait for the lock with something that is merely good to keep
 
@@ -182,7 +182,7 @@ class Fit:
     def _calibration(self, file: Path) -> Calibration:
         with _naming("it"):
             _inside(self.folder, f"{self._calibrations.name}/{file.name}")
-            state = torch_file.read(file)
+            state = read(file)
             if _short(file.read_bytes()) != file.stem.rpartition("-")[2]:
                 raise ValueError("was changed since it was kept: its sha256 is another one")
         return Calibration.from_state_dict(state)
@@ -225,14 +225,13 @@ class Fit:
 
 
 def _copy(source: Path, file: Path, trainer: Any) -> None:
-    """Copy of a checkpoint what is needed to quantize it; all of it is tensors and plain values."""
+    """Copy what is plain of a checkpoint, and needed to quantize it."""
     found = checkpoints.content(source)
     states, wanted = found.get("callbacks"), {callback.state_key for callback in quantizing(trainer)}
+    kept = {key: value for key, value in found.items() if key not in _OF_TRAINING}
     own = {key: state for key, state in states.items() if key in wanted} if isinstance(states, dict) else {}
-    content = {key: found[key] for key in _NEEDED if key in found} | {"callbacks": own}
-    if foreign := torch_file.foreign_in(content):
-        raise ConfigError(f"checkpoint: {str(source)!r} has a {foreign} where tensors and plain values are needed.")
-    torch.save(content, file)
+    plain, plain_own = ({key: v for key, v in part.items() if not foreign_in(v)} for part in (kept, own))
+    torch.save(plain | {"callbacks": plain_own}, file)
 
 
 def _inside(folder: Path, name: str) -> Path:

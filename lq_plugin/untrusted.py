@@ -10,8 +10,10 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MEBIBYTE = 1 << 20
 # A description of a thousand operators takes a quarter of a megabyte. Parsed JSON may take twenty times its bytes.
@@ -35,6 +37,15 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; see :func:`regular_file`."""
+    with open(regular_file(path), "rb", opener=_without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # replaced since it was looked at
+            raise ValueError("is not a regular file")
+        yield stream
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """Return what a regular file holds.
 
@@ -46,9 +57,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         FileNotFoundError: there is nothing.
         ValueError: it is no regular file, or it is larger than the limit.
     """
-    with open(regular_file(path), "rb", opener=_without_waiting) as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # replaced since it was looked at
-            raise ValueError("is not a regular file")
+    with opened(path) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"is larger than {limit / MEBIBYTE:g} MiB, the largest size that is read")

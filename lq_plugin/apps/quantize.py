@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -13,9 +15,13 @@ from omegaconf import DictConfig
 
 from lq_plugin.apps import command
 from lq_plugin.apps.train import built, check, finish, outcome
-from lq_plugin.callbacks.checkpoint import read_file
+from lq_plugin.callbacks.checkpoint import content
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError
+from lq_plugin.progress import note
+from lq_plugin.torch_file import foreign_in, parts
+
+_OF_LIGHTNING_CLI = ("_instantiator", "_class_path")  # it makes modules from what their checkpoints name
 
 
 def main() -> None:
@@ -38,12 +44,10 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
     """
     check(config)
     path = Path(to_absolute_path(config.ckpt_path))
-    if not path.is_file():
-        raise ConfigError(f"ckpt_path: {config.ckpt_path!r} is no file. Give a checkpoint that Lightning saved.")
-    read_file(path, trusted=not config.weights_only)
+    content(path, "ckpt_path")
     data, model, trainer = built(config, lambda node: load_model(node, path, config.weights_only), untrained=True)
     for callback in quantizing(trainer):
-        callback.given, callback.trusted = path, not config.weights_only
+        callback.given = path
     finish(trainer, model, data)
     return outcome(trainer, config.objectives)
 
@@ -62,7 +66,11 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
     made = instantiate(node, _partial_=True)
     if not hasattr(made.func, "load_from_checkpoint"):  # a function, which knows its arguments itself
         return made()
-    saved = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True).get("hyper_parameters", {})
+    source: Path | BinaryIO = path
+    if weights_only:
+        source, saved = _plain(path, made.keywords)
+    else:
+        saved = _unpickled(path).get("hyper_parameters", {})
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     arguments = {k: value for k, value in made.keywords.items() if k not in saved or f"model.{k}" in given}
@@ -70,12 +78,62 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
         with warnings.catch_warnings():
             # A model may build layers later: its weights are loaded again, strictly, when it is quantized.
             warnings.filterwarnings("ignore", "Found keys that are (not )?in the (model state dict|checkpoint)")
-            return made.func.load_from_checkpoint(path, "cpu", strict=False, weights_only=weights_only, **arguments)
-    except (RuntimeError, TypeError) as error:
+            return made.func.load_from_checkpoint(source, "cpu", strict=False, weights_only=weights_only, **arguments)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"ckpt_path: {path.name!r} does not fit {node._target_} ({error}). Choose the model that saved it, and "
             "give what it did not save of its arguments as +model.NAME=VALUE."
         ) from error
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except Exception as error:  # of whatever it names
+        raise ConfigError(
+            f"ckpt_path: {path.name!r} cannot be unpickled ({type(error).__name__}: {error}). Make what it was saved "
+            "with importable from this folder, or save plain hyperparameters only."
+        ) from error
+
+
+def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str]]:
+    """Copy what is plain of a checkpoint, for Lightning to make the model of.
+
+    Args:
+        path: the checkpoint.
+        given: names of the hyperparameters that the configuration has.
+
+    Returns:
+        The copy, and the names of the hyperparameters in it.
+
+    Raises:
+        ConfigError: a hyperparameter is more than a plain value, and nothing is given in its place.
+    """
+    found = content(path, "ckpt_path")
+    saved = found.get("hyper_parameters", {})
+    saved = saved if isinstance(saved, dict) else {"NAME": saved}  # saved as an object of some class
+    foreign = {name: kind for name, value in saved.items() if (kind := _kind(value, "_instantiator" in saved))}
+    for name, kind in foreign.items():
+        if name not in given:
+            raise ConfigError(
+                f"ckpt_path: {path.name!r} has hyperparameters that are more than plain values ({name}: {kind}). Give "
+                f"+model.{name}=VALUE, or read a file that you trust in full, which can run code: weights_only=false."
+            )
+        note(f"model.{name} is taken from the configuration, because in the checkpoint it is no plain value ({kind})")
+    known = {name: value for name, value in saved.items() if name not in foreign and name not in _OF_LIGHTNING_CLI}
+    copy = io.BytesIO()
+    torch.save(
+        {key: value for key, value in found.items() if not foreign_in(value)} | {"hyper_parameters": known}, copy
+    )
+    copy.seek(0)
+    return copy, known
+
+
+def _kind(value: Any, instantiated: bool) -> str | None:
+    """Return what a hyperparameter would run, ``None`` where it is plain."""
+    if instantiated and any(isinstance(part, dict) and "class_path" in part for part in parts(value)):
+        return "a class_path, which would be imported"  # by Lightning, for checkpoints of its command line
+    return foreign_in(value)
 
 
 if __name__ == "__main__":

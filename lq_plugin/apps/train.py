@@ -12,14 +12,18 @@ from hydra.types import RunMode
 from hydra.utils import instantiate, to_absolute_path
 from lightning import seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 
 from lq_plugin import ArtifactExport, Int8Evaluation
 from lq_plugin.apps import command, fits
+from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
+from lq_plugin.callbacks.checkpoint import content
 from lq_plugin.errors import ConfigError, ExportError
 from lq_plugin.progress import note
 from lq_plugin.selection import label
+from lq_plugin.torch_file import foreign_in
 
 # What Lightning warns of and the user of this command cannot act on.
 SILENCED = (
@@ -27,6 +31,7 @@ SILENCED = (
     "Experiment logs directory .* exists and is not empty",  # the run folder holds Hydra's files already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
+KEYWORDS = ("best", "last", "hpc", "registry")  # for which Lightning looks itself
 WATCHING = (Checkpoint, ProgressBar)  # callbacks that a fit without training has too
 
 
@@ -50,15 +55,17 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     """
     check(config)
     data, model, trainer = built(config)
+    check_resumed(config, trainer)
+    resumed = {"ckpt_path": config.ckpt_path, "weights_only": config.weights_only}
     if not fits.shared(trainer, config.fit):
-        trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+        trainer.fit(model, datamodule=data, **resumed)
         return outcome(trainer, config.objectives)
-    fit = fits.Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
-    with fit.claimed():
-        if not fit.done:
+    fit = Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
+    with fit.claimed(HydraConfig.get().runtime.output_dir):
+        if not fit.usable():
             note(f"fitting, to be kept in {fit.folder} …")
             trainer.callbacks.append(fits.KeepFit(fit))
-            trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+            trainer.fit(model, datamodule=data, **resumed)
             fits.keep_calibrations(fit, trainer)
             return outcome(trainer, config.objectives)
     note(f"fit taken from {fit.folder}")
@@ -140,6 +147,26 @@ def check(config: DictConfig) -> None:
                 f"callbacks.{name}: it has options but no _target_, so there is nothing to set them on. "
                 f"Choose the group that makes it (for callbacks.static: quantization=static), or leave the options out."
             )
+
+
+def check_resumed(config: DictConfig, trainer: Any) -> None:
+    """Refuse to resume from what is no checkpoint, before Lightning reads it.
+
+    Raises:
+        ConfigError: it is none, or would have to be unpickled, which the user has not asked for.
+    """
+    given = config.ckpt_path
+    if given is None or given in KEYWORDS or "://" in given or given.startswith("registry:"):
+        return  # Lightning looks for it, and reads it without unpickling
+    path = Path(to_absolute_path(given))
+    if path.is_dir() and type(trainer.strategy).load_checkpoint is not Strategy.load_checkpoint:
+        return  # sharded, and saved by such a strategy
+    foreign = foreign_in(content(path, "ckpt_path"))
+    if config.weights_only and foreign:
+        raise ConfigError(
+            f"ckpt_path: {given!r} holds a {foreign}, which would have to be unpickled, and that can run code. Save "
+            "plain hyperparameters only, or resume from a file that you trust in full with weights_only=false."
+        )
 
 
 def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | None:

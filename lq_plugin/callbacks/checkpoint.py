@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from lq_plugin import torch_file
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.progress import note
 
 CHOICES = ("best", "last", "live")
 
@@ -69,56 +70,93 @@ def savers(trainer: Any) -> list[Any]:
     return [callback for callback in trainer.checkpoint_callbacks if hasattr(callback, "best_model_path")]
 
 
-def read(trainer: Any, choice: str, written_since: float) -> Checkpoint:
+def read(trainer: Any, choice: str) -> Checkpoint:
     """Read the chosen checkpoint, falling back from best to last to the live weights.
+
+    Which file is the best one may come from a checkpoint that was resumed from, so it is trusted no more than any.
 
     Args:
         trainer: at the end of fit.
         choice: as checked by :func:`check_choice`.
-        written_since: time of day in seconds; a file written since then is this very run's own, and may be read in
-            full where the user's hyperparameters need more than tensors and builtins.
     """
     callback = monitored(trainer, choice) if choice != "live" else None
     names = ("last_model_path",) if choice == "last" else ("best_model_path", "last_model_path")
     for path in (Path(getattr(callback, name)) for name in names if callback and getattr(callback, name)):
         if path.is_file():
-            return read_file(path, trusted=path.stat().st_mtime >= written_since)
+            return read_file(path)
+        if path.exists():
+            note(f"the checkpoint {str(path)!r} is no file (sharded strategies save folders) and is not quantized")
     return Checkpoint("live", trainer.global_step)
 
 
-def read_file(path: Path, trusted: bool = False) -> Checkpoint:
-    """Read a checkpoint of Lightning.
+def content(path: Path, argument: str = "checkpoint") -> dict[str, Any]:
+    """Read all of a checkpoint of Lightning, with a :class:`~lq_plugin.torch_file.Foreign` for what is not plain.
 
     Args:
         path: the file.
-        trusted: whether it is unpickled where it holds more than tensors and plain values, which could run code.
+        argument: what names it, for the error.
 
     Raises:
-        ConfigError: it is none, or it holds more than tensors and plain values.
+        ConfigError: it is none, or its weights are more than tensors and plain values.
     """
-    content = _load(path, trusted)
-    if not isinstance(content, Mapping) or "state_dict" not in content:
-        raise ConfigError(f"checkpoint: {str(path)!r} holds no state_dict. Give a checkpoint that Lightning saved.")
-    return Checkpoint(path.name, content.get("global_step", 0), content["state_dict"], content.get("callbacks", {}))
+    try:
+        found = torch_file.read(path)
+        if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
+            raise ValueError("holds no state_dict")
+        _check(found)
+    except ValueError as error:
+        raise ConfigError(f"{argument}: {str(path)!r} {error}. Give a checkpoint that Lightning saved.") from error
+    return found
+
+
+def read_file(path: Path) -> Checkpoint:
+    """Read a checkpoint of Lightning.
+
+    Raises:
+        ConfigError: it is none, or its weights are more than tensors and plain values.
+    """
+    found = content(path)
+    states = found.get("callbacks")
+    known = {key: state for key, state in states.items() if isinstance(state, dict)} if isinstance(states, dict) else {}
+    return Checkpoint(path.name, found["global_step"], found["state_dict"], known)
+
+
+def _check(found: Mapping[str, Any]) -> None:
+    step, weights = found.get("global_step"), found["state_dict"]
+    if not isinstance(found.get("pytorch-lightning_version"), str):
+        raise ValueError("names no version of Lightning that saved it")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"has a global_step of {step!r}; it must be a number of steps")
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"has a {type(name).__name__} as a key of its state_dict; it must be a name")
+        if foreign := torch_file.foreign_in(value):
+            raise ValueError(f"has a {foreign} as {name!r} in its state_dict, which would have to be unpickled")
 
 
 def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
-    """Return a copy of a LightningModule on the CPU that holds the checkpoint's weights."""
+    """Return a copy of a LightningModule on the CPU that holds the checkpoint's weights.
+
+    Raises:
+        ConfigError: the weights are those of another model.
+    """
     module = detached_copy(model).cpu()
-    if checkpoint.weights is not None:
-        weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in checkpoint.weights.items()}
+    if checkpoint.weights is None:
+        return module
+    weights = OrderedDict((_plain(name), tensor) for name, tensor in checkpoint.weights.items())
+    versions = getattr(checkpoint.weights, "_metadata", None)
+    if isinstance(versions, dict):  # modules that load what an earlier version of them saved look at it
+        weights._metadata = {_plain(str(name)): version for name, version in versions.items()}  # type: ignore[attr-defined]
+    try:
         module.load_state_dict(weights, strict=getattr(module, "strict_loading", True))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"checkpoint: {checkpoint.name!r} does not fit {type(model).__name__} ({' '.join(str(error).split())}). "
+            "Give a checkpoint that this model saved."
+        ) from error
     return module
 
 
-def _load(path: Path, trusted: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not trusted:
-            raise ConfigError(
-                f"checkpoint: {path.name!r} holds more than tensors and plain values (most likely hyperparameters) "
-                "and was not written by this fit, so it is not unpickled, which could run code. Save plain "
-                "hyperparameters; a file that you trust is read in full by lq-quantize weights_only=false."
-            ) from error
-        return torch.load(path, map_location="cpu", weights_only=False)
+def _plain(name: str) -> str:
+    """Return a weight's name without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +45,6 @@ class QuantizingCallback(Callback):
         model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
         error: why there is no candidate.
         given: a checkpoint that is quantized in place of one that this fit saves, for a fit that trains nothing.
-        trusted: whether that file may be unpickled, where it holds more than tensors and plain values.
     """
 
     def __init__(
@@ -66,8 +64,6 @@ class QuantizingCallback(Callback):
         self.model: nn.Module | None = None
         self.error: str | None = None
         self.given: Path | None = None
-        self.trusted = False
-        self._fit_started = 0.0
 
     @property
     def state_key(self) -> str:
@@ -79,7 +75,6 @@ class QuantizingCallback(Callback):
         if stage != "fit":
             return
         self.candidate, self.model, self.error = None, None, None
-        self._fit_started = time.time()
         check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
@@ -107,11 +102,8 @@ class QuantizingCallback(Callback):
         """
         if self.candidate is None and self.error is None:
             try:
-                checkpoint = (
-                    checkpoints.read(trainer, self.checkpoint, self._fit_started)
-                    if self.given is None
-                    else checkpoints.read_file(self.given, self.trusted)
-                )
+                given = self.given
+                checkpoint = checkpoints.read_file(given) if given else checkpoints.read(trainer, self.checkpoint)
                 self.model = checkpoints.with_weights(pl_module, checkpoint)
                 self.candidate = self.make_candidate(trainer, self.model, checkpoint)
             except Exception as error:

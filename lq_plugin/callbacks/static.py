@@ -204,7 +204,8 @@ class StaticQuantization(QuantizingCallback):
 
     def _fits(self, calibration: Calibration | None, global_step: int) -> bool:
         """Whether a calibration is one of these weights, gathered the way that this callback asks for."""
-        if calibration is None:
+        assert isinstance(self.scheme.observer, Observer)
+        if calibration is None or not calibration.made_by(self.scheme.observer):
             return False
         return (calibration.provenance.global_step, calibration.provenance.observed) == (global_step, self.observed())
 
@@ -231,4 +232,10 @@ def _of_every_process(trainer: Any, value: Seen | None) -> list[Seen | None]:
 
 
 def _calibration_in(state: Mapping[str, Any]) -> Calibration | None:
-    return Calibration.from_state_dict(state["calibration"]) if "calibration" in state else None
+    if "calibration" not in state:
+        return None
+    try:
+        return Calibration.from_state_dict(state["calibration"])
+    except CalibrationError as error:  # the weights may be good
+        note(f"{error}; it is not used")
+        return None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from lq_plugin.errors import CalibrationError
@@ -62,8 +63,20 @@ class Calibration:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Calibration:
-        """Rebuild a calibration from :meth:`state_dict`."""
-        return cls(state["statistics"], Provenance(**state["provenance"]))
+        """Rebuild a calibration from :meth:`state_dict`.
+
+        Raises:
+            CalibrationError: the state is of another kind; it may come from any checkpoint.
+        """
+        try:
+            return cls(_statistics(state["statistics"]), _provenance(state["provenance"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"calibration: what was saved of it is damaged ({error})") from error
+
+    def made_by(self, observer: Observer) -> bool:
+        """Whether the statistics have the parts that an observer's have."""
+        form = _form(observer.update({}, torch.zeros(1)))
+        return all(_form(statistic) == form for statistic in self.statistics.values())
 
     def ranges(self, observer: Observer) -> dict[str, Range]:
         """Return lowest and highest value to represent, by the name of the value."""
@@ -116,6 +129,35 @@ class Recording:
         if not self.batches:
             raise CalibrationError("calibration: not a single batch was seen. Give at least one batch of inputs.")
         return {name: recorder.statistic for name, recorder in self.recorders.items() if recorder.statistic}
+
+
+_OF_PROVENANCE = get_type_hints(Provenance)
+
+
+def _provenance(saved: Any) -> Provenance:
+    made = Provenance(**saved)
+    for name, kind in _OF_PROVENANCE.items():
+        value = getattr(made, name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{name} is {value!r}")
+    return made
+
+
+def _statistics(saved: Any) -> dict[str, Statistic]:
+    for name, statistic in saved.items():
+        if not isinstance(name, str) or not isinstance(statistic, dict):
+            raise TypeError(f"statistics[{name!r}] is a {type(statistic).__name__}")
+        for part, tensor in statistic.items():
+            # What is not contiguous may claim any number of elements.
+            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_contiguous():
+                raise TypeError(f"statistics[{name!r}][{part!r}] is no dense tensor")
+            if bool(tensor.isnan().any()):
+                raise ValueError(f"statistics[{name!r}][{part!r}] holds what is not a number")
+    return dict(saved)
+
+
+def _form(statistic: Statistic) -> dict[str, torch.dtype]:
+    return {part: tensor.dtype for part, tensor in statistic.items()}
 
 
 class _Recorder(nn.Module):

@@ -143,7 +143,23 @@ def test_what_is_kept_can_be_read_without_unpickling(tmp_path: Path) -> None:
         content = torch.load(kept.checkpoint(choice), weights_only=True)
         assert torch.equal(content["state_dict"]["net.0.weight"], model.net[0].weight)
         assert content["callbacks"].keys() == {"StaticQuantization[static]"}
-        assert "hyper_parameters" not in content
+        assert not {"hyper_parameters", "optimizer_states", "loops"} & content.keys()
+
+
+class Plain(Tiny):
+    """Saves hyperparameters that are plain values."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_plain_hyperparameters_are_kept_for_lq_quantize(tmp_path: Path) -> None:
+    kept = Fit(tmp_path / "fits" / "digest")
+    fit(tmp_path, Plain(4), KeepFit(kept), enable_checkpointing=False)
+    content = torch.load(kept.checkpoint("live"), weights_only=True)
+    assert content["hyper_parameters"] == {"width": 4}
+    assert {"state_dict", "global_step", "epoch", "pytorch-lightning_version"} <= content.keys()
 
 
 def test_a_fit_that_cannot_be_kept_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,10 +99,11 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         load_model(node(Whole), saved(Plain(7), tmp_path))
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_ends_the_command_with_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lq_plugin.apps.quantize", "recipe=mnist_cnn", "ckpt_path=nowhere.ckpt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (
         1,
-        "lq-quantize: ckpt_path: 'nowhere.ckpt' is no file. Give a checkpoint that Lightning saved.\n",
+        f"lq-quantize: ckpt_path: '{tmp_path / 'nowhere.ckpt'}' cannot be read (No such file or directory). Give a "
+        "checkpoint that Lightning saved.\n",
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,11 @@ from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import Candidate, Scheme, StaticQuantization
+from lq_plugin.apps.fits import Fit, KeepFit
+from lq_plugin.callbacks.checkpoint import read_file, with_weights
+from lq_plugin.errors import CalibrationError
+from lq_plugin.graph.calibration import Calibration, Provenance
+from lq_plugin.observers import Histogram, MinMax
 
 KEY = "StaticQuantization[static]"
 resumes = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -124,6 +132,19 @@ def test_the_last_checkpoint_stands_in_where_the_best_one_is_gone(tmp_path: Path
     assert_equals_by_hand(callback.candidate, tmp_path / "last.ckpt")
 
 
+def test_a_sharded_checkpoint_is_passed_over_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Sharding(Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            (tmp_path / "best.ckpt").unlink()
+            (tmp_path / "best.ckpt").mkdir()
+
+    callback = StaticQuantization()
+    fit(tmp_path, Tiny(), callback, Sharding(), ModelCheckpoint(tmp_path, "best"))
+    assert callback.candidate is not None
+    assert callback.candidate.calibration.provenance.checkpoint == "live"
+    assert "best.ckpt' is no file (sharded strategies save folders) and is not quantized" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("kept", "options", "step", "extra"),
     [
@@ -168,16 +189,181 @@ def test_a_checkpoint_of_this_fit_may_hold_any_hyperparameters(tmp_path: Path) -
 
 
 @resumes
-def test_an_older_checkpoint_is_not_unpickled(tmp_path: Path) -> None:
+def test_an_older_checkpoint_may_hold_any_hyperparameters_too(tmp_path: Path) -> None:
     kept = {"monitor": "score", "mode": "max", "filename": "best"}
     fit(tmp_path, Configured(), StaticQuantization(), ModelCheckpoint(tmp_path, **kept))
     callback = StaticQuantization()
     again = trainer(tmp_path, callback, ModelCheckpoint(tmp_path, **kept), max_epochs=2)
     again.fit(Configured(), datamodule=Images(), ckpt_path=tmp_path / "best.ckpt", weights_only=False)
     assert again.global_step == 6
+    assert callback.candidate is not None
+    assert callback.candidate.calibration.provenance.checkpoint == "best.ckpt"
+    assert callback.candidate.calibration.provenance.global_step == 3
+
+
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+def planted_run(folder: Path, planted: dict[str, Any], callback: StaticQuantization, *others: Callback) -> Path:
+    """Resume from a checkpoint that names a planted file as the best one; return what that would make if unpickled."""
+    marker, file = folder / "ran", folder / "planted.ckpt"
+    kept = ModelCheckpoint(folder, "last", monitor="score", mode="max")
+    fit(folder, Worsening(), StaticQuantization(), kept)
+    resumed = content(folder / "last.ckpt")
+    torch.save(resumed | {"planted": Planted(marker)} | planted, file)
+    tomorrow = time.time() + 86400
+    os.utime(file, (tomorrow, tomorrow))
+    resumed["callbacks"][kept.state_key]["best_model_path"] = str(file)
+    torch.save(resumed, folder / "last.ckpt")
+    kept = ModelCheckpoint(folder, "last", monitor="score", mode="max")  # which finds nothing better
+    again = trainer(folder, callback, *others, kept, max_epochs=2)
+    again.fit(Worsening(), datamodule=Images(), ckpt_path=folder / "last.ckpt", weights_only=True)
+    return marker
+
+
+@resumes
+def test_what_a_resumed_checkpoint_names_as_the_best_one_is_not_unpickled(tmp_path: Path) -> None:
+    callback = StaticQuantization()
+    marker = planted_run(tmp_path, {}, callback)
+    assert not marker.exists()
+    assert callback.candidate is not None
+    assert callback.candidate.calibration.provenance.checkpoint == "planted.ckpt"
+
+
+@resumes
+@pytest.mark.parametrize("planted", [{"state_dict": None}, {"state_dict": {"net.0.weight": Planted(Path("ran"))}}])
+def test_planted_weights_are_a_named_error(
+    planted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = StaticQuantization()
+    marker = planted_run(tmp_path, planted, callback)
+    assert not marker.exists()
     assert callback.candidate is None
     assert callback.error is not None
-    assert "checkpoint: 'best.ckpt' holds more than tensors and plain values" in callback.error
+    assert re.match(
+        r"ConfigError: checkpoint: '.*planted.ckpt' (holds no state_dict|has a \w+.mkdir as 'net.0.weight')",
+        callback.error,
+    )
+
+
+@resumes
+def test_a_planted_checkpoint_is_not_kept_for_other_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Fit(tmp_path / "fits" / "digest")
+    marker = planted_run(tmp_path, {"state_dict": None}, StaticQuantization(), KeepFit(kept))
+    assert not marker.exists()
+    assert not kept.done
+    assert "the fit is not kept for other jobs (ConfigError: checkpoint: " in capsys.readouterr().out
+
+
+DAMAGED_CALIBRATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "not a dict": lambda statistics, provenance: 3,
+    "no statistics": lambda statistics, provenance: {"provenance": provenance},
+    "a list": lambda statistics, provenance: {"statistics": [1, 2], "provenance": provenance},
+    "another name": lambda statistics, provenance: {"statistics": {1: statistics["x"]}, "provenance": provenance},
+    "numbers": lambda statistics, provenance: {"statistics": {"x": {"low": 1.0}}, "provenance": provenance},
+    "not a number": lambda statistics, provenance: {
+        "statistics": {"x": statistics["x"] | {"limit": torch.tensor(torch.nan)}},
+        "provenance": provenance,
+    },
+    "of any size": lambda statistics, provenance: {
+        "statistics": {"x": statistics["x"] | {"counts": torch.zeros(1).expand(10**12)}},
+        "provenance": provenance,
+    },
+    "no provenance": lambda statistics, provenance: {"statistics": statistics, "provenance": None},
+    "unknown": lambda statistics, provenance: {"statistics": statistics, "provenance": provenance | {"more": 1}},
+    "types": lambda statistics, provenance: {"statistics": statistics, "provenance": provenance | {"samples": "many"}},
+    "truth": lambda statistics, provenance: {
+        "statistics": statistics,
+        "provenance": provenance | {"global_step": True},
+    },
+}
+
+
+def calibration() -> Calibration:
+    provenance = Provenance("live", 3, None, "validate", samples=16, batches=2, observer="histogram", seed=0)
+    return Calibration({"x": Histogram().update({}, torch.ones(3))}, provenance)
+
+
+@pytest.mark.parametrize("damage", DAMAGED_CALIBRATIONS)
+def test_what_is_no_calibration_is_a_named_error(damage: str) -> None:
+    saved = calibration().state_dict()
+    assert Calibration.from_state_dict(saved).provenance == calibration().provenance
+    with pytest.raises(CalibrationError, match="calibration: what was saved of it is damaged"):
+        Calibration.from_state_dict(DAMAGED_CALIBRATIONS[damage](saved["statistics"], saved["provenance"]))
+
+
+def test_statistics_tell_what_kind_of_observer_made_them() -> None:
+    assert calibration().made_by(Histogram())
+    assert not calibration().made_by(MinMax())
+
+
+@resumes
+@pytest.mark.parametrize("part", ["limit", "other"])
+def test_a_damaged_calibration_in_a_checkpoint_is_made_anew(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, Tiny(), StaticQuantization(), ModelCheckpoint(tmp_path, "kept"))
+    saved = content(tmp_path / "kept.ckpt")
+    for statistic in saved["callbacks"][KEY]["calibration"]["statistics"].values():
+        statistic[part] = torch.tensor(torch.nan if part == "limit" else 1.0)
+    torch.save(saved, tmp_path / "kept.ckpt")
+    callback = StaticQuantization()
+    again = trainer(tmp_path, callback, ModelCheckpoint(tmp_path, "kept"))
+    again.fit(Tiny(), datamodule=Images(), ckpt_path=tmp_path / "kept.ckpt", weights_only=True)
+    assert callback.candidate is not None
+    assert callback.candidate.calibration.provenance.extra_pass
+    assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
+    told = "calibration: what was saved of it is damaged" in capsys.readouterr().out
+    assert told == (part == "limit")
+
+
+def test_weights_of_another_model_are_a_named_error(tmp_path: Path) -> None:
+    class Renaming(Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            saved = content(tmp_path / "kept.ckpt")
+            saved["state_dict"] = {name.replace("net", "other"): value for name, value in saved["state_dict"].items()}
+            torch.save(saved, tmp_path / "kept.ckpt")
+
+    callback = StaticQuantization()
+    fit(tmp_path, Tiny(), callback, Renaming(), ModelCheckpoint(tmp_path, "kept"))
+    assert callback.error is not None
+    assert re.match(
+        r"ConfigError: checkpoint: 'kept.ckpt' does not fit Tiny \(.* Missing key\(s\) in state_dict: \"net.0.weight\""
+        r".*Give a checkpoint that this model saved\.$",
+        callback.error,
+    )
+
+
+class Renamed(nn.Identity):
+    """Weights of its first version had another name."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        if local_metadata.get("version", 1) < 2:
+            state[f"{prefix}scale"] = state.pop(f"{prefix}scale") * 1000
+        super()._load_from_state_dict(state, prefix, local_metadata, *rest)
+
+
+def test_versions_of_modules_reach_those_that_read_them(tmp_path: Path) -> None:
+    model = Tiny()
+    model.net.append(Renamed())
+    kept = ModelCheckpoint(tmp_path, "kept")
+    fit(tmp_path, model, kept)
+    loaded = with_weights(model, read_file(tmp_path / "kept.ckpt"))
+    assert torch.equal(loaded.state_dict()["net.6.scale"], model.state_dict()["net.6.scale"])
 
 
 @resumes

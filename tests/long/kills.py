@@ -54,4 +54,4 @@ def test_a_killed_run_that_is_started_again_leaves_the_same(
     assert told(tmp_path) == expected
     left = [path.name for path in (tmp_path / "fits").iterdir() if not path.name.endswith(".lock")]
     assert len(left) == 1  # the fit, and no scratch of the run that was killed
-    assert not [path for path in (tmp_path / "run" / "quantized").rglob(".*")]
+    assert not list((tmp_path / "run" / "quantized").rglob(".*"))

@@ -114,8 +114,9 @@ def read(file: Path) -> dict[str, Any]:
 
 def replace_file(file: Path, text: str) -> Path:
     """Write a file in one step: a reader sees the old one or the new one."""
+    for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
+        left.unlink(missing_ok=True)
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.unlink(missing_ok=True)
     with scratch.open("x", encoding="utf-8", newline="") as stream:  # what may lie there as a link is not written to
         stream.write(text)
     return scratch.replace(file)

@@ -14,6 +14,7 @@ from lq_plugin.errors import require
 from lq_plugin.graph.capture import FloatGraph
 
 FILE = "model.xml"
+FILES = (FILE, "model.bin")
 
 
 def export(graph: FloatGraph, folder: Path) -> None:

@@ -21,6 +21,7 @@ from lq_plugin.eager import swap
 from lq_plugin.eager.layers import KINDS, Tensors, misfits, put_together, quantized, resembling, taken_apart
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.untrusted import read_json
 
 if TYPE_CHECKING:
     from lq_plugin.candidate import DynamicCandidate
@@ -123,12 +124,13 @@ def _below(prefix: str, tensors: Tensors) -> Tensors:
 def _described(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Read what ``layers.json`` says, and check that it is of the form that is written."""
     try:
-        content = json.loads((folder / LAYERS).read_text())
+        content = read_json(folder / LAYERS)
         layers, aliases = content["layers"], content["aliases"]
         for entry in layers:
             kind, options, paths = entry["kind"], entry["options"], entry["paths"]
             types = {name: type(value) for name, value in options.items()}
-            if types != KINDS[kind].options or not paths or not all(isinstance(path, str) for path in paths):
+            named = isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
+            if types != KINDS[kind].options or not named:
                 raise _malformed(f"it describes no layer at {paths!r} ({kind}, {options})")
         if not all(isinstance(name, str) for name in aliases.values()):
             raise _malformed(f"its aliases are no names: {aliases!r}")

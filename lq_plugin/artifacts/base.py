@@ -313,7 +313,7 @@ def _refused(artifact: Artifact) -> Iterator[None]:
     except Exception as error:
         raise ArtifactError(
             f"path: {str(artifact.path)!r} is refused by {FORMATS[artifact.format].runtime} "
-            f"({type(error).__name__}: {_lines(error)[0][:300]}). Export again."
+            f"({type(error).__name__}: {' '.join(_lines(error))[:300]}). Export again."
         ) from error
 
 

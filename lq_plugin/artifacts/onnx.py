@@ -52,7 +52,10 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
     options.log_severity_level = 4  # what it would print about an error is in the exception that it raises
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = ort.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+    # Its fallback tries the same provider again after an error, and prints that it does.
+    session = ort.InferenceSession(
+        str(folder / FILE), options, providers=["CPUExecutionProvider"], enable_fallback=False
+    )
     names = [value.name for value in session.get_inputs()]
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:

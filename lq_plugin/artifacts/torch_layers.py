@@ -108,6 +108,13 @@ def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
                 f"factory: {first!r} and {name!r} of {type(module).__name__} are one tensor, and were two when they "
                 f"were exported. {_AS_TRAINED}"
             )
+    kinds = {name: _kind(tensor) for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    cast = sorted(name for name, tensor in rest.items() if kinds.get(name, _kind(tensor)) != _kind(tensor))
+    if cast:
+        raise ArtifactError(
+            f"factory: {cast[0]!r} of {type(module).__name__} is of another kind of numbers than was exported. "
+            f"{_AS_TRAINED}"
+        )
     try:
         module.load_state_dict(rest | {alias: rest[name] for alias, name in aliases.items()})
     except RuntimeError as error:
@@ -115,6 +122,11 @@ def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
         raise ArtifactError(
             f"factory: {type(module).__name__} has other parameters than were exported. {reason} {_AS_TRAINED}"
         ) from None
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """Kind of a tensor's numbers: within one, loading may change the precision, and nothing else."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

@@ -185,9 +185,10 @@ def _check_structure(data: Any, depth: int = 0) -> None:
     if not isinstance(data, dict) or depth >= _DEEPEST or len(data) != 1:
         raise ValueError("the signature is malformed (it holds no structure, or one nested too deeply)")
     ((kind, content),) = data.items()
-    keys = [key for key, _ in content] if kind in _CONTAINERS and isinstance(content, list) else None
-    if keys is None or not _are_keys(kind, keys):
-        raise ValueError(f"the signature is malformed ({kind} with the keys {keys})")
+    if kind not in _CONTAINERS or not isinstance(content, list) or not all(len(pair) == 2 for pair in content):
+        raise ValueError(f"the signature is malformed (no pairs of keys and structures of the kind {kind!r})")
+    if not _are_keys(kind, [key for key, _ in content]):
+        raise ValueError(f"the signature is malformed (a {kind} cannot have such keys)")
     for _, item in content:
         _check_structure(item, depth + 1)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage.tampering import PT2_GRAPH, batch, made, members, network, pack, signed_again, with_graph
+from damage.tampering import PT2_GRAPH, batch, members, network, pack, signed_again, with_graph
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,14 +27,9 @@ from lq_plugin.graph.capture import FloatGraph, capture, fold
 LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("pt2"), "pt2")["pt2"]
-
-
 @pytest.fixture
-def folder(artifact: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(artifact, tmp_path / "pt2"))
+def folder(artifacts: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifacts["pt2"], tmp_path / "pt2"))
 
 
 def loaded_by_torch(folder: Path) -> None:

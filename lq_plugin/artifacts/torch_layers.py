@@ -163,15 +163,20 @@ def _check(module: nn.Module, entry: Mapping[str, Any], tensors: Tensors) -> Non
     given = {option: getattr(layer, option, None) for option in options}
     if not isinstance(layer, KINDS[kind].float_class) or given != options:
         raise ArtifactError(
-            f"factory: {name!r} of {type(module).__name__} is {layer}, where a {kind} with {options} was exported. "
-            f"{_AS_TRAINED}"
+            f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, where a {kind} with {options} was "
+            f"exported. {_AS_TRAINED}"
         )
     wrong = misfits(layer, kind, tensors)
     if wrong:
         raise ArtifactError(
-            f"factory: {name!r} of {type(module).__name__} is {layer}, which does not fit the exported {kind}: "
+            f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, which does not fit the exported {kind}: "
             f"{wrong} are missing, superfluous or of another shape. {_AS_TRAINED}"
         )
+
+
+def _short(layer: nn.Module) -> str:
+    """Name a layer in one line, whatever is in it."""
+    return " ".join(str(layer).split())[:200]
 
 
 def _check_sharing(module: nn.Module, layers: Sequence[Mapping[str, Any]]) -> None:

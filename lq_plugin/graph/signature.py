@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import keyword
 import math
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping, Sequence
@@ -120,7 +121,7 @@ class Signature:
             read = cls(tuple(_parameter(parameter) for parameter in data["parameters"]), data["output"])
             _check_structure(read.output)
             read._inspected()
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the signature is malformed ({type(error).__name__}: {error})") from None
         if [given["tensor"] for _, given in read.tensors()] != list(range(len(read.tensors()))):
             raise ValueError("the signature is malformed (its inputs are not numbered in order)")
@@ -165,7 +166,7 @@ def _decoded(data: Any) -> Any:
 def _parameter(data: Mapping[str, Any]) -> Parameter:
     """Read a parameter from builtins that anybody may have written."""
     parameter = Parameter(**data)
-    if not isinstance(parameter.name, str) or parameter.kind not in _KINDS:
+    if not _is_name(parameter.name) or parameter.kind not in _KINDS:
         raise ValueError(f"the signature is malformed (a parameter {parameter.name!r} of kind {parameter.kind!r})")
     _check_structure(parameter.given)
     kind = next(iter(parameter.given))
@@ -201,6 +202,10 @@ def _are_keys(kind: str, keys: list[Any]) -> bool:
     if kind == "named_tuple":
         _named_tuple(tuple(keys))  # a ValueError for what is no name of a field
     return kind not in NAMED or all(type(key) is str for key in keys)
+
+
+def _is_name(text: Any) -> bool:
+    return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text)
 
 
 def _is_constant(data: Any) -> bool:

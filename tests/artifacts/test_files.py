@@ -228,6 +228,7 @@ TENSOR: dict[str, Any] = {"tensor": 0, "dtype": "float32", "shape": [None, 3]}
 PARAMETER: dict[str, Any] = {"name": "x", "kind": "POSITIONAL_OR_KEYWORD", "given": TENSOR, "default": None}
 BENT: dict[str, dict[str, Any]] = {
     "name": {"name": "not a name"},
+    "empty name": {"name": ""},
     "name as number": {"name": 3},
     "kind": {"kind": "__class__"},
     "kind as list": {"kind": []},

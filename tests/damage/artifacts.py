@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import torch
 
 import lq_plugin
 from damage.harness import Case
-from damage.mutations import bent, cut, flipped, removed, special
+from damage.mutations import SPECIAL, bent, cut, flipped, removed, special
 from damage.tampering import PT2_GRAPH, batch, describe, description, made, members, network, pack, signed_again
 from lq_plugin.artifacts.base import FORMATS
 
@@ -53,6 +54,10 @@ def signed(damage: Damage) -> Damage:
         signed_again(folder)
 
     return change
+
+
+def special_file(name: str, kind: str) -> Damage:
+    return lambda folder, random: special(folder / name, kind)
 
 
 def described(folder: Path, random: Random) -> None:
@@ -112,7 +117,7 @@ def onnx_fields(folder: Path, random: Random) -> None:
         lambda: setattr(node, "op_type", random.choice(("", "Loop", "Scan", "If", "Conv", "Nothing", "EPContext"))),
         lambda: setattr(node, "domain", random.choice(("planted", "com.microsoft", "ai.onnx.ml"))),
         lambda: node.input.append(random.choice(("", "missing", node.output[0]))),
-        lambda: node.input.pop(),
+        lambda: node.input.__delitem__(slice(-1, None)),
         lambda: tensor.dims.append(huge),
         lambda: tensor.dims.__setitem__(0, huge) if tensor.dims else tensor.dims.append(huge),
         lambda: setattr(tensor, "data_type", random.choice((0, 1, 2, 7, 8, 11, 16, 999))),
@@ -121,8 +126,8 @@ def onnx_fields(folder: Path, random: Random) -> None:
         lambda: node.attribute.add(name="strides", type=onnx.AttributeProto.INTS, ints=[0, 0]),
         lambda: model.opset_import.add(domain="", version=random.choice((0, 1, 9999))),
         lambda: model.graph.node.append(node),
-        lambda: model.graph.output.pop(),
-        lambda: model.graph.output.append(model.graph.output[0]),
+        lambda: model.graph.output.__delitem__(slice(1)),
+        lambda: model.graph.output.extend(model.graph.output[:1]),
     )
     for _ in range(random.choice((1, 1, 2))):
         random.choice(changes)()
@@ -183,7 +188,6 @@ def expressions(folder: Path, random: Random) -> None:
 EVERY: dict[str, tuple[Damage, int]] = {
     "flipped": (to_a_file(flipped), 30),
     "cut": (to_a_file(cut), 30),
-    "special file": (to_a_file(special), 16),
     "removed": (removed, 12),
     "flipped, signed again": (signed(flipped), 60),
     "cut, signed again": (signed(cut), 40),
@@ -206,6 +210,8 @@ ONE: dict[str, dict[str, tuple[Damage, int]]] = {
 def cases() -> Iterator[Case]:
     """Every case; those of a kind differ by their number."""
     for name in FORMATS:
+        for number, (kind, file) in enumerate(itertools.product(SPECIAL, ("artifact.json", *FORMATS[name].files))):
+            yield Case(f"{name}, special file {number}", name, special_file(file, kind), read)
         for kind, (damage, count) in (EVERY | ONE[name]).items():
             for number in range(count):
                 yield Case(f"{name}, {kind} {number}", name, damage, read)

@@ -7,7 +7,6 @@ from pathlib import Path
 from damage import artifacts
 from damage.harness import Case
 
-SEED = 9
 CASES: list[Case] = [*artifacts.cases()]
 
 

@@ -7,6 +7,7 @@ A case copies a good specimen, damages the copy and reads it. What comes of it i
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import subprocess
@@ -18,7 +19,8 @@ from pathlib import Path
 from random import Random
 
 TESTS = Path(__file__).parents[1]
-STARTING, CASE = 120.0, 15.0  # seconds that may pass before the process is taken to hang
+SEED = 9
+STARTING = 120.0  # seconds that may pass before the process is taken to hang
 
 
 @dataclass(frozen=True)
@@ -67,50 +69,52 @@ class Report:
         return "\n".join([f"{len(self.outcomes)} cases: {total}, memory +{self.growth:.0f} MiB", *rows])
 
 
-def run(cases: list[Case], specimens: Path, scratch: Path) -> Report:
-    """Run all cases of :mod:`damage.cases`, in as many children as it takes.
+def run(module: str, specimens: Path, scratch: Path, patience: float = 15.0) -> Report:
+    """Run all cases of a module, in as many children as it takes.
 
     Args:
-        cases: the very list that a child imports, for its length and names.
+        module: name of the module with the list ``CASES``, which the children import too.
         specimens: a folder with the good specimens.
         scratch: where copies are damaged, and the children's output is kept.
+        patience: seconds that a case may take.
     """
-    report = Report()
-    while len(report.outcomes) < len(cases):
-        _run_child(cases, specimens, scratch, report)
+    report, names = Report(), [case.name for case in importlib.import_module(module).CASES]
+    while len(report.outcomes) < len(names):
+        _run_child([module, str(specimens), str(scratch)], names, patience, report)
     return report
 
 
-def _run_child(cases: list[Case], specimens: Path, scratch: Path, report: Report) -> None:
+def _run_child(arguments: list[str], names: list[str], patience: float, report: Report) -> None:
     """Run cases in one child until all are done or it dies; the case at which it dies counts as done."""
     first = len(report.outcomes)
-    command = [sys.executable, "-m", "damage.child", str(specimens), str(scratch), str(first)]
+    command = [sys.executable, "-m", "damage.child", *arguments, str(first)]
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    output = scratch / f"printed-{first}"
+    output = Path(arguments[-1]) / f"printed-{first}"
     with (
         output.open("wb") as printed,
         subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=printed
         ) as child,
     ):
-        ended = _follow(child, report, cases)
-        child.kill()
+        ended = _follow(child, report, names, patience)
+        if ended in ("hung", "did not start"):
+            child.kill()
     report.printed += output.read_text(errors="replace")
     if ended == "did not start" or child.returncode == 1:  # an error of Python's: a case is wrong, or the child itself
         raise RuntimeError(f"the child that runs the cases failed: {report.printed[-2000:]}")
     if ended:
-        name = cases[len(report.outcomes)].name
+        name = names[len(report.outcomes)]
         report.outcomes[name], report.messages[name] = ended, f"exit code {child.returncode}"
 
 
-def _follow(child: subprocess.Popen[bytes], report: Report, cases: list[Case]) -> str:
+def _follow(child: subprocess.Popen[bytes], report: Report, names: list[str], patience: float) -> str:
     """Read a child's lines; return how it ended before its time, or nothing."""
     assert child.stdout is not None
     pending, started = b"", False
     while True:
-        ready, _, _ = select.select([child.stdout], [], [], CASE if started else STARTING)
+        ready, _, _ = select.select([child.stdout], [], [], patience if started else STARTING)
         read = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
-        if not read and len(report.outcomes) == len(cases):
+        if not read and len(report.outcomes) == len(names):
             return ""
         if not read:
             return ("crashed" if ready else "hung") if started else "did not start"
@@ -120,5 +124,5 @@ def _follow(child: subprocess.Popen[bytes], report: Report, cases: list[Case]) -
             outcome, growth, message = line.decode().split("\t")
             report.growth = max(report.growth, float(growth))
             if outcome != "ready":
-                name = cases[len(report.outcomes)].name
+                name = names[len(report.outcomes)]
                 report.outcomes[name], report.messages[name] = outcome, message

@@ -85,7 +85,7 @@ def bent(content: Any, random: Random) -> Any:
         elif action == 1 and isinstance(holder, dict):
             holder[random.choice(("", "planted", "as_operator", "name", "../x"))] = holder.pop(key)
         elif action == 2:
-            holder[key] = _deep(holder[key], random.choice((3, 100, 900)))
+            holder[key] = _deep(holder[key], random.choice((3, 60, 250)))
         elif action == 3 and isinstance(holder[key], list):
             holder[key] = holder[key] * random.choice((2, 50))
         elif action == 4:
@@ -109,19 +109,20 @@ def _deep(value: Any, levels: int) -> Any:
     return value
 
 
-def special(file: Path, random: Random) -> None:
-    """Put something in a file's place that is no file, or leads elsewhere."""
-    elsewhere = file.parent / "elsewhere"
-    kind = random.randrange(8)
-    if kind == 0:
-        elsewhere.write_bytes(file.read_bytes())
+SPECIAL = ("pipe", "folder", "nothing", "/dev/zero", "/etc/passwd", "missing", "itself", "its copy elsewhere")
+
+
+def special(file: Path, kind: str) -> None:
+    """Put something in a file's place that is no file, or a link that leads elsewhere."""
+    if kind == "its copy elsewhere":
+        shutil.copy(file, file.parent.parent / "elsewhere")
     file.unlink()
-    if kind == 1:
+    if kind == "pipe":
         os.mkfifo(file)
-    elif kind == 2:
+    elif kind == "folder":
         file.mkdir()
-    elif kind < 7:
-        file.symlink_to((elsewhere, None, None, "/dev/zero", "/etc/passwd", file, "missing")[kind] or elsewhere)
+    elif kind != "nothing":
+        file.symlink_to({"itself": file, "its copy elsewhere": file.parent.parent / "elsewhere"}.get(kind, kind))
 
 
 def removed(folder: Path, random: Random) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from damage.cases import CASES, specimens
 from damage.harness import Report, run
+from damage.selftest import CASES as SELFTEST
 
 LARGEST_GROWTH = 512  # MiB
 
@@ -16,9 +18,17 @@ LARGEST_GROWTH = 512  # MiB
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     good = tmp_path_factory.mktemp("specimens")
     specimens(good)
-    made = run(CASES, good, tmp_path_factory.mktemp("scratch"))
+    made = run("damage.cases", good, tmp_path_factory.mktemp("scratch"))
     print(made)
     return made
+
+
+def test_the_harness_tells_what_becomes_of_a_case(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    report = run("damage.selftest", tmp_path, tmp_path, patience=2)
+    assert report.outcomes == {case.name: case.name.split()[0] for case in SELFTEST}
+    assert report.messages["unnamed memory"].startswith("MemoryError")
+    assert report.messages["crashed"] == "exit code -6"
 
 
 def test_every_case_has_a_name_of_its_own_and_came_to_an_end(report: Report) -> None:

@@ -8,20 +8,21 @@ A format holds a graph, or, as ``torch`` does, the INT8 layers of a module, whic
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lq_plugin.artifacts import onnx, onnx_dynamic, openvino, pt2, torch_layers
+from lq_plugin.artifacts import description, onnx, onnx_dynamic, openvino, pt2, torch_layers
+from lq_plugin.artifacts.description import Artifact as Artifact
+from lq_plugin.artifacts.description import sha256 as sha256
 from lq_plugin.coverage import Coverage
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.capture import FloatGraph
@@ -30,7 +31,6 @@ from lq_plugin.graph.signature import Signature
 if TYPE_CHECKING:
     from lq_plugin.candidate import Candidate, DynamicCandidate
 
-DESCRIPTION = "artifact.json"
 DEFAULT_FORMATS = ("onnx", "openvino", "pt2")
 ALWAYS = {"dynamic": ("torch",)}  # formats that are made of a method's candidates whether or not they are asked for
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -46,6 +46,8 @@ class Format:
         runtime: what executes it, and so where quantize/dequantize pairs are placed.
         extra: the extra that installs what it needs; ``None`` where the core is enough.
         packages: the modules of that extra which must be importable.
+        files: the names of its files.
+        further_files: the names of files that it has only where they are needed.
         export: writes a graph's files into a folder, be it float or with quantize/dequantize pairs.
         dynamic: writes a dynamic candidate's files into a folder, where that takes more than a graph with integer
             weights.
@@ -59,6 +61,8 @@ class Format:
     runtime: str
     extra: str | None
     packages: tuple[str, ...]
+    files: tuple[str, ...]
+    further_files: tuple[str, ...] = ()
     export: Callable[[FloatGraph, Path], None] | None = None
     dynamic: Callable[[DynamicCandidate, Path], Coverage] | None = None
     load: Callable[[Path, int | None], Run] | None = None
@@ -77,6 +81,8 @@ FORMATS: Mapping[str, Format] = {
         "onnxruntime",
         "onnx",
         ("onnx", "onnxscript", "onnxruntime"),
+        (onnx.FILE,),
+        (onnx.WEIGHTS,),
         export=onnx.export,
         dynamic=onnx_dynamic.export,
         load=onnx.load,
@@ -85,6 +91,7 @@ FORMATS: Mapping[str, Format] = {
         "openvino",
         "openvino",
         ("onnx", "onnxscript", "openvino"),
+        openvino.FILES,
         export=openvino.export,
         load=openvino.load,
     ),
@@ -92,6 +99,7 @@ FORMATS: Mapping[str, Format] = {
         "torch",
         None,
         (),
+        (pt2.FILE,),
         export=pt2.export,
         load=pt2.load,
         module=pt2.load_module,
@@ -101,48 +109,12 @@ FORMATS: Mapping[str, Format] = {
         "torch",
         None,
         (),
+        (torch_layers.LAYERS, torch_layers.TENSORS),
         dynamic=torch_layers.export,
         rebuild=torch_layers.rebuild,
         refuses={"static": "a static candidate is a graph without the user's class; the format 'pt2' holds it"},
     ),
 }
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A candidate exported for one runtime.
-
-    Args:
-        path: its folder; ``lq_plugin.load(path)`` makes a module of it.
-        candidate: name of the candidate.
-        method: the scheme's method.
-        format: a key of ``FORMATS``.
-        runtime: what executes it.
-        signature: how it is called; ``None`` where the user's own class is called.
-        files: sha256 by file name, without ``artifact.json``.
-        quantized_ops: ``{"name", "op"}`` of every operator that computes on integers.
-        float_ops: ``{"name", "op", "reason"}`` of every operator that stays float.
-    """
-
-    path: Path
-    candidate: str
-    method: str
-    format: str
-    runtime: str
-    signature: Signature | None
-    files: Mapping[str, str]
-    quantized_ops: Sequence[Mapping[str, str]]
-    float_ops: Sequence[Mapping[str, str]]
-
-    @property
-    def label(self) -> str:
-        """``<candidate>/<format>``."""
-        return f"{self.candidate}/{self.format}"
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the runtime's files on disk."""
-        return sum((self.path / name).stat().st_size for name in self.files)
 
 
 class ArtifactModule(nn.Module):
@@ -151,8 +123,9 @@ class ArtifactModule(nn.Module):
     Tensors given on another device are copied to the CPU, where artifacts run.
     """
 
-    def __init__(self, signature: Signature, run: Run) -> None:
+    def __init__(self, artifact: Artifact, signature: Signature, run: Run) -> None:
         super().__init__()
+        self.artifact = artifact
         self.signature = signature
         self.run = run
 
@@ -160,10 +133,11 @@ class ArtifactModule(nn.Module):
         """Run the artifact.
 
         Raises:
-            ArtifactError: the call does not fit the captured signature.
+            ArtifactError: the call does not fit the captured signature, or the runtime fails.
         """
         tensors = [tensor.detach().cpu().contiguous() for tensor in self.signature.flatten(args, kwargs)]
-        return self.signature.unflatten(self.run(tensors))
+        with _refused(self.artifact):
+            return self.signature.unflatten(self.run(tensors))
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -259,7 +233,7 @@ def _written(candidate: Candidate, folder: Path, format_name: str) -> Coverage:
     except (LqError, OSError):
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        lines = _lines(error)
         reason = next((line for line in lines if "Unsupported" in line), lines[0])
         raise ExportError(
             f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} "
@@ -279,54 +253,18 @@ def _write(candidate: Any, folder: Path, chosen: Format) -> Coverage:
 def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_name: str) -> None:
     """Write ``artifact.json`` beside the runtime's files."""
     chosen = FORMATS[format_name]
-    content: dict[str, Any] = {
-        "schema_version": 1,
-        "candidate": candidate.name,
-        "method": candidate.scheme.method,
-        "format": format_name,
-        "runtime": chosen.runtime,
-        "signature": candidate.graph.signature.to_json() if chosen.load is not None else None,
-        "quantized_ops": [vars(op) for op in coverage.quantized],
-        "float_ops": [vars(op) for op in coverage.float_ops],
-        "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
-    }
-    content["sha256"] = _digest(content)
-    (folder / DESCRIPTION).write_text(json.dumps(content, indent=1))
+    names = {"candidate": candidate.name, "method": candidate.scheme.method}
+    signature = candidate.graph.signature if chosen.load is not None else None
+    description.write(folder, names | {"format": format_name, "runtime": chosen.runtime}, signature, coverage)
 
 
 def read(path: str | os.PathLike[str]) -> Artifact:
     """Read an artifact's description and check every file against it.
 
     Raises:
-        ArtifactError: the folder is no artifact, or a file in it is missing or was changed.
+        ArtifactError: the folder is no artifact, or a file in it is missing, was changed, or leads out of the folder.
     """
-    folder = Path(path)
-    try:
-        content = json.loads((folder / DESCRIPTION).read_text())
-        intact = content.pop("sha256") == _digest(content)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"path: {str(folder)!r} holds no artifact ({DESCRIPTION} is missing). Give the folder of one format, such "
-            "as '…/quantized/static/onnx'."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"path: {str(folder / DESCRIPTION)!r} cannot be read ({error}). Export again.") from error
-    if not intact:
-        raise ArtifactError(f"path: {str(folder / DESCRIPTION)!r} was changed after export. Export again.")
-    for name, expected in content["files"].items():
-        if not (folder / name).is_file():
-            raise ArtifactError(f"path: {str(folder / name)!r} is missing. Copy the whole folder, or export again.")
-        if sha256(folder / name) != expected:
-            raise ArtifactError(
-                f"path: {str(folder / name)!r} was changed or truncated after export: its sha256 differs from the "
-                f"one in {DESCRIPTION}. Copy it again from where it was exported, or export again."
-            )
-    return Artifact(
-        path=folder,
-        signature=None if content["signature"] is None else Signature.from_json(content["signature"]),
-        **{key: content[key] for key in ("candidate", "method", "format", "runtime", "files")},
-        **{key: content[key] for key in ("quantized_ops", "float_ops")},
-    )
+    return description.read(Path(path), FORMATS)
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None, factory: Factory | None = None) -> nn.Module:
@@ -342,8 +280,8 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
             structure when called without arguments.
 
     Raises:
-        ArtifactError: the folder is no artifact, or a file in it is missing or was changed, or the factory's module
-            has another structure.
+        ArtifactError: the folder is no artifact, a file in it is missing, was changed or is refused by its runtime, or
+            the factory's module has another structure.
         ConfigError: the format needs a factory, and none was given.
         MissingExtraError: its runtime is not installed.
     """
@@ -355,17 +293,30 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
                 f"factory: the format {artifact.format!r} holds INT8 layers without the code around them. Give the "
                 "class of the target, load(path, factory=MyModel), or a function that returns one."
             )
-        return chosen.rebuild(artifact.path, factory)
+        given = factory()  # what the user's own code raises is not the artifact's fault
+        with _refused(artifact):
+            return chosen.rebuild(artifact.path, lambda: given)
     assert chosen.load is not None
-    assert artifact.signature is not None
-    return ArtifactModule(artifact.signature, chosen.load(artifact.path, threads))
+    if artifact.signature is None:
+        raise ArtifactError(f"path: {str(artifact.path)!r} does not say how it is called. Export again.")
+    with _refused(artifact):
+        return ArtifactModule(artifact, artifact.signature, chosen.load(artifact.path, threads))
 
 
-def sha256(file: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+@contextmanager
+def _refused(artifact: Artifact) -> Iterator[None]:
+    """Say which artifact it is that a runtime refuses; files that pass our checks may still be none that it takes."""
+    try:
+        yield
+    except LqError:
+        raise
+    except Exception as error:
+        raise ArtifactError(
+            f"path: {str(artifact.path)!r} is refused by {FORMATS[artifact.format].runtime} "
+            f"({type(error).__name__}: {' '.join(_lines(error))[:300]}). Export again."
+        ) from error
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _lines(error: Exception) -> list[str]:
+    """What an error says, without empty lines; at least one."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
-from lq_plugin.errors import require
+from lq_plugin.errors import ArtifactError, require
 from lq_plugin.graph.capture import FloatGraph
 from lq_plugin.noise import muted
 
 FILE = "model.onnx"
+WEIGHTS = f"{FILE}.data"
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 
 
@@ -39,13 +41,21 @@ def export(graph: FloatGraph, folder: Path) -> None:
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """Open the model in an onnxruntime session on the CPU."""
+    """Open the model in an onnxruntime session on the CPU.
+
+    Raises:
+        ArtifactError: its weights are in a file that export does not write.
+    """
     ort = require("onnxruntime", "onnx", "load: an ONNX artifact")
+    _check_weights(folder / FILE)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print about an error is in the exception that it raises
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = ort.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+    # Its fallback tries the same provider again after an error, and prints that it does.
+    session = ort.InferenceSession(
+        str(folder / FILE), options, providers=["CPUExecutionProvider"], enable_fallback=False
+    )
     names = [value.name for value in session.get_inputs()]
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -53,6 +63,38 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
         return [torch.from_numpy(result) for result in results]
 
     return run
+
+
+def _check_weights(file: Path) -> None:
+    """Check that a model reads weights from no other file than the one that export writes beside it.
+
+    onnxruntime itself refuses files outside of the folder. A model without the word that every such reference has in
+    it need not be parsed.
+    """
+    if not _holds(file, b"location"):
+        return
+    library = require("onnx", "onnx", "load: an ONNX artifact")
+    for name in _locations(library.load(file, load_external_data=False)):
+        if name != WEIGHTS:
+            raise ArtifactError(
+                f"path: {str(file)!r} reads weights from {name!r}, where ArtifactExport writes {WEIGHTS!r} alone. "
+                "Export again from a source that you trust."
+            )
+
+
+def _holds(file: Path, word: bytes) -> bool:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(word) >= 0
+
+
+def _locations(message: Any) -> Iterator[str]:
+    """Yield the files that the tensors in a message of protobuf refer to."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            yield from (entry.value for entry in value if entry.key == "location")
+        elif field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _locations(part)
 
 
 def _add_bias_apart(graph: Any) -> None:

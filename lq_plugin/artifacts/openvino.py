@@ -14,6 +14,7 @@ from lq_plugin.errors import require
 from lq_plugin.graph.capture import FloatGraph
 
 FILE = "model.xml"
+FILES = (FILE, "model.bin")
 
 
 def export(graph: FloatGraph, folder: Path) -> None:
@@ -26,12 +27,17 @@ def export(graph: FloatGraph, folder: Path) -> None:
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """Compile the model for the CPU; what is not INT8 is computed in float32 on every CPU."""
+    """Compile the model for the CPU; what is not INT8 is computed in float32 on every CPU.
+
+    Left to choose, OpenVINO tries every format that it knows on a file that is none of its own.
+    """
     ov = require("openvino", "openvino", "load: an OpenVINO artifact")
+    reader = ov.frontend.FrontEndManager().load_by_framework("ir")
+    model = reader.convert(reader.load(str(folder / FILE)))
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    compiled = ov.Core().compile_model(str(folder / FILE), "CPU", settings)
+    compiled = ov.Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:

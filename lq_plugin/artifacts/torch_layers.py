@@ -21,6 +21,7 @@ from lq_plugin.eager import swap
 from lq_plugin.eager.layers import KINDS, Tensors, misfits, put_together, quantized, resembling, taken_apart
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.untrusted import read_json
 
 if TYPE_CHECKING:
     from lq_plugin.candidate import DynamicCandidate
@@ -107,6 +108,13 @@ def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
                 f"factory: {first!r} and {name!r} of {type(module).__name__} are one tensor, and were two when they "
                 f"were exported. {_AS_TRAINED}"
             )
+    kinds = {name: _kind(tensor) for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    cast = sorted(name for name, tensor in rest.items() if kinds.get(name, _kind(tensor)) != _kind(tensor))
+    if cast:
+        raise ArtifactError(
+            f"factory: {cast[0]!r} of {type(module).__name__} is of another kind of numbers than was exported. "
+            f"{_AS_TRAINED}"
+        )
     try:
         module.load_state_dict(rest | {alias: rest[name] for alias, name in aliases.items()})
     except RuntimeError as error:
@@ -116,6 +124,11 @@ def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
         ) from None
 
 
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """Kind of a tensor's numbers: within one, loading may change the precision, and nothing else."""
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
 def _below(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -123,12 +136,13 @@ def _below(prefix: str, tensors: Tensors) -> Tensors:
 def _described(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Read what ``layers.json`` says, and check that it is of the form that is written."""
     try:
-        content = json.loads((folder / LAYERS).read_text())
+        content = read_json(folder / LAYERS)
         layers, aliases = content["layers"], content["aliases"]
         for entry in layers:
             kind, options, paths = entry["kind"], entry["options"], entry["paths"]
             types = {name: type(value) for name, value in options.items()}
-            if types != KINDS[kind].options or not paths or not all(isinstance(path, str) for path in paths):
+            named = isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
+            if types != KINDS[kind].options or not named:
                 raise _malformed(f"it describes no layer at {paths!r} ({kind}, {options})")
         if not all(isinstance(name, str) for name in aliases.values()):
             raise _malformed(f"its aliases are no names: {aliases!r}")
@@ -149,15 +163,20 @@ def _check(module: nn.Module, entry: Mapping[str, Any], tensors: Tensors) -> Non
     given = {option: getattr(layer, option, None) for option in options}
     if not isinstance(layer, KINDS[kind].float_class) or given != options:
         raise ArtifactError(
-            f"factory: {name!r} of {type(module).__name__} is {layer}, where a {kind} with {options} was exported. "
-            f"{_AS_TRAINED}"
+            f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, where a {kind} with {options} was "
+            f"exported. {_AS_TRAINED}"
         )
     wrong = misfits(layer, kind, tensors)
     if wrong:
         raise ArtifactError(
-            f"factory: {name!r} of {type(module).__name__} is {layer}, which does not fit the exported {kind}: "
+            f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, which does not fit the exported {kind}: "
             f"{wrong} are missing, superfluous or of another shape. {_AS_TRAINED}"
         )
+
+
+def _short(layer: nn.Module) -> str:
+    """Name a layer in one line, whatever is in it."""
+    return " ".join(str(layer).split())[:200]
 
 
 def _check_sharing(module: nn.Module, layers: Sequence[Mapping[str, Any]]) -> None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import keyword
+import math
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lq_plugin.errors import ArtifactError, CaptureError, unknown_name
@@ -27,6 +30,10 @@ from lq_plugin.graph.nesting import NAMED, Record, parts
 Structure = dict[str, Any]
 _CONSTANTS = (type(None), bool, int, float, str)
 _IN_ORDER = ("list", "tuple")  # kinds whose keys are positions
+_CONTAINERS = (*_IN_ORDER, *NAMED, "dict", "ordered_dict")
+_GIVEN = {"VAR_POSITIONAL": "tuple", "VAR_KEYWORD": "dict"}  # what is captured of parameters that take any number
+_KINDS = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL", "KEYWORD_ONLY", "VAR_KEYWORD")
+_DEEPEST = 64  # levels of nesting; no forward takes or returns as many
 
 
 @dataclass(frozen=True)
@@ -98,27 +105,123 @@ class Signature:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return the signature as builtins."""
-        return dataclasses.asdict(self)
+        """Return the signature as builtins of JSON, which has no infinite numbers."""
+        made: dict[str, Any] = _encoded(dataclasses.asdict(self))
+        return made
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        """Rebuild a signature from :meth:`to_json`."""
-        return cls(tuple(Parameter(**parameter) for parameter in data["parameters"]), data["output"])
+        """Rebuild a signature from :meth:`to_json`.
 
-    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        signature = inspect.Signature(
+        Raises:
+            ValueError: the data is nothing that :meth:`to_json` returns.
+        """
+        try:
+            data = _decoded(data)
+            read = cls(tuple(_parameter(parameter) for parameter in data["parameters"]), data["output"])
+            _check_structure(read.output)
+            read._inspected()
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"the signature is malformed ({type(error).__name__}: {error})") from None
+        if [given["tensor"] for _, given in read.tensors()] != list(range(len(read.tensors()))):
+            raise ValueError("the signature is malformed (its inputs are not numbered in order)")
+        return read
+
+    def _inspected(self) -> inspect.Signature:
+        return inspect.Signature(
             [
                 inspect.Parameter(p.name, getattr(inspect.Parameter, p.kind), default=_default(p))
                 for p in self.parameters
             ]
         )
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        signature = self._inspected()
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ArtifactError(f"call: {error}. The artifact takes {signature}, like its target's forward.") from error
         bound.apply_defaults()
         return bound.arguments
+
+
+def _encoded(data: Any) -> Any:
+    """Write constants that are no numbers of JSON as ``{"float": "inf"}``."""
+    if isinstance(data, dict):
+        constant = data.get("constant")
+        if isinstance(constant, float) and not math.isfinite(constant):
+            return {"float": str(constant)}
+        return {key: _encoded(item) for key, item in data.items()}
+    return [_encoded(item) for item in data] if isinstance(data, list | tuple) else data
+
+
+def _decoded(data: Any) -> Any:
+    if isinstance(data, dict):
+        if data.get("float") in ("inf", "-inf", "nan"):
+            return {"constant": float(data["float"])}
+        return {key: _decoded(item) for key, item in data.items()}
+    return [_decoded(item) for item in data] if isinstance(data, list) else data
+
+
+def _parameter(data: Mapping[str, Any]) -> Parameter:
+    """Read a parameter from builtins that anybody may have written."""
+    parameter = Parameter(**data)
+    if not _is_name(parameter.name) or parameter.kind not in _KINDS:
+        raise ValueError(f"the signature is malformed (a parameter {parameter.name!r} of kind {parameter.kind!r})")
+    _check_structure(parameter.given)
+    kind = next(iter(parameter.given))
+    if kind != _GIVEN.get(parameter.kind, kind) or not (parameter.default is None or _is_constant(parameter.default)):
+        raise ValueError(f"the signature is malformed (parameter {parameter.name!r})")
+    return parameter
+
+
+def _check_structure(data: Any, depth: int = 0) -> None:
+    """Check a structure that anybody may have written.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(data, dict) and depth < _DEEPEST and (_is_tensor(data) or _is_constant(data)):
+        return
+    if not isinstance(data, dict) or depth >= _DEEPEST or len(data) != 1:
+        raise ValueError("the signature is malformed (it holds no structure, or one nested too deeply)")
+    ((kind, content),) = data.items()
+    if kind not in _CONTAINERS or not isinstance(content, list) or not all(len(pair) == 2 for pair in content):
+        raise ValueError(f"the signature is malformed (no pairs of keys and structures of the kind {kind!r})")
+    if not _are_keys(kind, [key for key, _ in content]):
+        raise ValueError(f"the signature is malformed (a {kind} cannot have such keys)")
+    for _, item in content:
+        _check_structure(item, depth + 1)
+
+
+def _are_keys(kind: str, keys: list[Any]) -> bool:
+    if kind in _IN_ORDER:
+        return all(type(key) is int for key in keys) and keys == list(range(len(keys)))
+    if not all(type(key) in (str, int, bool) for key in keys) or len(set(keys)) != len(keys):
+        return False
+    if kind == "named_tuple":
+        _named_tuple(tuple(keys))  # a ValueError for what is no name of a field
+    return kind not in NAMED or all(type(key) is str for key in keys)
+
+
+def _is_name(text: Any) -> bool:
+    return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text)
+
+
+def _is_constant(data: Any) -> bool:
+    return isinstance(data, dict) and data.keys() == {"constant"} and type(data["constant"]) in _CONSTANTS
+
+
+def _is_tensor(data: Structure) -> bool:
+    if data.keys() != {"tensor", "dtype", "shape"} or type(data["tensor"]) is not int or data["tensor"] < 0:
+        return False
+    sizes = data["shape"]
+    return (
+        isinstance(data["dtype"], str)
+        and isinstance(getattr(torch, data["dtype"], None), torch.dtype)
+        and isinstance(sizes, list)
+        and all(size is None or (type(size) is int and size >= 0) for size in sizes)
+    )
 
 
 def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Parameter, ...]:

@@ -1,0 +1,204 @@
+"""``artifact.json``: what an artifact is, how it is called, and the sha256 of every file, itself included.
+
+The checksums protect against damage. They prove nothing about who made the artifact, for whoever changes a file can
+write the new checksum beside it: so what is read here is checked as anything from outside is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lq_plugin.coverage import Coverage
+from lq_plugin.errors import ArtifactError
+from lq_plugin.graph.signature import Signature
+from lq_plugin.untrusted import read_json, regular_file
+
+FILE = "artifact.json"
+SCHEMA_VERSION = 1
+_TEXTS = ("candidate", "method", "format", "runtime")
+_OPERATORS = {"quantized_ops": {"name", "op"}, "float_ops": {"name", "op", "reason"}}
+
+
+class Files(Protocol):
+    """The names of a format's files."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those that are always there."""
+
+    @property
+    def further_files(self) -> tuple[str, ...]:
+        """Those that may be there."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A candidate exported for one runtime.
+
+    Args:
+        path: its folder; ``lq_plugin.load(path)`` makes a module of it.
+        candidate: name of the candidate.
+        method: the scheme's method.
+        format: a key of ``FORMATS``.
+        runtime: what executes it.
+        signature: how it is called; ``None`` where the user's own class is called.
+        files: sha256 by file name, without ``artifact.json``.
+        quantized_ops: ``{"name", "op"}`` of every operator that computes on integers.
+        float_ops: ``{"name", "op", "reason"}`` of every operator that stays float.
+    """
+
+    path: Path
+    candidate: str
+    method: str
+    format: str
+    runtime: str
+    signature: Signature | None
+    files: Mapping[str, str]
+    quantized_ops: Sequence[Mapping[str, str]]
+    float_ops: Sequence[Mapping[str, str]]
+
+    @property
+    def label(self) -> str:
+        """``<candidate>/<format>``."""
+        return f"{self.candidate}/{self.format}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the runtime's files on disk."""
+        return sum((self.path / name).stat().st_size for name in self.files)
+
+
+def write(folder: Path, names: Mapping[str, str], signature: Signature | None, coverage: Coverage) -> None:
+    """Write ``artifact.json`` beside the runtime's files.
+
+    Args:
+        folder: where the files are.
+        names: candidate, method, format and runtime.
+        signature: how the artifact is called, where it is not by the user's own class.
+        coverage: which operators compute on integers.
+    """
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        **names,
+        "signature": None if signature is None else signature.to_json(),
+        "quantized_ops": [vars(op) for op in coverage.quantized],
+        "float_ops": [vars(op) for op in coverage.float_ops],
+        "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
+    }
+    content["sha256"] = _digest(content)
+    (folder / FILE).write_text(json.dumps(content, indent=1))
+
+
+def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
+    """Read an artifact's description and check every file against it.
+
+    Args:
+        folder: the artifact.
+        formats: which files each known format has.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or a file in it is missing, was changed, or leads out of the folder.
+    """
+    try:
+        content = read_json(folder / FILE)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(
+            f"path: {str(folder)!r} holds no artifact ({FILE} is missing). Give the folder of one format, such "
+            "as '…/quantized/static/onnx'."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read: it {error}. Export again.") from error
+    try:
+        artifact = _artifact(folder, content)
+        _check_names(artifact, formats)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read: {reason}. Export again.") from error
+    if content.pop("sha256", None) != _digest(content):
+        raise ArtifactError(f"path: {str(folder / FILE)!r} was changed after export. Export again.")
+    for name, expected in artifact.files.items():
+        _check_file(folder / name, expected)
+    for name in sorted({*formats[artifact.format].further_files} - artifact.files.keys()):
+        if os.path.lexists(folder / name):  # or the runtime would open it
+            raise ArtifactError(
+                f"path: {str(folder / name)!r} is not listed in {FILE}. It does not belong to this artifact: remove it."
+            )
+    return artifact
+
+
+def _artifact(folder: Path, content: Any) -> Artifact:
+    """Build an artifact of the values that are due, each of the type that is due."""
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    version = content["schema_version"]
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise ValueError(
+            f"schema_version {version!r} is unknown, this version of lq_plugin reads {SCHEMA_VERSION}; a newer one may "
+            "have written it"
+        )
+    if not all(isinstance(content[key], str) for key in _TEXTS):
+        raise ValueError(f"{', '.join(_TEXTS)} must be texts")
+    for key, fields in _OPERATORS.items():
+        if not isinstance(content[key], list) or not all(_is_record(op, fields) for op in content[key]):
+            raise ValueError(f"{key} must be a list of records of {', '.join(sorted(fields))}")
+    files = content["files"]
+    if not isinstance(files, dict) or not all(_is_sha256(value) for value in files.values()):
+        raise ValueError("files must hold a sha256 for each file")
+    return Artifact(
+        path=folder,
+        signature=None if content["signature"] is None else Signature.from_json(content["signature"]),
+        **{key: content[key] for key in (*_TEXTS, *_OPERATORS, "files")},
+    )
+
+
+def _is_record(value: Any, fields: set[str]) -> bool:
+    return isinstance(value, dict) and value.keys() == fields and all(isinstance(text, str) for text in value.values())
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
+    """Check that the files are those of the format, so that no name leads out of the folder."""
+    if artifact.format not in formats:
+        raise ValueError(f"format {artifact.format!r} is unknown; allowed are {', '.join(map(repr, formats))}")
+    due = formats[artifact.format]
+    missing = sorted(set(due.files) - artifact.files.keys())
+    foreign = sorted(artifact.files.keys() - {*due.files, *due.further_files})
+    if missing or foreign:
+        raise ValueError(
+            f"files must be {', '.join(due.files)} for the format {artifact.format!r}; missing: {missing}, not of this "
+            f"format: {foreign}"
+        )
+
+
+def _check_file(file: Path, expected: str) -> None:
+    try:
+        found = sha256(regular_file(file))
+    except FileNotFoundError:
+        raise ArtifactError(f"path: {str(file)!r} is missing. Copy the whole folder, or export again.") from None
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"path: {str(file)!r} {error}. Copy the whole folder, or export again.") from error
+    if found != expected:
+        raise ArtifactError(
+            f"path: {str(file)!r} was changed or truncated after export: its sha256 differs from the one in {FILE}. "
+            "Copy it again from where it was exported, or export again."
+        )
+
+
+def sha256(file: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

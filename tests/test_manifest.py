@@ -60,3 +60,9 @@ def test_the_environment_names_what_was_used() -> None:
     assert isinstance(environment["cpu"], str)
     assert isinstance(environment["isa"], list)
     json.dumps(environment)
+
+
+def test_what_a_killed_run_left_is_removed_when_a_manifest_is_written(tmp_path: Path) -> None:
+    (tmp_path / ".manifest.json.12345").write_text("half")
+    manifest.write(tmp_path, built())
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]

@@ -214,6 +214,8 @@ def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
     if candidate.scheme.method in FORMATS[format_name].refuses:
         raise UnsupportedError(FORMATS[format_name].refuses[candidate.scheme.method])
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{format_name}-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{format_name}-", dir=path.parent))
     try:
         coverage = _written(candidate, scratch, format_name)

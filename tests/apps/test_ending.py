@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from damage.cases_manifests import NASTY, good
+from damage.manifests import NASTY, good
 
 from lq_plugin.apps.command import _reason_of_all, _write_leaderboard, one_line
 from lq_plugin.errors import ConfigError

@@ -350,3 +350,11 @@ def test_tensors_of_another_kind_are_not_cast(dtype: torch.dtype, of: Callable[[
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ArtifactError, match=r"'0.weight' .* of another kind"):
         load(signed_again(folder))
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    left = tmp_path / ".pt2-killed"
+    left.mkdir()
+    (left / "model.pt2").write_bytes(b"half")
+    lq_plugin.export(lq_plugin.quantize(network(), [batch()]), tmp_path, ["pt2"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pt2"]

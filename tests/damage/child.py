@@ -22,7 +22,8 @@ def main(module: str, specimens: Path, scratch: Path, first: int) -> None:
     answers = os.fdopen(os.dup(1), "w", errors="backslashreplace")
     os.dup2(2, 1)  # whatever is printed must not mix with the answers
     for read, name in {(case.read, case.specimen) for case in cases}:
-        read(specimens / name)
+        if name is not None:
+            read(specimens / name)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -30,7 +31,11 @@ def main(module: str, specimens: Path, scratch: Path, first: int) -> None:
     print("ready\t0\t", file=answers, flush=True)
     for case in cases[first:]:
         shutil.rmtree(scratch / "case", ignore_errors=True)  # left there by a child that died
-        copy = Path(shutil.copytree(specimens / case.specimen, scratch / "case"))
+        copy = scratch / "case"
+        if case.specimen is None:
+            copy.mkdir()
+        else:
+            shutil.copytree(specimens / case.specimen, copy)
         outcome, message = _outcome(case, copy)
         print(outcome, _peak() - before, message, sep="\t", file=answers, flush=True)
 

@@ -29,13 +29,13 @@ class Case:
 
     Args:
         name: what is done, with a number; its random numbers follow from it, so they never change.
-        specimen: name of the folder that is copied.
+        specimen: name of the folder that is copied; ``None`` for an empty one, which the damage fills.
         damage: changes the copy.
         read: reads the copy; whatever it raises must be an ``LqError``.
     """
 
     name: str
-    specimen: str
+    specimen: str | None
     damage: Callable[[Path, Random], object]
     read: Callable[[Path], object]
 
@@ -79,6 +79,7 @@ def run(module: str, specimens: Path, scratch: Path, patience: float = 15.0) -> 
         patience: seconds that a case may take.
     """
     report, names = Report(), [case.name for case in importlib.import_module(module).CASES]
+    assert len(set(names)) == len(names), "two cases have one name"
     while len(report.outcomes) < len(names):
         _run_child([module, str(specimens), str(scratch)], names, patience, report)
     return report

@@ -31,8 +31,8 @@ def test_the_harness_tells_what_becomes_of_a_case(tmp_path: Path) -> None:
     assert report.messages["crashed"] == "exit code -6"
 
 
-def test_every_case_has_a_name_of_its_own_and_came_to_an_end(report: Report) -> None:
-    assert len({case.name for case in CASES}) == len(CASES) == len(report.outcomes)
+def test_thousands_of_cases_came_to_an_end(report: Report) -> None:
+    assert len(report.outcomes) == len(CASES) > 2_000
 
 
 def test_damage_is_refused_by_named_errors_alone(report: Report) -> None:

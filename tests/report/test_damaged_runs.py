@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage.cases_manifests import BAD, BOMB, DELETED, GOOD, NASTY, cases, good
+from damage.manifests import BAD, BOMB, DELETED, GOOD, NASTY, cases, good
 from rich.console import Console
 
 from lq_plugin.apps.report import main, show

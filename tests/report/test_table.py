@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage.cases_manifests import NASTY, good
+from damage.manifests import NASTY, good
 from rich.console import Console
 
 from lq_plugin.printing import line, plain

@@ -66,8 +66,9 @@ def cases() -> Iterator[Case]:
         yield _kept(f"fit.json: whole {number}", "fit.json", functools.partial(_encoded, value=value))
         yield _kept(f"fit.json: live {number}", "fit.json", functools.partial(_live, value=value))
     for number, path in enumerate(_paths(_state())):
-        for value in (None, "x", -1, 10**400, torch.tensor(torch.nan), torch.zeros(1).expand(10**12), [], {}):
-            yield f"calibration: {number} {type(value).__name__}", *_calibration(path, value)
+        wrong = (None, "x", -1, 10**400, torch.tensor(torch.nan), torch.zeros(1).expand(10**12), [], {})
+        for which, value in enumerate(wrong):
+            yield f"calibration: {number} {which}", *_calibration(path, value)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ and exit codes.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import json
@@ -57,7 +58,9 @@ def run(
 @functools.cache
 def _server() -> Any:
     """Start the server at the first command; it ends with this process, when its requests end."""
-    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(server.communicate)
+    return server
 
 
 def _serve() -> dict[str, Any] | None:

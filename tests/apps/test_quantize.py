@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 import lightning as L
 import pytest
 import torch
@@ -100,8 +100,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_checkpoint_ends_the_command_with_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lq_plugin.apps.quantize", "recipe=mnist_cnn", "ckpt_path=nowhere.ckpt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = commands.run("lq-quantize", "recipe=mnist_cnn", "ckpt_path=nowhere.ckpt", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
         1,
         f"lq-quantize: ckpt_path: '{tmp_path / 'nowhere.ckpt'}' cannot be read (No such file or directory). Give a "

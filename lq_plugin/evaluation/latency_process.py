@@ -40,10 +40,12 @@ class Deadlines:
             half a minute; compiling a large model with torch takes minutes.
         turn: seconds to answer in a turn, besides ten times those that its calls should take: what else runs on this
             machine may slow them.
+        end: seconds to end after its output was closed; an interpreter that holds torch takes some to tear down.
     """
 
     start: float = 600.0
     turn: float = 60.0
+    end: float = 30.0
 
 
 def command(format_name: str, folder: Path, inputs: Path, outputs: Path, threads: int) -> list[str]:
@@ -182,7 +184,7 @@ class Worker:
 
     def _how_it_ended(self, doing: str) -> str:
         try:
-            return f"ended with {self._process.wait(_ENDING)} while {doing}"
+            return f"ended with {self._process.wait(self._deadlines.end)} while {doing}"
         except subprocess.TimeoutExpired:
             return f"closed its output while {doing}, without ending, and was ended"
 

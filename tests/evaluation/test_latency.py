@@ -177,7 +177,7 @@ BAD = {
 def test_a_worker_that_misbehaves_is_ended_with_the_reason_and_the_others_go_on(
     script: str, said: str, tmp_path: Path, workers: list[Worker]
 ) -> None:
-    deadlines = SHORT if "did not answer within" in said else Deadlines()
+    deadlines = SHORT if "did not answer within" in said else Deadlines(end=1.0 if "without ending" in said else 30.0)
     bad, good = started(script, tmp_path, workers, deadlines), started(GOOD, tmp_path, workers)
     made = in_turns({"bad": bad, "good": good, "here": Here(lambda: None, 1)}, QUICK)
     assert made["bad"].median is None

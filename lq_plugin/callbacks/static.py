@@ -45,10 +45,11 @@ class StaticQuantization(QuantizingCallback):
         activation_symmetric: zero point in the middle of the range.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
         weight_symmetric: zero point 0.
-        reduce_range: weights use 7 bits; by default where this CPU's kernels would saturate with 8.
+        reduce_range: weights use 7 bits; by default as ``targets_cpu`` says.
         embeddings: whether look-up tables are quantized too; they are by default.
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
+        targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
 
     Attributes:
         known: calibrations made before; one that fits the weights and the options is taken.
@@ -74,6 +75,7 @@ class StaticQuantization(QuantizingCallback):
         embeddings: bool | None = Scheme.embeddings,
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
+        targets_cpu: str = Scheme.targets_cpu,
     ) -> None:
         scheme = Scheme(
             method="static",
@@ -86,6 +88,7 @@ class StaticQuantization(QuantizingCallback):
             embeddings=embeddings,
             skip=skip,
             only=only,
+            targets_cpu=targets_cpu,
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         if samples < 1:

@@ -275,7 +275,8 @@ def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_nam
     chosen = FORMATS[format_name]
     names = {"candidate": candidate.name, "method": candidate.scheme.method}
     signature = candidate.graph.signature if chosen.load is not None else None
-    saturates = not candidate.scheme.reduce_range and not chosen.seven_bit_activations
+    multiplied = any(not op.op.startswith("embedding") for op in coverage.quantized)  # tables are only looked up
+    saturates = multiplied and not candidate.scheme.reduce_range and not chosen.seven_bit_activations
     description.write(
         folder, names | {"format": format_name, "runtime": chosen.runtime}, signature, coverage, saturates
     )

@@ -150,11 +150,14 @@ def test_load_says_once_that_this_cpu_saturates(
         paths[targets_cpu] = lq_plugin.export(static, tmp_path / targets_cpu, ["pt2"])["pt2"].path
     dynamic = candidate(Scheme("dynamic", targets_cpu="vnni"))
     paths["torch"] = lq_plugin.export(dynamic, tmp_path, ["torch"])["torch"].path
-    # torch's kernels take 7 bits of what goes into a layer.
+    table = lq_plugin.quantize(nn.Embedding(4, 2), [torch.tensor([[1, 2]])], Scheme(targets_cpu="vnni"))
+    paths["table"] = lq_plugin.export(table, tmp_path / "table", ["pt2"])["pt2"].path
+    # torch's kernels take 7 bits of what goes into a layer, and nothing is multiplied with a table.
     assert {name: read(path).saturates_without_vnni for name, path in paths.items()} == {
         "vnni": True,
         "any": False,
         "torch": False,
+        "table": False,
     }
     monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(cpu, "isa", lambda: WITH_VNNI)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import UNCALIBRATED, Calibration, Provenance, Recording, calls
@@ -112,6 +113,7 @@ class DynamicCandidate:
         scheme: what is quantized and how.
         provenance: whose weights these are.
         dynamic_dims: dynamic dimensions of the graph besides the batch, by input name.
+        measured: what was decided by measuring when it was exported, by a digest of what was measured.
     """
 
     name: str
@@ -120,6 +122,7 @@ class DynamicCandidate:
     scheme: Scheme
     provenance: Provenance
     dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def graph(self) -> FloatGraph:

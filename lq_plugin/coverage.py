@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,23 @@ class FloatOp:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was decided by measuring: to compute on integers, or why not."""
+
+    int8: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class Coverage:
-    """Every operator of an artifact that computes on integers, and every one that computes on floats and why."""
+    """Every operator of an artifact that computes on integers, and every one that computes on floats and why.
+
+    Args:
+        quantized: those that compute on integers.
+        float_ops: those that compute on floats.
+        measured: what was decided by measuring, by a digest of what was measured; another export reads it back.
+    """
 
     quantized: Sequence[QuantizedOp]
     float_ops: Sequence[FloatOp]
+    measured: Mapping[str, Measured] = field(default_factory=dict)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 _INT8_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+_VNNI = frozenset(("avx_vnni", "avx512_vnni", "amx_int8"))
 _X86 = ("x86_64", "AMD64", "i686")
 
 
@@ -20,12 +22,21 @@ def isa() -> list[str]:
     return [flag for flag in _INT8_FLAGS if flag in flags]
 
 
-def saturates() -> bool:
-    """Whether INT8 kernels of this CPU may add pairs of products in 16 bits, which saturates.
+def saturates(machine: str | None = None, flags: Collection[str] | None = None) -> bool:
+    """Whether INT8 kernels of a CPU may add pairs of products in 16 bits, which saturates.
 
     x86 CPUs without VNNI multiply with ``vpmaddubsw``. 255 * 127 * 2 does not fit into its 16 bits, 255 * 63 * 2 does.
+
+    Args:
+        machine: its architecture, as ``platform.machine()`` names it; this machine's by default.
+        flags: its instruction sets, as :func:`isa` names them; this machine's by default.
+
+    Example:
+        >>> saturates("x86_64", ["avx2"]), saturates("x86_64", ["avx2", "avx_vnni"]), saturates("aarch64", [])
+        (True, False, False)
     """
-    return platform.machine() in _X86 and not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(isa())
+    machine = platform.machine() if machine is None else machine
+    return machine in _X86 and _VNNI.isdisjoint(isa() if flags is None else flags)
 
 
 def _info() -> dict[str, str]:

@@ -15,6 +15,7 @@ METHODS = ("static", "dynamic")
 DEFAULT_OBSERVER = "histogram"
 ACTIVATION_DTYPES = ("uint8", "int8")
 GRANULARITIES = ("per_channel", "per_tensor")
+TARGETS_CPU = ("this", "any", "vnni")
 # What dynamic kernels do and no option changes: they take the range of each batch themselves, as uint8.
 _FIXED_FOR_DYNAMIC = {
     "observer": None,
@@ -38,12 +39,13 @@ class Scheme:
         weight_granularity: one scale for each output channel, or one for the tensor. Weights are int8.
         weight_symmetric: zero point 0 (fastest) instead of where it fits best.
         reduce_range: weights use 7 of their 8 bits. On x86 CPUs without VNNI, kernels add products in pairs in 16
-            bits and saturate with 8-bit weights; with 7 bits they cannot. By default on where this machine's CPU is
-            such a one; set it when artifacts are made for another machine.
+            bits and saturate with 8-bit weights; with 7 bits they cannot. By default ``targets_cpu`` decides.
         embeddings: whether look-up tables are quantized too; by default for static, and not for dynamic.
         skip: what stays float: globs over module names (``"head"``, ``"encoder.layers.0.*"``) and operator types
             written ``"op:conv2d"``.
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
+        targets_cpu: which CPUs the artifacts are for, where ``reduce_range`` does not say it: ``"this"`` machine's,
+            ``"any"`` (7 bits), or such as have ``"vnni"`` (8 bits).
 
     Raises:
         ConfigError: a value is not allowed; the message names the nearest allowed one.
@@ -63,6 +65,7 @@ class Scheme:
     embeddings: bool | None = None
     skip: Sequence[str] = ()
     only: Sequence[str] = ()
+    targets_cpu: str = "this"
 
     def __post_init__(self) -> None:
         if self.method == "dynamic":
@@ -71,17 +74,18 @@ class Scheme:
             object.__setattr__(
                 self, "observer", _observer(DEFAULT_OBSERVER if self.observer is None else self.observer)
             )
-        if self.reduce_range is None:
-            object.__setattr__(self, "reduce_range", cpu.saturates())
         if self.embeddings is None:
             object.__setattr__(self, "embeddings", self.method == "static")
         for field, allowed in (
             ("method", METHODS),
             ("activation_dtype", ACTIVATION_DTYPES),
             ("weight_granularity", GRANULARITIES),
+            ("targets_cpu", TARGETS_CPU),
         ):
             if getattr(self, field) not in allowed:
                 raise unknown_name(field, str(getattr(self, field)), allowed)
+        if self.reduce_range is None:
+            object.__setattr__(self, "reduce_range", _reduced_for(self.targets_cpu))
         for field in ("skip", "only"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
 
@@ -93,6 +97,11 @@ def _check_dynamic(scheme: Scheme) -> None:
                 f"{field}: {getattr(scheme, field)!r} is not available for dynamic quantization, whose kernels take "
                 "the range of each batch as uint8. Leave it out, or use method='static'."
             )
+
+
+def _reduced_for(targets_cpu: str) -> bool:
+    """Whether weights must do with 7 bits on the CPUs that artifacts are for."""
+    return {"this": cpu.saturates(), "any": True, "vnni": False}[targets_cpu]
 
 
 def _observer(given: Observer | str) -> Observer:

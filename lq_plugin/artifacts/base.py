@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lq_plugin import cpu
 from lq_plugin.artifacts import description, onnx, onnx_dynamic, openvino, pt2, torch_layers
 from lq_plugin.artifacts.description import Artifact as Artifact
 from lq_plugin.artifacts.description import sha256 as sha256
@@ -36,6 +37,7 @@ ALWAYS = {"dynamic": ("torch",)}  # formats that are made of a method's candidat
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Factory = Callable[[], nn.Module]
 logger = logging.getLogger("lq_plugin")
+_warned: set[Path] = set()  # artifacts of which load has said that they saturate here
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Format:
             its latency is measured.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
+        seven_bit_activations: whether its kernels take 7 bits of what goes into a layer, whatever its weights have.
     """
 
     runtime: str
@@ -69,6 +72,7 @@ class Format:
     module: Callable[[Path], nn.Module] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
+    seven_bit_activations: bool = False
 
     @property
     def lane(self) -> str:
@@ -113,6 +117,7 @@ FORMATS: Mapping[str, Format] = {
         dynamic=torch_layers.export,
         rebuild=torch_layers.rebuild,
         refuses={"static": "a static candidate is a graph without the user's class; the format 'pt2' holds it"},
+        seven_bit_activations=True,
     ),
 }
 
@@ -218,6 +223,7 @@ def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
         shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{format_name}-", dir=path.parent))
     try:
+        _recall(candidate, path)
         coverage = _written(candidate, scratch, format_name)
         _describe(candidate, coverage, scratch, format_name)
         shutil.rmtree(path, ignore_errors=True)
@@ -226,6 +232,18 @@ def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return read(path)
+
+
+def _recall(candidate: Any, path: Path) -> None:
+    """Take up what was measured for the artifact that is replaced, so that the same candidate gives the same bytes."""
+    if candidate.scheme.method != "dynamic":
+        return
+    try:
+        earlier = read(path).measured
+    except ArtifactError:  # there is none, or none that can be read
+        return
+    for digest, decision in earlier.items():
+        candidate.measured.setdefault(digest, decision)
 
 
 def _written(candidate: Candidate, folder: Path, format_name: str) -> Coverage:
@@ -257,7 +275,11 @@ def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_nam
     chosen = FORMATS[format_name]
     names = {"candidate": candidate.name, "method": candidate.scheme.method}
     signature = candidate.graph.signature if chosen.load is not None else None
-    description.write(folder, names | {"format": format_name, "runtime": chosen.runtime}, signature, coverage)
+    multiplied = any(not op.op.startswith("embedding") for op in coverage.quantized)  # tables are only looked up
+    saturates = multiplied and not candidate.scheme.reduce_range and not chosen.seven_bit_activations
+    description.write(
+        folder, names | {"format": format_name, "runtime": chosen.runtime}, signature, coverage, saturates
+    )
 
 
 def read(path: str | os.PathLike[str]) -> Artifact:
@@ -288,6 +310,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
         MissingExtraError: its runtime is not installed.
     """
     artifact = read(path)
+    _warn_of_saturation(artifact)
     chosen = FORMATS[artifact.format]
     if chosen.rebuild is not None:
         if factory is None:
@@ -303,6 +326,20 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
         raise ArtifactError(f"path: {str(artifact.path)!r} does not say how it is called. Export again.")
     with _refused(artifact):
         return ArtifactModule(artifact, artifact.signature, chosen.load(artifact.path, threads))
+
+
+def _warn_of_saturation(artifact: Artifact) -> None:
+    """Say, once for each artifact, that this CPU's results may be wrong."""
+    place = artifact.path.absolute()
+    if not artifact.saturates_without_vnni or place in _warned or not cpu.saturates():
+        return
+    _warned.add(place)
+    logger.warning(
+        "%s has weights of 8 bits, and this CPU (%s) has no VNNI: sums that do not fit into 16 bits are cut off, and "
+        "outputs may be less accurate than where it was measured. Export again with targets_cpu='any'.",
+        artifact.path,
+        cpu.name(),
+    )
 
 
 @contextmanager

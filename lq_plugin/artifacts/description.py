@@ -11,11 +11,11 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lq_plugin.coverage import Coverage
+from lq_plugin.coverage import Coverage, Measured
 from lq_plugin.errors import ArtifactError
 from lq_plugin.graph.signature import Signature
 from lq_plugin.untrusted import read_json, regular_file
@@ -52,6 +52,9 @@ class Artifact:
         files: sha256 by file name, without ``artifact.json``.
         quantized_ops: ``{"name", "op"}`` of every operator that computes on integers.
         float_ops: ``{"name", "op", "reason"}`` of every operator that stays float.
+        saturates_without_vnni: whether its products may not fit into the 16 bits in which x86 CPUs without VNNI add
+            them up; ``None`` where it was exported before that was recorded.
+        measured: what was decided by measuring, by a digest of what was measured.
     """
 
     path: Path
@@ -63,6 +66,8 @@ class Artifact:
     files: Mapping[str, str]
     quantized_ops: Sequence[Mapping[str, str]]
     float_ops: Sequence[Mapping[str, str]]
+    saturates_without_vnni: bool | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -75,7 +80,13 @@ class Artifact:
         return sum((self.path / name).stat().st_size for name in self.files)
 
 
-def write(folder: Path, names: Mapping[str, str], signature: Signature | None, coverage: Coverage) -> None:
+def write(
+    folder: Path,
+    names: Mapping[str, str],
+    signature: Signature | None,
+    coverage: Coverage,
+    saturates_without_vnni: bool | None = None,
+) -> None:
     """Write ``artifact.json`` beside the runtime's files.
 
     Args:
@@ -83,6 +94,7 @@ def write(folder: Path, names: Mapping[str, str], signature: Signature | None, c
         names: candidate, method, format and runtime.
         signature: how the artifact is called, where it is not by the user's own class.
         coverage: which operators compute on integers.
+        saturates_without_vnni: see :class:`Artifact`.
     """
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -90,6 +102,8 @@ def write(folder: Path, names: Mapping[str, str], signature: Signature | None, c
         "signature": None if signature is None else signature.to_json(),
         "quantized_ops": [vars(op) for op in coverage.quantized],
         "float_ops": [vars(op) for op in coverage.float_ops],
+        "saturates_without_vnni": saturates_without_vnni,
+        "measured": {digest: asdict(decision) for digest, decision in coverage.measured.items()},
         "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
     }
     content["sha256"] = _digest(content)
@@ -151,11 +165,26 @@ def _artifact(folder: Path, content: Any) -> Artifact:
     files = content["files"]
     if not isinstance(files, dict) or not all(_is_sha256(value) for value in files.values()):
         raise ValueError("files must hold a sha256 for each file")
+    saturates = content.get("saturates_without_vnni")  # not in what earlier versions wrote, nor is "measured"
+    if saturates is not None and not isinstance(saturates, bool):
+        raise ValueError("saturates_without_vnni must be true, false or null")
     return Artifact(
         path=folder,
+        saturates_without_vnni=saturates,
+        measured=_measured(content.get("measured", {})),
         signature=None if content["signature"] is None else Signature.from_json(content["signature"]),
         **{key: content[key] for key in (*_TEXTS, *_OPERATORS, "files")},
     )
+
+
+def _measured(content: Any) -> dict[str, Measured]:
+    if not isinstance(content, dict) or not all(map(_is_sha256, content)):
+        raise ValueError("measured must hold a decision for each sha256")
+    for decision in content.values():
+        fields = isinstance(decision, dict) and {name: type(value) for name, value in decision.items()}
+        if fields != {"int8": bool, "reason": str}:
+            raise ValueError("measured must hold decisions of int8 (true or false) and reason")
+    return {digest: Measured(**decision) for digest, decision in content.items()}
 
 
 def _is_record(value: Any, fields: set[str]) -> bool:

@@ -37,7 +37,9 @@ def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
     described: list[dict[str, Any]] = []
     tensors: Tensors = {}
     for number, layer in enumerate(found.chosen):
-        made = quantized(layer.module, layer.kind, candidate.scheme.weight_granularity)
+        made = quantized(
+            layer.module, layer.kind, candidate.scheme.weight_granularity, bool(candidate.scheme.reduce_range)
+        )
         options, parts = taken_apart(made, layer.kind)
         described.append({"paths": list(layer.paths), "kind": layer.kind, "options": options})
         tensors |= {f"int8.{number}.{name}": tensor.contiguous() for name, tensor in parts.items()}

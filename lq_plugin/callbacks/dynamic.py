@@ -37,10 +37,11 @@ class DynamicQuantization(QuantizingCallback):
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [1]}`` for sequences of any length.
         weight_granularity: see :class:`~lq_plugin.Scheme`, as are all that follow; ``"per_channel"`` or
             ``"per_tensor"``.
-        reduce_range: weights use 7 bits; by default where this CPU's kernels would saturate with 8.
+        reduce_range: weights use 7 bits; by default as ``targets_cpu`` says.
         embeddings: whether look-up tables are quantized too; they are not by default.
         skip: what stays float: globs over module names and ``"op:<kind of layer>"``, such as ``"op:gru"``.
         only: where given, nothing else is quantized.
+        targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
@@ -57,6 +58,7 @@ class DynamicQuantization(QuantizingCallback):
         embeddings: bool | None = Scheme.embeddings,
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
+        targets_cpu: str = Scheme.targets_cpu,
     ) -> None:
         scheme = Scheme(
             method="dynamic",
@@ -65,6 +67,7 @@ class DynamicQuantization(QuantizingCallback):
             embeddings=embeddings,
             skip=skip,
             only=only,
+            targets_cpu=targets_cpu,
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self._shadow = ExitStack()

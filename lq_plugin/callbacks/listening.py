@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq_plugin.callbacks import repeats
 from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Recording
@@ -52,6 +53,7 @@ class Listener:
         self._batches: Sequence[int | float] = ()
         self._chosen: set[int] = set()
         self._position = -1
+        self._share: repeats.Share | None = None
         self._processes = 1
         self._rehearsal = False
         self.example: Call | None = None
@@ -81,9 +83,10 @@ class Listener:
 
         self._shadow.enter_context(loop.replaced_forward(target, listen))
 
-    def next_batch(self) -> None:
-        """Count the batches of a pass."""
+    def next_batch(self, share: repeats.Share | None = None) -> None:
+        """Count the batches of a pass; ``share`` tells of one that holds samples which another process has too."""
         self._position += 1
+        self._share = share
 
     def stop(self) -> Seen | None:
         """Give the target its forward back; return what was seen in this pass, if anything."""
@@ -122,7 +125,9 @@ class Listener:
             samples = graph.samples(graph.signature.flatten(args, kwargs))
             self._chosen = self._choose(max(samples, 1) * self._processes)
         if self._position in self._chosen:
-            self._recording.see(graph.signature.flatten(args, kwargs))
+            tensors = repeats.without(graph.signature.flatten(args, kwargs), graph, self._share)
+            if tensors is not None:
+                self._recording.see(tensors)
 
     def _choose(self, samples: int) -> set[int]:
         """Choose which batches of so many samples are observed; the first ones where their number is not known."""

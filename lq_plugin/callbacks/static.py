@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq_plugin.callbacks import repeats
 from lq_plugin.callbacks.checkpoint import Checkpoint
 from lq_plugin.callbacks.listening import Listener, Seen
 from lq_plugin.callbacks.quantizing import QuantizingCallback, data_of, never_called
 from lq_plugin.candidate import StaticCandidate
-from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.errors import CalibrationError, ConfigError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call, capture, fold
@@ -45,10 +46,11 @@ class StaticQuantization(QuantizingCallback):
         activation_symmetric: zero point in the middle of the range.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
         weight_symmetric: zero point 0.
-        reduce_range: weights use 7 bits; by default where this CPU's kernels would saturate with 8.
+        reduce_range: weights use 7 bits; by default as ``targets_cpu`` says.
         embeddings: whether look-up tables are quantized too; they are by default.
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
+        targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
 
     Attributes:
         known: calibrations made before; one that fits the weights and the options is taken.
@@ -74,6 +76,7 @@ class StaticQuantization(QuantizingCallback):
         embeddings: bool | None = Scheme.embeddings,
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
+        targets_cpu: str = Scheme.targets_cpu,
     ) -> None:
         scheme = Scheme(
             method="static",
@@ -86,6 +89,7 @@ class StaticQuantization(QuantizingCallback):
             embeddings=embeddings,
             skip=skip,
             only=only,
+            targets_cpu=targets_cpu,
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         if samples < 1:
@@ -124,9 +128,11 @@ class StaticQuantization(QuantizingCallback):
         target = loop.resolve_target(pl_module, self.target)
         self._listener.start(target, trainer.num_val_batches, trainer.world_size, rehearsal=trainer.sanity_checking)
 
-    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Count the batches of a pass."""
-        self._listener.next_batch()
+        self._listener.next_batch(repeats.share(trainer.val_dataloaders, batch_idx, dataloader_idx))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop listening, and keep the statistics of this pass."""
@@ -134,8 +140,11 @@ class StaticQuantization(QuantizingCallback):
         if trainer.sanity_checking:
             self._heard_sanity = self._listener.heard
             return
-        found = [part for part in _of_every_process(trainer, seen) if part is not None]
-        self.calibration = self._merged(trainer, found) if found else self.calibration
+        parts = _of_every_process(trainer, (seen, self._listener.failure))
+        self._listener.failure = self._listener.failure or _failed_elsewhere(parts)
+        found = [part for part, _ in parts if part is not None]
+        if found and self._listener.failure is None:
+            self.calibration = self._merged(trainer, found)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run breaks off."""
@@ -223,12 +232,24 @@ class StaticQuantization(QuantizingCallback):
         return rider.calibration, rider._listener.example
 
 
-def _of_every_process(trainer: Any, value: Seen | None) -> list[Seen | None]:
+def _of_every_process(trainer: Any, part: tuple[Seen | None, LqError | None]) -> list[tuple[Seen | None, str]]:
+    """What each process saw, and what failed there."""
+    seen, failure = part
+    own = (seen, "" if failure is None else str(failure))
     if trainer.world_size == 1:
-        return [value]
-    values: list[Seen | None] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(values, value)
+        return [own]
+    values = [own] * trainer.world_size
+    torch.distributed.all_gather_object(values, own)
     return values
+
+
+def _failed_elsewhere(parts: Sequence[tuple[Seen | None, str]]) -> CalibrationError | None:
+    """Statistics of some of the processes are those of some of the data, which nobody asked for."""
+    failed = {rank: failure for rank, (_, failure) in enumerate(parts) if failure}
+    if len(parts) == 1 or not failed:
+        return None
+    rank, failure = next(iter(failed.items()))
+    return CalibrationError(f"calibration: observing failed in process {rank} of {len(parts)}: {failure}")
 
 
 def _calibration_in(state: Mapping[str, Any]) -> Calibration | None:

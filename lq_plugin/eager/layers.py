@@ -30,6 +30,7 @@ from torch.ao.quantization import (
 Tensors = dict[str, Tensor]
 _WEIGHTS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _PLAIN = (types.NoneType, bool, int, float, str)
+_SEVEN_BITS = 63
 _SCALE, _ZERO = ".scale", ".zero_point"
 
 
@@ -54,16 +55,19 @@ class Kind:
     build: Callable[[type[Any], Mapping[str, Any], Tensors], nn.Module]
 
 
-def quantized(layer: nn.Module, kind: str, granularity: str) -> nn.Module:
+def quantized(layer: nn.Module, kind: str, granularity: str, reduce_range: bool = False) -> nn.Module:
     """Return the INT8 form of a float layer, which is not changed.
 
     Args:
         layer: of the kind's class or of a subclass that inherits its forward.
         kind: a key of ``KINDS``.
         granularity: ``"per_channel"`` or ``"per_tensor"``; tables always have a scale for each row.
+        reduce_range: weights use 7 of their 8 bits. Tables are not multiplied, and keep all 8.
     """
     chosen = KINDS[kind]
     config: QConfig = per_channel_dynamic_qconfig if granularity == "per_channel" else default_dynamic_qconfig
+    if reduce_range:
+        config = config._replace(weight=config.weight.with_args(quant_min=-_SEVEN_BITS, quant_max=_SEVEN_BITS))
     if kind.startswith("embedding"):
         config = float_qparams_weight_only_qconfig
     container = nn.Sequential(_plain(layer, chosen.float_class)).eval()

@@ -312,7 +312,14 @@ sys.path.insert(0, {tests!r})
 from tiny import Images, Tiny
 from torchmetrics.classification import MulticlassAccuracy
 
+import torch
 from lq_plugin import ArtifactExport, Int8Evaluation, MinMax, StaticQuantization
+
+class Failing(MinMax):
+    def update(self, statistic, values):
+        if torch.distributed.get_rank() == 1:
+            raise MemoryError("no room for it")
+        return super().update(statistic, values)
 
 if __name__ == "__main__":
     L.seed_everything(1, verbose=False)
@@ -320,18 +327,25 @@ if __name__ == "__main__":
     trainer = L.Trainer(
         default_root_dir={folder!r}, accelerator="cpu", devices=2, strategy={strategy!r}, max_epochs=1, logger=False,
         enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[StaticQuantization(observer="minmax"), ArtifactExport(["pt2"]), evaluation],
+        callbacks=[
+            StaticQuantization(observer="minmax"), StaticQuantization("counted"),
+            StaticQuantization("failing", observer=Failing()), ArtifactExport(["pt2"]), evaluation,
+        ],
     )
-    trainer.fit(Tiny(), datamodule=Images(val_samples=32))
+    trainer.fit(Tiny(), datamodule=Images(val_samples={samples}))
     if trainer.global_rank == 0:
         Path({folder!r}, "checkpoint").write_text(trainer.checkpoint_callback.best_model_path)
 """
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_two_processes_finish_with_one_manifest_and_merged_statistics(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "samples", "batches"), [("ddp", 31, 4), ("ddp_spawn", 33, 5)])
+def test_two_processes_finish_with_one_manifest_and_merged_statistics(
+    strategy: str, samples: int, batches: int, tmp_path: Path
+) -> None:
+    """The sampler repeats one sample: as one of the last batch, or as a batch of its own."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), strategy=strategy))
+    here = str(Path(__file__).parents[1])
+    script.write_text(SCRIPT.format(tests=here, folder=str(tmp_path), strategy=strategy, samples=samples))
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
@@ -344,17 +358,28 @@ def test_two_processes_finish_with_one_manifest_and_merged_statistics(strategy: 
         "quantized/manifest.json"
     ]
     provenance = manifest(tmp_path)["calibration"]["static"]
-    assert (provenance["samples"], provenance["batches"], provenance["extra_pass"]) == (32, 4, False)
+    assert (provenance["samples"], provenance["batches"], provenance["extra_pass"]) == (samples, batches, False)
     saved = torch.load((tmp_path / "checkpoint").read_text(), weights_only=True)
     model = Tiny()
     model.load_state_dict(saved["state_dict"])
     model.eval()
-    loader = Images(val_samples=32).val_dataloader()
-    expected = lq_plugin.calibrate(model, [x for x, _ in loader], lq_plugin.Scheme(observer="minmax"))
-    statistics = saved["callbacks"]["StaticQuantization[static]"]["calibration"]["statistics"]
-    assert statistics.keys() == expected.statistics.keys()
-    for name, statistic in expected.statistics.items():
-        assert {k: v.item() for k, v in statistics[name].items()} == {k: v.item() for k, v in statistic.items()}
+    loader = Images(val_samples=samples).val_dataloader()
+    for name, observer in (("static", "minmax"), ("counted", "histogram")):
+        expected = lq_plugin.calibrate(model, [x for x, _ in loader], lq_plugin.Scheme(observer=observer))
+        statistics = saved["callbacks"][f"StaticQuantization[{name}]"]["calibration"]["statistics"]
+        assert statistics.keys() == expected.statistics.keys()
+        for value, statistic in expected.statistics.items():
+            assert {part: tensor.tolist() for part, tensor in statistics[value].items()} == {
+                part: tensor.tolist() for part, tensor in statistic.items()
+            }
     correct = torch.cat([model(x).argmax(1) == y for x, y in loader]).float().mean().item()
     assert manifest(tmp_path)["fp32"]["metrics"]["val/acc"] == pytest.approx(correct)
-    assert entry(tmp_path)["metrics"].keys() >= {"val/acc", "validate/given", "test/given"}
+    made = {entry["candidate"]: entry for entry in manifest(tmp_path)["artifacts"]}
+    assert made["static"]["metrics"].keys() >= {"val/acc", "validate/given", "test/given"}
+    assert {name: each["status"] for name, each in made.items()} == {
+        "static": "ok",
+        "counted": "ok",
+        "failing": "failed",
+    }
+    assert "observing failed in process 1 of 2: calibration: no room for it" in made["failing"]["error"]
+    assert "StaticQuantization[failing]" not in saved["callbacks"]

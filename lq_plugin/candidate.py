@@ -18,6 +18,7 @@ from lq_plugin.graph.convert import convert
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.placement import Placement, place
 from lq_plugin.graph.signature import check_inputs
+from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.identity import graph_digest
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
@@ -212,9 +213,13 @@ def quantize(
         module = detached_copy(model).cpu()
         swap.check_patterns(module, scheme)
         swap.run(detached_copy(module), example)
+        warn_of_random_forward(name, module, example)
         return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dims)
     graph, calibration = _calibrated(model, batches, scheme, dims)
-    return StaticCandidate(name, graph, calibration, scheme)
+    candidate = StaticCandidate(name, graph, calibration, scheme)
+    warn_of_ranges(name, graph, calibration, scheme)
+    warn_of_random_forward(name, model, candidate.example)
+    return candidate
 
 
 def _calibrated(

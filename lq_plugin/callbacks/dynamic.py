@@ -19,6 +19,7 @@ from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import uncalibrated
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.soundness import warn_of_random_forward
 from lq_plugin.scheme import Scheme
 
 
@@ -124,6 +125,7 @@ class DynamicQuantization(QuantizingCallback):
         provenance = replace(
             uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
         )
+        warn_of_random_forward(self.name, target, self._example)
         return DynamicCandidate(self.name, target, self._example, self.scheme, provenance, self.dynamic_dims)
 
     def _listen(self, model: nn.Module, where: str) -> None:

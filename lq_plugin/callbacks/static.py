@@ -20,6 +20,7 @@ from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call, capture, fold
+from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.identity import graph_digest
 from lq_plugin.observers import Observer
 from lq_plugin.progress import note
@@ -157,7 +158,8 @@ class StaticQuantization(QuantizingCallback):
         anew, example = None, self._listener.example
         if example is None:
             anew, example = self._calibrated_anew(trainer, model)
-        graph = capture(loop.resolve_target(model, self.target), *example, self.dynamic_dims)
+        target = loop.resolve_target(model, self.target)
+        graph = capture(target, *example, self.dynamic_dims)
         calibration = self._known(checkpoint, graph_digest(graph.module))
         if calibration is None:
             calibration = anew or self._calibrated_anew(trainer, model)[0]
@@ -166,7 +168,10 @@ class StaticQuantization(QuantizingCallback):
         provenance = replace(
             calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
         )
-        return StaticCandidate(self.name, fold(graph), replace(calibration, provenance=provenance), self.scheme)
+        candidate = StaticCandidate(self.name, fold(graph), replace(calibration, provenance=provenance), self.scheme)
+        warn_of_ranges(candidate.name, candidate.graph, calibration, self.scheme)
+        warn_of_random_forward(candidate.name, target, example)
+        return candidate
 
     def _known(self, checkpoint: Checkpoint, digest: str) -> Calibration | None:
         """A calibration of the graph with this digest that was made before, the checkpoint's own first."""

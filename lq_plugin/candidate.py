@@ -13,12 +13,14 @@ from torch import nn
 from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, ConfigError
-from lq_plugin.graph.calibration import UNCALIBRATED, Calibration, Provenance, Recording, calls
+from lq_plugin.graph.calibration import Calibration, Provenance, Recording, calls, uncalibrated
 from lq_plugin.graph.capture import Call, FloatGraph, capture, duplicate, fold, private_call
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.placement import Placement, place
 from lq_plugin.graph.signature import check_inputs
+from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
+from lq_plugin.identity import graph_digest
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme
@@ -91,13 +93,18 @@ class StaticCandidate:
     def converted(self, runtime: str) -> FloatGraph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
         assert isinstance(self.scheme.observer, Observer)
+        if self.provenance.structure != self.graph.structure:
+            raise CalibrationError(
+                "calibration: it was gathered from another graph, whose values only happen to have the names of this "
+                "one's. Calibrate the model that is quantized."
+            )
         ranges = self.calibration.ranges(self.scheme.observer)
         placement = self.placed(runtime)
         missing = sorted(set(placement.scales.values()) - set(ranges))
         if missing:
             raise CalibrationError(
-                f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered from another model "
-                "or with other skip and only patterns; calibrate again."
+                f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with other skip "
+                "and only patterns; calibrate again."
             )
         return convert(self.graph, placement, ranges, self.scheme)
 
@@ -209,9 +216,13 @@ def quantize(
         module = detached_copy(model).cpu()
         swap.check_patterns(module, scheme)
         swap.run(detached_copy(module), example)
-        return DynamicCandidate(name, module, example, scheme, UNCALIBRATED, dims)
+        warn_of_random_forward(name, module, example)
+        return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dims)
     graph, calibration = _calibrated(model, batches, scheme, dims)
-    return StaticCandidate(name, graph, calibration, scheme)
+    candidate = StaticCandidate(name, graph, calibration, scheme)
+    warn_of_ranges(name, graph, calibration, scheme)
+    warn_of_random_forward(name, model, candidate.example)
+    return candidate
 
 
 def _calibrated(
@@ -223,7 +234,8 @@ def _calibrated(
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))
     first = _first(inputs)
-    graph = fold(capture(model, *first, dynamic_dims))
+    captured = capture(model, *first, dynamic_dims)
+    graph = fold(captured)
     recording = Recording.start(duplicate(graph), scheme)
     for args, kwargs in itertools.chain([first], inputs):
         recording.see(graph.signature.flatten(args, kwargs))
@@ -236,6 +248,8 @@ def _calibrated(
         batches=recording.batches,
         observer=scheme.observer.name,
         seed=None,
+        digest=graph_digest(captured.module),
+        structure=captured.structure,
     )
     return graph, Calibration(recording.statistics(), provenance)
 

@@ -21,6 +21,7 @@ Statistic = dict[str, Tensor]
 Range = tuple[float, float]  # lowest and highest value to represent
 _BINS = 4096
 _CLIP_STEPS = 100
+_FURTHEST = 2.0**110  # what is further from zero counts as this: float32 arithmetic on ranges and bins would overflow
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Observer(ABC):
     @abstractmethod
     def range(self, statistic: Statistic) -> Range:
         """Return the lowest and the highest value to represent."""
+
+    def extremes(self, statistic: Statistic) -> Range:
+        """Return the lowest and the highest value seen, as far as the statistic tells."""
+        return self.range(statistic)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class _HistogramStatistic(Observer):
     def update(self, statistic: Statistic, values: Tensor) -> Statistic:
         finite = values[torch.isfinite(values)].float()
         largest = finite.abs().amax() if finite.numel() else torch.zeros(())
+        if largest > _FURTHEST:
+            finite, largest = finite.clamp(-_FURTHEST, _FURTHEST), largest.clamp(max=_FURTHEST)
         limit = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=2.0**-100)))).cpu()
         counts = torch.histc(finite, _BINS, -limit.item(), limit.item()).cpu().long()
         new = {"counts": counts, "limit": limit}
@@ -110,6 +117,9 @@ class _HistogramStatistic(Observer):
             "counts": torch.stack([_widened(statistic, limit) for statistic in statistics]).sum(0),
             "limit": limit,
         }
+
+    def extremes(self, statistic: Statistic) -> Range:
+        return _occupied(statistic)[2:]
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,7 @@ OBSERVERS: dict[str, type[Observer]] = {
 def _extremes(values: Tensor) -> Statistic:
     finite = values[torch.isfinite(values)]
     low, high = torch.aminmax(finite if finite.numel() else torch.zeros(1))
-    return {"low": low.float().cpu(), "high": high.float().cpu()}
+    return {name: end.float().clamp(-_FURTHEST, _FURTHEST).cpu() for name, end in (("low", low), ("high", high))}
 
 
 def _widened(statistic: Statistic, limit: Tensor) -> Tensor:

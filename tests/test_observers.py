@@ -139,6 +139,31 @@ def test_a_constant_is_inside_its_own_range(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_at_the_end_of_float32_have_a_finite_range_that_is_known_to_be_wide(
+    name: str, dtype: torch.dtype
+) -> None:
+    observer = OBSERVERS[name]()
+    furthest = 3e38 if dtype == torch.float32 else 1e300
+    batch = torch.tensor([furthest, -furthest, 1.0, 2.0], dtype=dtype)
+    statistic = seen(observer, [batch, -batch / 2, torch.ones(4)])
+    assert all(tensor.isfinite().all() for tensor in statistic.values())
+    assert np.isfinite(observer.range(observer.merge([statistic, statistic]))).all()
+    low, high = observer.extremes(statistic)
+    assert low < -1e30
+    assert high > 1e30
+    assert "counts" not in statistic or int(statistic["counts"].sum()) == 3 * 4
+
+
+@pytest.mark.parametrize("observer", MERGING, ids=lambda observer: observer.name)
+def test_the_extremes_are_those_of_everything_seen(observer: Observer) -> None:
+    values = torch.cat(parts())
+    limit = 2.0 ** np.ceil(np.log2(float(values.abs().max())))
+    expected = float(values.min()), float(values.max())
+    assert observer.extremes(seen(observer, parts())) == pytest.approx(expected, abs=2 * limit / BINS)
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
 def test_zeros_give_a_range_of_zero(name: str) -> None:
     observer = OBSERVERS[name]()
     low, high = observer.range(seen(observer, [torch.zeros(16)]))

@@ -154,7 +154,7 @@ class Fit:
 
     def keep_calibration(self, calibration: Calibration) -> None:
         """Keep a calibration for another export."""
-        name = f"{calibration.provenance.observed}-{calibration.provenance.global_step}"
+        name = f"{calibration.provenance.observed}-{calibration.provenance.digest[:16]}"
         if any(self._calibrations.glob(f"{name}-*.pt")):
             return
         content = io.BytesIO()

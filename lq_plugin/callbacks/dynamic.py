@@ -16,9 +16,10 @@ from lq_plugin.candidate import DynamicCandidate
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.evaluation import loop
-from lq_plugin.graph.calibration import UNCALIBRATED
+from lq_plugin.graph.calibration import uncalibrated
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.soundness import warn_of_random_forward
 from lq_plugin.scheme import Scheme
 
 
@@ -123,8 +124,11 @@ class DynamicQuantization(QuantizingCallback):
         if self._example is None:
             raise CalibrationError(never_called(self, model, "validation_step or training_step"))
         step = checkpoint.global_step
-        provenance = replace(UNCALIBRATED, checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step)
         target = loop.resolve_target(model, self.target)
+        provenance = replace(
+            uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
+        )
+        warn_of_random_forward(self.name, target, self._example)
         return DynamicCandidate(self.name, target, self._example, self.scheme, provenance, self.dynamic_dims)
 
     def _listen(self, model: nn.Module, where: str) -> None:

@@ -20,6 +20,7 @@ from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import SPLITS
 from lq_plugin.evaluation.measurement import Measurement
+from lq_plugin.identity import weights_digest
 from lq_plugin.progress import note
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Outcome
@@ -166,13 +167,16 @@ def _judged(outcome: Outcome, measurement: Measurement, budget: Budget) -> Outco
 
 
 def _subjects(trainer: Any, outcomes: Sequence[Outcome]) -> list[Subject]:
-    """Unite the artifacts that share target and weights: one FP32 model is measured for all of them."""
+    """Unite the artifacts that share target and weights: one FP32 model is measured for all of them.
+
+    The weights are known by content, for the files of two ModelCheckpoints may have one name.
+    """
     subjects: dict[tuple[str | None, str], Subject] = {}
     for callback in quantizing(trainer):
         artifacts = [o.artifact for o in outcomes if o.candidate == callback.name and o.artifact is not None]
         if callback.candidate is None or callback.model is None or not artifacts:
             continue
-        key = (callback.target, callback.candidate.provenance.checkpoint)
+        key = (callback.target, weights_digest(callback.model))
         known = subjects.get(key, Subject(callback.model, callback.target, callback.candidate, ()))
         # A static candidate has its graph already; a dynamic one may have none.
         source = callback.candidate if callback.scheme.method == "static" else known.candidate

@@ -9,25 +9,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lq_plugin.callbacks import repeats
 from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
+from lq_plugin.graph.binding import follow
 from lq_plugin.graph.calibration import Recording
 from lq_plugin.graph.capture import Call, FloatGraph, capture, fold
 from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.identity import graph_digest, state_tensors
 from lq_plugin.observers import Statistic
 from lq_plugin.scheme import Scheme
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one process saw in one pass: statistics by the name of the value, samples and batches."""
+    """What one process saw in one pass: statistics by the name of the value, samples, batches, and of which graph."""
 
     statistics: Mapping[str, Statistic]
     samples: int
     batches: int
+    digest: str
+    structure: str
 
 
 class Listener:
@@ -49,6 +53,8 @@ class Listener:
         self._scheme, self._samples, self._seed, self._dynamic_dims = scheme, samples, seed, dynamic_dims
         self._shadow = ExitStack()
         self._graph: FloatGraph | None = None
+        self._tensors: Mapping[str, Tensor] = {}
+        self._digest = ""
         self._recording: Recording | None = None
         self._batches: Sequence[int | float] = ()
         self._chosen: set[int] = set()
@@ -94,7 +100,8 @@ class Listener:
         recording, self._recording = self._recording, None
         if recording is None or self.failure is not None or not recording.batches:
             return None
-        return Seen(recording.statistics(), recording.samples, recording.batches)
+        structure = recording.graph.structure
+        return Seen(recording.statistics(), recording.samples, recording.batches, self._digest, structure)
 
     def hear(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Look at one call of the target. Only a rehearsal, before training, may stop the run."""
@@ -102,15 +109,24 @@ class Listener:
         if self.failure is not None:
             return
         try:
-            if self._graph is None:
-                self._graph = self._captured(target, args, kwargs)
-                self.example = self._graph.signature.call(self._graph.example)
+            graph = self._graph
+            if graph is None or self._recording is None:
+                graph = self._graph = self._current(target, args, kwargs)
             if not self._rehearsal:
-                self._observe(self._graph, args, kwargs)
+                self._observe(graph, args, kwargs)
         except Exception as error:
             if self._rehearsal:
                 raise
             self.failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
+
+    def _current(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FloatGraph:
+        """The target's graph on the tensors that it has now, captured anew only where it has to be."""
+        before, self._tensors = self._tensors, state_tensors(target)
+        if self._graph is not None and follow(self._graph, before, self._tensors):
+            return self._graph
+        graph = self._captured(target, args, kwargs)
+        self.example = graph.signature.call(graph.example)
+        return graph
 
     def _captured(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FloatGraph:
         graph = capture(target, args, kwargs, self._dynamic_dims)
@@ -121,6 +137,8 @@ class Listener:
 
     def _observe(self, graph: FloatGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self._recording is None:
+            # Of what the observers are about to see. Nothing later tells: weights may be swapped back when a pass ends.
+            self._digest = graph_digest(graph.module)
             self._recording = Recording.start(fold(graph), self._scheme)
             samples = graph.samples(graph.signature.flatten(args, kwargs))
             self._chosen = self._choose(max(samples, 1) * self._processes)

@@ -21,6 +21,8 @@ from lq_plugin.errors import CalibrationError, ConfigError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call, capture, fold
+from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
+from lq_plugin.identity import graph_digest
 from lq_plugin.observers import Observer
 from lq_plugin.progress import note
 from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme
@@ -162,25 +164,33 @@ class StaticQuantization(QuantizingCallback):
         """Unite the checkpoint's weights with its own calibration, or calibrate once more where it has none."""
         if self._listener.failure is not None:
             raise self._listener.failure
+        anew, example = None, self._listener.example
+        if example is None:
+            anew, example = self._calibrated_anew(trainer, model)
+        target = loop.resolve_target(model, self.target)
+        graph = capture(target, *example, self.dynamic_dims)
+        calibration = self._known(checkpoint, graph_digest(graph.module))
+        if calibration is None:
+            calibration = anew or self._calibrated_anew(trainer, model)[0]
+            provenance = replace(calibration.provenance, global_step=checkpoint.global_step, extra_pass=True)
+            calibration = replace(calibration, provenance=provenance)
+        provenance = replace(
+            calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
+        )
+        candidate = StaticCandidate(self.name, fold(graph), replace(calibration, provenance=provenance), self.scheme)
+        warn_of_ranges(candidate.name, candidate.graph, calibration, self.scheme)
+        warn_of_random_forward(candidate.name, target, example)
+        return candidate
+
+    def _known(self, checkpoint: Checkpoint, digest: str) -> Calibration | None:
+        """A calibration of the graph with this digest that was made before, the checkpoint's own first."""
         saved = checkpoint.callbacks.get(self.state_key, {})
         own = self.calibration if checkpoint.weights is None else _calibration_in(saved)
-        calibration = next((one for one in (own, *self.known) if self._fits(one, checkpoint.global_step)), None)
-        if calibration is not None and self.given is not None:
-            source = "the checkpoint" if calibration is own else "an earlier run of this fit"
+        found = next((one for one in (own, *self.known) if self._fits(one, digest)), None)
+        if found is not None and self.given is not None:
+            source = "the checkpoint" if found is own else "an earlier run of this fit"
             note(f"calibration of {self.name!r} taken from {source}")
-        example, extra_pass = self._listener.example, calibration is None
-        if calibration is None or example is None:
-            anew, example = self._calibrated_anew(trainer, model)
-            calibration = calibration or anew
-        graph = fold(capture(loop.resolve_target(model, self.target), *example, self.dynamic_dims))
-        provenance = replace(
-            calibration.provenance,
-            checkpoint=checkpoint.name,
-            global_step=checkpoint.global_step,
-            checkpoint_global_step=checkpoint.global_step,
-            extra_pass=extra_pass or calibration.provenance.extra_pass,
-        )
-        return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
+        return found
 
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""
@@ -200,6 +210,8 @@ class StaticQuantization(QuantizingCallback):
             observer=self.scheme.observer.name,
             seed=self.seed,
             observed=self.observed(),
+            digest=found[0].digest if len({seen.structure for seen in found}) == 1 else "",  # else it fits nothing
+            structure=found[0].structure,
         )
         statistics = {n: merge([seen.statistics[n] for seen in found if n in seen.statistics]) for n in names}
         return Calibration(statistics, provenance)
@@ -211,12 +223,12 @@ class StaticQuantization(QuantizingCallback):
         text = json.dumps({name: options[name] for name in deciding}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _fits(self, calibration: Calibration | None, global_step: int) -> bool:
-        """Whether a calibration is one of these weights, gathered the way that this callback asks for."""
+    def _fits(self, calibration: Calibration | None, digest: str) -> bool:
+        """Whether a calibration is one of this graph on these weights, gathered the way that this callback asks for."""
         assert isinstance(self.scheme.observer, Observer)
         if calibration is None or not calibration.made_by(self.scheme.observer):
             return False
-        return (calibration.provenance.global_step, calibration.provenance.observed) == (global_step, self.observed())
+        return (calibration.provenance.digest, calibration.provenance.observed) == (digest, self.observed())
 
     def _calibrated_anew(self, trainer: Any, model: nn.Module) -> tuple[Calibration, Call]:
         """Ride once more on a validation pass, of the checkpoint's weights."""

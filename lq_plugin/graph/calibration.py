@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_type_hints
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.capture import Call, FloatGraph, isolated
 from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.identity import weights_digest
 from lq_plugin.observers import Observer, Range, Statistic
 from lq_plugin.scheme import Scheme
 
@@ -33,6 +34,10 @@ class Provenance:
         observed: digest of the options that say what was observed and how.
         extra_pass: whether they were gathered in a validation pass of their own after training, because the checkpoint
             held no statistics of its weights.
+        digest: of the graph whose values were observed and of the weights in it, see
+            :func:`~lq_plugin.identity.graph_digest`; of the module's weights where no graph is captured. Empty where it
+            is not known: calibrations of earlier versions have none.
+        structure: of that graph alone, see :func:`~lq_plugin.identity.structure_digest`.
     """
 
     checkpoint: str
@@ -45,9 +50,14 @@ class Provenance:
     seed: int | None
     observed: str = ""
     extra_pass: bool = False
+    digest: str = ""
+    structure: str = ""
 
 
-UNCALIBRATED = Provenance("live", None, None, split=None, samples=0, batches=0, observer=None, seed=None)
+def uncalibrated(module: nn.Module) -> Provenance:
+    """Return the provenance of a module that is quantized as it is."""
+    none = Provenance("live", None, None, split=None, samples=0, batches=0, observer=None, seed=None)
+    return replace(none, digest=weights_digest(module))
 
 
 @dataclass(frozen=True)

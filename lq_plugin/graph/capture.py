@@ -27,10 +27,12 @@ from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_const
 from lq_plugin.graph.padding import padding_zeroed
 from lq_plugin.graph.recurrent import kept_whole
 from lq_plugin.graph.signature import Parameter, Signature, Structure
+from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments and keyword arguments of a forward
 BatchDims = tuple[tuple[int, ...], ...]  # of each input
+CAPTURED_AS = "target"  # what the module is called in its graph: parameter "0.weight" is "target.0.weight" there
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class FloatGraph:
         example: the captured inputs on the CPU, batch size at least 2.
         batch_dims: which dimensions of each input are the batch; none of an input without samples.
         modules: names of the target's submodules, for patterns.
+        structure: digest of what was captured, without the values of its weights. Statistics are those of the values
+            of one structure: names of values mean nothing elsewhere.
     """
 
     module: fx.GraphModule
@@ -53,6 +57,7 @@ class FloatGraph:
     example: tuple[Tensor, ...]
     batch_dims: tuple[tuple[int, ...], ...]
     modules: tuple[str, ...]
+    structure: str
 
     @property
     def batch_size(self) -> int:
@@ -147,6 +152,7 @@ def capture(
         example=tuple(tensor.cpu() for tensor in tensors),
         batch_dims=batch_dims,
         modules=tuple(name for name, _ in module.named_modules() if name),
+        structure=structure_digest(graph_module),
     )
 
 

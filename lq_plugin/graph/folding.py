@@ -111,6 +111,7 @@ def share_equal(module: fx.GraphModule) -> None:
         content = hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
         node.target = owners.setdefault((tensor.dtype, tuple(tensor.shape), content), node.target)
     strip_unused(module)
+    module.recompile()
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:

@@ -7,7 +7,9 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -21,6 +23,7 @@ import lq_plugin
 from lq_plugin import Candidate, Scheme, StaticQuantization
 from lq_plugin.apps.fits import Fit, KeepFit
 from lq_plugin.callbacks.checkpoint import read_file, with_weights
+from lq_plugin.callbacks.listening import Seen
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.observers import Histogram, MinMax
@@ -170,6 +173,84 @@ def test_one_pass_is_run_where_a_checkpoint_has_no_calibration_of_its_weights(
     assert (provenance.global_step, provenance.extra_pass) == (step, extra)
     assert provenance.samples == 16
     assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
+
+
+class Changing(Callback):
+    """Changes the weights when training ends: no step, and, done this way, no version that counts."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for parameter in pl_module.parameters():
+            parameter.data.mul_(5)
+        trainer.save_checkpoint(trainer.default_root_dir + "/changed.ckpt")
+
+
+@pytest.mark.parametrize("choice", ["live", "last"])
+def test_weights_that_changed_after_the_last_validation_are_calibrated_anew(choice: str, tmp_path: Path) -> None:
+    callback = StaticQuantization(checkpoint="live")
+    fit(tmp_path, Tiny(), callback, Changing(), enable_checkpointing=False)
+    assert content(tmp_path / "changed.ckpt")["callbacks"][KEY]  # it holds the calibration of other weights
+    if choice == "last":
+        callback = StaticQuantization()
+        callback.given = tmp_path / "changed.ckpt"
+        fit(tmp_path, Tiny(), callback, enable_checkpointing=False)
+    assert callback.candidate is not None
+    provenance = callback.candidate.calibration.provenance
+    assert (provenance.global_step, provenance.checkpoint_global_step, provenance.extra_pass) == (3, 3, True)
+    assert_equals_by_hand(callback.candidate, tmp_path / "changed.ckpt")
+    assert provenance.digest == by_hand(tmp_path / "changed.ckpt").provenance.digest
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_weights_swapped_for_validation_alone_are_not_those_that_were_calibrated(extra: bool, tmp_path: Path) -> None:
+    """As moving averages of weights do it, which save the average in their checkpoints, or do not."""
+
+    class Swapping(Callback):
+        def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            for parameter in pl_module.parameters():
+                parameter.data.mul_(4)
+
+        def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            for parameter in pl_module.parameters():
+                parameter.data.div_(4)
+
+        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+            if not extra:
+                own = dict(pl_module.named_parameters())
+                states = checkpoint["state_dict"].items()
+                checkpoint["state_dict"] = {name: value * 4 if name in own else value for name, value in states}
+
+    callback = StaticQuantization()
+    fit(tmp_path, Tiny(), Swapping(), callback, ModelCheckpoint(tmp_path, "kept"))
+    assert callback.candidate is not None
+    assert callback.candidate.calibration.provenance.extra_pass == extra
+    assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
+
+
+@resumes
+def test_a_calibration_that_names_no_graph_is_loaded_and_made_anew(tmp_path: Path) -> None:
+    fit(tmp_path, Tiny(), StaticQuantization(), ModelCheckpoint(tmp_path, "kept"))
+    saved = content(tmp_path / "kept.ckpt")
+    for name in ("digest", "structure"):  # as an earlier version saved it
+        del saved["callbacks"][KEY]["calibration"]["provenance"][name]
+    torch.save(saved, tmp_path / "kept.ckpt")
+    callback = StaticQuantization()
+    again = trainer(tmp_path, callback, ModelCheckpoint(tmp_path, "kept"))
+    again.fit(Tiny(), datamodule=Images(), ckpt_path=tmp_path / "kept.ckpt", weights_only=True)
+    assert callback.calibration is not None
+    assert callback.candidate is not None
+    assert callback.candidate.calibration.provenance.extra_pass
+    assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
+
+
+def test_what_processes_saw_of_different_graphs_fits_none(tmp_path: Path) -> None:
+    callback = StaticQuantization()
+    fit(tmp_path, Tiny(), callback, enable_checkpointing=False)
+    assert callback.calibration is not None
+    saw = callback.calibration.provenance
+    seen = Seen(callback.calibration.statistics, 16, 2, saw.digest, saw.structure)
+    for other, fits in ((saw.structure, True), ("other", False)):
+        merged = callback._merged(SimpleNamespace(global_step=3), [seen, replace(seen, structure=other)])
+        assert callback._fits(merged, saw.digest) == fits
 
 
 class Configured(Worsening):

@@ -14,9 +14,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from tiny import CLASSES, Images, Tiny, fit, images, trainer
+from tiny import CLASSES, SIDE, Images, Tiny, fit, images, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -25,6 +25,8 @@ from torchmetrics.classification import MulticlassAccuracy
 import lq_plugin
 from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization, evaluate
 from lq_plugin.errors import ConfigError
+from lq_plugin.graph.capture import capture
+from lq_plugin.identity import graph_digest
 
 FORMATS = ("onnx", "openvino", "pt2")
 ENTRY = {
@@ -117,7 +119,7 @@ def test_fidelity_is_that_of_the_validation_outputs(run: Run, weights: Tiny) -> 
         assert entry["sqnr_db"] == pytest.approx(10 * math.log10(signal / noise), abs=1e-3)
 
 
-def test_the_manifest_follows_its_schema(run: Run) -> None:
+def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
     manifest, root = run.manifest, run.folder / "quantized"
     assert manifest["schema_version"] == 1
     assert manifest.keys() >= {"fp32", "artifacts", "selected", "budget", "calibration", "environment", "config"}
@@ -137,7 +139,7 @@ def test_the_manifest_follows_its_schema(run: Run) -> None:
         assert {op["op"] for op in entry["quantized_ops"]} == {"conv2d", "linear"}
         assert all(op.keys() == {"name", "op", "reason"} for op in entry["float_ops"])
     assert manifest["fp32"]["size_bytes"] == sum(t.nbytes for t in Tiny().state_dict().values())
-    calibration = manifest["calibration"]["static"]
+    calibration, captured = manifest["calibration"]["static"], capture(weights, [torch.ones(4, 1, SIDE, SIDE)])
     assert calibration == {
         "checkpoint": "best.ckpt",
         "global_step": 3,
@@ -149,6 +151,8 @@ def test_the_manifest_follows_its_schema(run: Run) -> None:
         "seed": 0,
         "observed": StaticQuantization().observed(),
         "extra_pass": False,
+        "digest": graph_digest(captured.module),
+        "structure": captured.structure,
     }
     assert manifest["budget"] == {"metric": "val/acc", "max_loss": 0.01, "relative": True, "mode": "max"}
     assert manifest["environment"]["versions"].keys() >= {"python", "torch", "torchao", "lightning", "onnxruntime"}
@@ -231,6 +235,36 @@ class Silent(Tiny):
 
 def as_dicts(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     return {"image": torch.stack([x for x, _ in samples]), "label": torch.stack([y for _, y in samples])}
+
+
+def test_checkpoints_of_one_name_in_two_folders_have_an_fp32_each(tmp_path: Path) -> None:
+    class Scaling(Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch == 1 and not trainer.sanity_checking:
+                pl_module.net[5].weight.data.mul_(3)
+
+    class Scored(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("early", -float(self.trainer.global_step))
+            self.log("late", float(self.trainer.global_step))
+
+    names, evaluation = ("early", "late"), Int8Evaluation(splits=["validate"], latency=None)
+    kept = [ModelCheckpoint(tmp_path / name, "best", monitor=name, mode="max") for name in names]
+    made = [StaticQuantization(name, checkpoint=f"best:{name}") for name in names]
+    same = DynamicQuantization("same", checkpoint="best:late")
+    callbacks = [Scaling(), *kept, *made, same, ArtifactExport(["pt2"]), evaluation]
+    fit(tmp_path, Scored(), *callbacks, max_epochs=2)
+    assert evaluation.manifest is not None
+    found = {entry["candidate"]: entry for entry in evaluation.manifest["artifacts"] if entry["fp32"]}
+    assert found.keys() == {*names, "same"}
+    for name in names:
+        model = Tiny()
+        model.load_state_dict(torch.load(tmp_path / name / "best.ckpt", weights_only=True)["state_dict"])
+        fp32 = recomputed(model.eval(), Images().val_dataloader())
+        assert found[name]["fp32"]["metrics"]["val/loss"] == pytest.approx(fp32[0], rel=1e-5)
+        assert found[name]["sqnr_db"] > 20
+    assert found["same"]["fp32"] == found["late"]["fp32"]
 
 
 class Dicts(Images):

@@ -17,6 +17,7 @@ from zoo import ZOO, settled
 
 from lq_plugin.errors import CaptureError, ConfigError
 from lq_plugin.graph.capture import FloatGraph, capture, fold
+from lq_plugin.identity import graph_digest
 
 
 class Branching(nn.Module):
@@ -137,18 +138,19 @@ def test_the_names_of_values_are_the_same_in_every_capture() -> None:
     assert names(fold(capture(model, [images]))) == names(fold(capture(copy.deepcopy(model), [images])))
 
 
-def test_the_names_of_values_are_the_same_in_another_process() -> None:
+def test_the_names_of_values_and_the_digest_are_the_same_in_another_process() -> None:
     code = (
         "import torch; from zoo import ZOO, settled; from lq_plugin.graph.capture import capture, fold\n"
+        "from lq_plugin.identity import graph_digest\n"
         "fold(capture(settled(ZOO['resnet']), [torch.ones(5, 3, 32, 32)]))  # other names were in use already\n"
-        "graph = fold(capture(settled(ZOO['mobilenet']), [torch.ones(5, 3, 32, 32)]))\n"
-        "print(*(node.name for node in graph.module.graph.nodes))"
+        "graph = capture(settled(ZOO['mobilenet']), [torch.ones(5, 3, 32, 32)])\n"
+        "print(graph_digest(graph.module), *(node.name for node in fold(graph).module.graph.nodes))"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
-    here = fold(capture(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)]))
-    assert process.stdout.split() == names(here)
+    here = capture(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)])
+    assert process.stdout.split() == [graph_digest(here.module), *names(fold(here))]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])

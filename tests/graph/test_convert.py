@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,6 +141,29 @@ def test_a_value_without_statistics_is_named() -> None:
     empty = Calibration({}, candidate.calibration.provenance)
     with pytest.raises(CalibrationError, match=r"no statistics for \['tensors_0'\]"):
         StaticCandidate("static", candidate.graph, empty, candidate.scheme).converted("torch")
+
+
+def test_statistics_of_another_graph_with_the_same_names_are_refused() -> None:
+    given, other = (lq_plugin.quantize(nn.Sequential(nn.Linear(8, 8), *more), [GRID]) for more in ((nn.ReLU(),), ()))
+    assert isinstance(given, StaticCandidate)
+    assert isinstance(other, StaticCandidate)
+    assert set(other.calibration.statistics) <= set(given.calibration.statistics)
+    with pytest.raises(CalibrationError, match=r"calibration: it was gathered from another graph"):
+        replace(other, calibration=given.calibration).converted("torch")
+
+
+def test_equal_constants_are_stored_once_and_the_graph_runs() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.first, self.second = nn.Linear(8, 4), torch.full((1,), 3.0), torch.full((1,), 3.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.first + self.second
+
+    converted = lq_plugin.quantize(Scaled(), [GRID]).converted("torch").module
+    assert converted(GRID)[0].shape == (41, 4)
+    assert len([tensor for tensor in converted.buffers() if tensor.numel() == 1 and tensor.item() == 3]) == 1
 
 
 @pytest.mark.parametrize("observer", ["minmax", "histogram"])

@@ -1,0 +1,58 @@
+"""A captured graph follows its module where tensors were exchanged for others.
+
+In-place changes and ``parameter.data = …`` reach the graph by themselves, for it shares the module's tensors. An
+assigned buffer, a new Parameter, ``load_state_dict(assign=True)`` or Lightning's SWA, which gives BatchNorm new running
+statistics, do not: the graph would go on with the old tensors, and learn the ranges of a model that is no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lq_plugin.graph.capture import CAPTURED_AS, FloatGraph
+
+
+def follow(graph: FloatGraph, before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
+    """Let a graph read the tensors that its module has now, in place of those that it had.
+
+    Args:
+        graph: as captured, before folding; changed.
+        before: parameters and buffers that the module had when it was captured or last followed, by name.
+        now: those that it has.
+
+    Returns:
+        Whether that was possible. The graph has to be captured anew where tensors came or went, where one is of another
+        form, or where other ones than before are shared.
+    """
+    if before.keys() != now.keys() or _sharing(before) != _sharing(now):
+        return False
+    changed = {name: tensor for name, tensor in now.items() if tensor is not before[name]}
+    if any(_form(before[name]) != _form(tensor) for name, tensor in changed.items()):
+        return False
+    for target in {str(node.target) for node in graph.module.graph.nodes if node.op == "get_attr"}:
+        tensor = changed.get(target.removeprefix(f"{CAPTURED_AS}."))
+        if tensor is not None:
+            _put(graph.module, target, tensor)
+    return True
+
+
+def _put(module: nn.Module, target: str, tensor: Tensor) -> None:
+    path, _, name = target.rpartition(".")
+    owner = module.get_submodule(path)
+    delattr(owner, name)
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(name, tensor)
+    else:
+        owner.register_buffer(name, tensor)
+
+
+def _sharing(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name, the first one of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout

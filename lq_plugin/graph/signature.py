@@ -6,7 +6,9 @@ list and how the list of results becomes the output again. It is made of builtin
 A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
 dimension), ``{"constant": value}``, or a kind of container with its keys, ``{"dict": [[key, structure], ...]}``; the
 kinds are those of :func:`~lq_plugin.graph.nesting.parts`. Of dataclasses and named tuples the names of the fields are
-stored and the class is not: nothing has to be imported to call an artifact.
+stored and the class is not: nothing has to be imported to call an artifact. An output may hold ``{"int": index}`` too:
+a number that follows from the sizes of the inputs, such as ``x.shape[0]``, which the graph gives as a tensor without
+dimensions.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ class Signature:
         try:
             data = _decoded(data)
             read = cls(tuple(_parameter(parameter) for parameter in data["parameters"]), data["output"])
-            _check_structure(read.output)
+            _check_structure(read.output, of_output=True)
             read._inspected()
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the signature is malformed ({type(error).__name__}: {error})") from None
@@ -175,13 +177,15 @@ def _parameter(data: Mapping[str, Any]) -> Parameter:
     return parameter
 
 
-def _check_structure(data: Any, depth: int = 0) -> None:
+def _check_structure(data: Any, depth: int = 0, of_output: bool = False) -> None:
     """Check a structure that anybody may have written.
 
     Raises:
         ValueError: it is none.
     """
     if isinstance(data, dict) and depth < _DEEPEST and (_is_tensor(data) or _is_constant(data)):
+        return
+    if isinstance(data, dict) and depth < _DEEPEST and of_output and _is_size(data):
         return
     if not isinstance(data, dict) or depth >= _DEEPEST or len(data) != 1:
         raise ValueError("the signature is malformed (it holds no structure, or one nested too deeply)")
@@ -191,7 +195,7 @@ def _check_structure(data: Any, depth: int = 0) -> None:
     if not _are_keys(kind, [key for key, _ in content]):
         raise ValueError(f"the signature is malformed (a {kind} cannot have such keys)")
     for _, item in content:
-        _check_structure(item, depth + 1)
+        _check_structure(item, depth + 1, of_output)
 
 
 def _are_keys(kind: str, keys: list[Any]) -> bool:
@@ -210,6 +214,10 @@ def _is_name(text: Any) -> bool:
 
 def _is_constant(data: Any) -> bool:
     return isinstance(data, dict) and data.keys() == {"constant"} and type(data["constant"]) in _CONSTANTS
+
+
+def _is_size(data: Structure) -> bool:
+    return data.keys() == {"int"} and type(data["int"]) is int and data["int"] >= 0
 
 
 def _is_tensor(data: Structure) -> bool:
@@ -271,6 +279,10 @@ def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
             "dtype": str(value.dtype).removeprefix("torch."),
             "shape": [size if isinstance(size, int) else None for size in value.shape],
         }
+    if isinstance(value, torch.SymInt):  # of an output, while it is captured
+        size: Any = value
+        tensors.append(torch.scalar_tensor(size, dtype=torch.int64))
+        return {"int": len(tensors) - 1}
     if type(value) in _CONSTANTS:
         return {"constant": value}
     taken = parts(value)
@@ -295,6 +307,8 @@ def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
     ((kind, content), *_) = structure.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "int":
+        return int(tensors[content])
     if kind == "constant":
         return content
     items = {key: rebuild(item, tensors) for key, item in content}

@@ -323,7 +323,14 @@ def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
 
 @functools.cache
 def _named_tuple(names: tuple[str, ...]) -> Any:
-    return namedtuple("Output", names)
+    factory: Any = namedtuple
+    made = factory("Output", names)
+    made.__reduce__ = lambda self: (_filled, (names, tuple(self)))  # or pickle would look for a class of this name
+    return made
+
+
+def _filled(names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return _named_tuple(names)(*values)
 
 
 def _default(parameter: Parameter) -> Any:

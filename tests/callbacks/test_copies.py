@@ -111,7 +111,7 @@ def test_a_copy_that_takes_over_between_two_passes_learns_on_its_own(tmp_path: P
     assert given[0].candidate is given[1].manifest is None
     assert worked[0].error is None
     assert not worked[0].candidate.provenance.extra_pass
-    results = find_results(made)
+    (results,) = find_results(made)
     assert results.folder == tmp_path / "quantized"
     assert find_results(tmp_path) == [results]
     assert results.artifacts["static/pt2"] == results.folder / "static" / "pt2"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import linecache
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from lq_plugin.graph import nesting, signature
 from lq_plugin.graph.batch import BatchDims, doubled, find_batch_dims
 from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_constants
 from lq_plugin.graph.padding import padding_zeroed
 from lq_plugin.graph.recurrent import kept_whole
@@ -90,6 +89,7 @@ class _FlatForward(nn.Module):
         super().__init__()
         self.target = target
         self._inputs = inputs
+        self.names = [name for name, _ in inputs.tensors()]
         self._record_output = record_output
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -308,7 +308,9 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
             raise
         except Exception as error:
             logger.debug("torch.export failed", exc_info=True)
-            raise CaptureError(_explain(flat.target, error)) from None  # else pages of tracing frames are printed
+            raise CaptureError(
+                explanation(flat.target, error, flat.names)
+            ) from None  # else pages of tracing frames are printed
     return functional
 
 
@@ -317,31 +319,6 @@ def _cells() -> dict[Any, Any]:
     table, aten = torch.export.default_decompositions(), torch.ops.aten
     cells = (aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
     return {cell: table[cell] for cell in cells}
-
-
-def _explain(target: nn.Module, error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return (
-        f"target: the forward of {type(target).__name__} cannot be captured by torch.export.\n"
-        f"  {_user_line(error)}\n  {type(error).__name__}: {reason}\n"
-        "Ways out: choose another target (target='encoder' captures only that submodule), rewrite this line without "
-        "control flow that depends on the values of tensors, or use the format 'torch' of dynamic quantization, which "
-        "needs no graph."
-    )
-
-
-def _user_line(error: BaseException) -> str:
-    """The innermost frame of the traceback that lies in the user's code."""
-    here = str(Path(__file__).resolve().parents[1])
-    frame, found = error.__traceback__, "(no line of the model's own code is in the traceback)"
-    while frame is not None:
-        path = frame.tb_frame.f_code.co_filename
-        foreign = f"{Path('site-packages') / 'torch'}" in path or path.startswith((here, "<"))
-        if not foreign and "contextlib" not in path:
-            source = linecache.getline(path, frame.tb_lineno).strip()
-            found = f"{path}:{frame.tb_lineno}: {source}"
-        frame = frame.tb_next
-    return found
 
 
 @contextmanager

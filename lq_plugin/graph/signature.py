@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq_plugin.errors import ArtifactError, CaptureError, unknown_name
+from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, unknown_name
 from lq_plugin.graph.nesting import NAMED, Record, parts
 
 Structure = dict[str, Any]
@@ -237,15 +237,16 @@ def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
 
     Raises:
         CaptureError: an argument cannot be recorded; the message names it.
+        ConfigError: it is the forward of a TorchScript module.
     """
-    bound = inspect.signature(forward).bind(*args, **kwargs)
+    bound = _inspected(forward).bind(*args, **kwargs)
     bound.apply_defaults()
     tensors: list[Tensor] = []
     return tuple(
         Parameter(
             name,
             parameter.kind.name,
-            structure(bound.arguments[name], f"argument {name!r}", tensors),
+            structure(bound.arguments[name], f"argument {name}", tensors),
             {"constant": parameter.default} if type(parameter.default) in _CONSTANTS else None,
         )
         for name, parameter in bound.signature.parameters.items()
@@ -256,9 +257,9 @@ def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -
     """Check that names of inputs, such as ``"x"`` or ``"batch.ids"``, begin with parameters of a forward.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: one does not, or it is the forward of a TorchScript module.
     """
-    parameters = inspect.signature(forward).parameters
+    parameters = _inspected(forward).parameters
     if any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for name in dynamic_dims:
@@ -266,8 +267,23 @@ def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -
             raise unknown_name("dynamic_dims", name, parameters)
 
 
+def _inspected(forward: Callable[..., Any]) -> inspect.Signature:
+    if isinstance(forward, torch._C.ScriptMethod):
+        raise ConfigError(
+            "target: it is a TorchScript module (torch.jit.script, torch.jit.trace), of which neither a graph can be "
+            "captured nor a layer be replaced. Give the nn.Module that it was made from, and script that after "
+            "training, or choose another target: target='encoder' takes only that submodule."
+        )
+    return inspect.signature(forward)
+
+
 def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
     """Describe ``value`` and append its tensors to ``tensors``.
+
+    Args:
+        value: an argument or an output.
+        where: what it is called in errors; what is in it is named as in ``dynamic_dims``: ``"batch.ids"``.
+        tensors: the list.
 
     Raises:
         CaptureError: ``value`` holds something that is neither a tensor, a plain container nor a constant.
@@ -295,11 +311,7 @@ def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
     kind, items = taken
     if not all(type(key) in (str, int, bool) for key, _ in items):
         raise CaptureError(f"{where}: the keys of a dict must be str, int or bool, got {[key for key, _ in items]!r}.")
-    return {kind: [[key, structure(item, where + _step(kind, key), tensors)] for key, item in items]}
-
-
-def _step(kind: str, key: Any) -> str:
-    return f".{key}" if kind in NAMED else f"[{key!r}]"
+    return {kind: [[key, structure(item, f"{where}.{key}", tensors)] for key, item in items]}
 
 
 def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
@@ -354,7 +366,7 @@ def _match(structure: Structure, value: Any, where: str, tensors: list[Tensor]) 
             got = f"{len(value)} items" if isinstance(value, list | tuple) else type(value).__name__
             raise ArtifactError(f"argument {where}: expected a {kind} of {len(content)} items, got {got}.")
         for (index, item), element in zip(content, value, strict=True):
-            _match(item, element, f"{where}[{index}]", tensors)
+            _match(item, element, f"{where}.{index}", tensors)
     else:
         keys = [key for key, _ in content]
         taken = parts(value)
@@ -364,7 +376,7 @@ def _match(structure: Structure, value: Any, where: str, tensors: list[Tensor]) 
             holder = f"{kind.replace('_', ' ')} with the fields" if kind in NAMED else "dict with the keys"
             raise ArtifactError(f"argument {where}: expected a {holder} {keys}, got {got}.")
         for key, item in content:
-            _match(item, items[key], where + _step(kind, key), tensors)
+            _match(item, items[key], f"{where}.{key}", tensors)
 
 
 def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lq_plugin.evaluation.metrics import evaluate
     from lq_plugin.graph.calibration import Calibration
     from lq_plugin.observers import Histogram, MinMax, MovingAverage, Percentile
+    from lq_plugin.report.results import Results, find_results
     from lq_plugin.scheme import Scheme
     from lq_plugin.selection import Budget
 
@@ -31,12 +32,14 @@ __all__ = [
     "MinMax",
     "MovingAverage",
     "Percentile",
+    "Results",
     "Scheme",
     "StaticCandidate",
     "StaticQuantization",
     "calibrate",
     "evaluate",
     "export",
+    "find_results",
     "load",
     "quantize",
 ]
@@ -56,12 +59,14 @@ _HOMES = {
     "MinMax": "lq_plugin.observers",
     "MovingAverage": "lq_plugin.observers",
     "Percentile": "lq_plugin.observers",
+    "Results": "lq_plugin.report.results",
     "Scheme": "lq_plugin.scheme",
     "StaticCandidate": "lq_plugin.candidate",
     "StaticQuantization": "lq_plugin.callbacks.static",
     "calibrate": "lq_plugin.candidate",
     "evaluate": "lq_plugin.evaluation.metrics",
     "export": "lq_plugin.artifacts.base",
+    "find_results": "lq_plugin.report.results",
     "load": "lq_plugin.artifacts.base",
     "quantize": "lq_plugin.candidate",
 }

@@ -21,7 +21,7 @@ def test_all_is_sorted_and_every_name_has_a_home() -> None:
 
 def test_loading_an_artifact_needs_neither_lightning_nor_torchao() -> None:
     code = (
-        "import sys, lq_plugin; lq_plugin.load;"
+        "import sys, lq_plugin; lq_plugin.load; lq_plugin.find_results;"
         "print([name for name in ('lightning', 'torchao', 'torchmetrics') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -30,7 +30,7 @@ def test_loading_an_artifact_needs_neither_lightning_nor_torchao() -> None:
 
 def test_the_promised_names_are_there() -> None:
     callbacks = {"ArtifactExport", "DynamicQuantization", "Int8Evaluation", "StaticQuantization"}
-    functions = {"calibrate", "evaluate", "export", "load", "quantize"}
+    functions = {"calibrate", "evaluate", "export", "find_results", "load", "quantize"}
     assert callbacks | functions <= set(lq_plugin.__all__)
 
 

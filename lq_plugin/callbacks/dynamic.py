@@ -74,6 +74,10 @@ class DynamicQuantization(QuantizingCallback):
         self._shadow = ExitStack()
         self._forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: not the shadow, which is the original's to end."""
+        return super().__getstate__() | {"_shadow": ExitStack()}
+
     def _forget(self) -> None:
         """Drop everything that belongs to one run of one model."""
         self._example: Call | None = None

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
 from torchmetrics import Metric
 
 from lq_plugin import selection
 from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.callbacks.export import ArtifactExport
 from lq_plugin.callbacks.quantizing import data_of, quantizing
 from lq_plugin.callbacks.ranks import on_one_process
@@ -29,7 +29,7 @@ from lq_plugin.selection import Budget
 logger = logging.getLogger("lq_plugin")
 
 
-class Int8Evaluation(Callback):
+class Int8Evaluation(CopyableCallback):
     """Evaluate every artifact, reloaded from disk, when fit ends: metrics, latency, size, fidelity.
 
     The LightningModule's own ``validation_step`` (and ``test_step``) runs with the target's forward replaced by the

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-
 from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, export_one, formats_of
+from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.errors import ConfigError, LqError, UnsupportedError
@@ -23,7 +22,7 @@ from lq_plugin.report.manifest import Outcome
 logger = logging.getLogger("lq_plugin")
 
 
-class ArtifactExport(Callback):
+class ArtifactExport(CopyableCallback):
     """Export every candidate when fit ends, to ``<folder of the run>/quantized/<candidate>/<format>``.
 
     A format that fails is listed in the manifest with its reason; the others are made all the same.

@@ -66,6 +66,10 @@ class Listener:
         self.failure: LqError | None = None
         self.heard = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: not the shadow, which is the original's to end, nor a graph of the live weights."""
+        return vars(self) | {"_shadow": ExitStack(), "_graph": None, "_recording": None}
+
     def start(self, target: nn.Module, batches: Sequence[int | float], processes: int, rehearsal: bool) -> None:
         """Shadow the target's forward for one pass.
 

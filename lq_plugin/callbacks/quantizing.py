@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks import ranks
+from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.candidate import Candidate
 from lq_plugin.errors import LqError
 from lq_plugin.evaluation.loop import Data, resolve_target
@@ -27,7 +27,7 @@ from lq_plugin.scheme import Scheme, as_dict
 logger = logging.getLogger("lq_plugin")
 
 
-class QuantizingCallback(Callback):
+class QuantizingCallback(CopyableCallback):
     """Base of the callbacks that make a candidate when fit ends.
 
     The candidate is made once, by whoever asks first: this callback's own ``on_fit_end`` or another callback.
@@ -41,7 +41,7 @@ class QuantizingCallback(Callback):
         scheme: what is quantized and how.
 
     Attributes:
-        candidate: what artifacts are made from; there after fit.
+        candidate: what artifacts are made from; there after fit, and not in copies of this callback.
         model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
         error: why there is no candidate.
         given: a checkpoint that is quantized in place of one that this fit saves, for a fit that trains nothing.
@@ -64,6 +64,14 @@ class QuantizingCallback(Callback):
         self.model: nn.Module | None = None
         self.error: str | None = None
         self.given: Path | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has.
+
+        Graphs and modules stay with the original: not all of them can be pickled, and a module that keeps its callbacks
+        would be copied with several others. A copy makes its own when its own fit ends.
+        """
+        return super().__getstate__() | {"candidate": None, "model": None}
 
     @property
     def state_key(self) -> str:

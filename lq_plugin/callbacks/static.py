@@ -103,6 +103,10 @@ class StaticQuantization(QuantizingCallback):
         self.candidate: StaticCandidate | None = None
         self._forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: a listener of its own, which does not listen."""
+        return super().__getstate__() | {"_listener": copy.copy(self._listener)}
+
     def _forget(self) -> None:
         """Drop everything that belongs to one run of one model."""
         self._listener = Listener(self.scheme, self.samples, self.seed, self.dynamic_dims)

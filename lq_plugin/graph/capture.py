@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import io
-import linecache
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules import transformer
-from torch.nn.utils.rnn import PackedSequence
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
 from lq_plugin.graph import nesting, signature
+from lq_plugin.graph.batch import BatchDims, doubled, find_batch_dims
+from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_constants
 from lq_plugin.graph.padding import padding_zeroed
 from lq_plugin.graph.recurrent import kept_whole
 from lq_plugin.graph.signature import Parameter, Signature, Structure
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
+from lq_plugin.progress import note
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments and keyword arguments of a forward
-BatchDims = tuple[tuple[int, ...], ...]  # of each input
 CAPTURED_AS = "target"  # what the module is called in its graph: parameter "0.weight" is "target.0.weight" there
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class FloatGraph:
         module: takes the input tensors in the signature's order and returns a tuple of tensors. It shares the weights
             of the module it was captured from until :func:`fold` makes a snapshot.
         signature: how the target is called and what it returns.
-        example: the captured inputs on the CPU, batch size at least 2.
+        example: the captured inputs on the CPU, a batch of one doubled unless the model takes no other.
         batch_dims: which dimensions of each input are the batch; none of an input without samples.
         modules: names of the target's submodules, for patterns.
         structure: digest of what was captured, without the values of its weights. Statistics are those of the values
@@ -95,13 +94,15 @@ class _FlatForward(nn.Module):
         super().__init__()
         self.target = target
         self._inputs = inputs
+        self.names = [name for name, _ in inputs.tensors()]
         self._record_output = record_output
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self._inputs.call(tensors)
         results: list[Tensor] = []
-        self._record_output(signature.structure(self.target(*args, **kwargs), "output", results))
-        if not results:
+        output = self.target(*args, **kwargs)
+        self._record_output(signature.structure(output, "output", results))
+        if not any(True for _ in nesting.tensors(output)):
             raise CaptureError(
                 f"target: the forward of {type(self.target).__name__} returns no tensor. Choose a target that does."
             )
@@ -137,18 +138,59 @@ def capture(
     """
     with isolated():
         module = detached_copy(target, share_tensors=True)
-        parameters = signature.describe(module.forward, args, dict(kwargs or {}))
-        inputs = Signature(parameters, {"constant": None})
+        inputs = Signature(signature.describe(module.forward, args, dict(kwargs or {})), {"constant": None})
         given = inputs.flatten(args, dict(kwargs or {}))
-        batch_dims = _batch_dims_of_layers(module, inputs, given) or _batch_dims(given)
-        tensors = _example(given, batch_dims)
-        outputs: list[Structure] = []
-        flat = _FlatForward(module, inputs, outputs.append)
-        program = _export(flat, tensors, _dynamic_shapes(inputs.tensors(), tensors, batch_dims, dynamic_dims or {}))
-        graph_module = program.module(check_guards=False)
+        if not given:
+            raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
+        batch_dims = find_batch_dims(module, inputs, given)
+        if any(dims and tensor.shape[dims[0]] == 1 for tensor, dims in zip(given, batch_dims, strict=True)):
+            return _captured_of_one(module, inputs, given, batch_dims, dynamic_dims or {})
+        return _captured(module, inputs, given, batch_dims, dynamic_dims or {})
+
+
+def _captured_of_one(
+    module: nn.Module,
+    inputs: Signature,
+    given: Sequence[Tensor],
+    batch_dims: BatchDims,
+    dynamic_dims: Mapping[str, Sequence[int]],
+) -> FloatGraph:
+    """Capture a batch of one, doubled, for torch.export would bake a one into the graph.
+
+    Where the model takes no batch of two, or does something else with it, the graph is that of the real batch, and
+    takes no other.
+    """
+    failure: CaptureError | None = None
+    try:
+        graph = _captured(module, inputs, doubled(given, [dims[:1] for dims in batch_dims]), batch_dims, dynamic_dims)
+        reason = contradiction(graph.module, graph.signature, module, given)
+    except CaptureError as error:
+        failure, reason = error, "its forward cannot be captured with a batch of two"
+    if reason is None:
+        return graph
+    try:
+        graph = _captured(module, inputs, given, ((),) * len(given), dynamic_dims)
+    except CaptureError as error:
+        raise failure or error from None
+    note(f"the graph of {type(module).__name__} takes batches of one alone, like its example: {reason}")
+    return graph
+
+
+def _captured(
+    module: nn.Module,
+    inputs: Signature,
+    given: Sequence[Tensor],
+    batch_dims: BatchDims,
+    dynamic_dims: Mapping[str, Sequence[int]],
+) -> FloatGraph:
+    tensors = doubled(given, [()] * len(given))
+    outputs: list[Structure] = []
+    flat = _FlatForward(module, inputs, outputs.append)
+    program = _export(flat, tensors, _dynamic_shapes(inputs.tensors(), tensors, batch_dims, dynamic_dims))
+    graph_module = program.module(check_guards=False)
     return FloatGraph(
         module=graph_module,
-        signature=Signature(_with_shapes(parameters, _input_shapes(program)), outputs[-1]),
+        signature=Signature(_with_shapes(inputs.parameters, _input_shapes(program)), outputs[-1]),
         example=tuple(tensor.cpu() for tensor in tensors),
         batch_dims=batch_dims,
         modules=tuple(name for name, _ in module.named_modules() if name),
@@ -220,68 +262,6 @@ def _paths(node: fx.Node) -> list[str]:
     return [path.removeprefix("target").removeprefix(".") for path in stack if path.split(".")[0] == "target"]
 
 
-def _example(tensors: Sequence[Tensor], batch_dims: BatchDims) -> tuple[Tensor, ...]:
-    """Clone the inputs; double a batch of one, which torch.export would bake into the graph."""
-    if not tensors:
-        raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
-    alone = any(dims and tensor.shape[dims[0]] == 1 for tensor, dims in zip(tensors, batch_dims, strict=True))
-    return _doubled(tensors, [dims[:1] if alone else () for dims in batch_dims])
-
-
-def _doubled(tensors: Sequence[Tensor], doubled: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-    """Copies of tensors, twice as long in some dimensions of each."""
-    return tuple(
-        functools.reduce(lambda t, dim: torch.cat([t, t], dim), dims, tensor.detach().clone())
-        for tensor, dims in zip(tensors, doubled, strict=True)
-    )
-
-
-def _batch_dims(tensors: Sequence[Tensor]) -> BatchDims:
-    """Which dimensions of each input may be the batch: the first, or the second of recurrent states."""
-    batch = nesting.batch_size(tensors)
-    found = []
-    for number, tensor in enumerate(tensors):
-        candidates = (0, 1) if number and tensor.dim() == 3 else (0,)
-        found.append(tuple(dim for dim in candidates if tensor.dim() and tensor.shape[dim] == batch))
-    return tuple(found)
-
-
-def _batch_dims_of_layers(module: nn.Module, inputs: Signature, tensors: Sequence[Tensor]) -> BatchDims | None:
-    """Which dimensions of each input are what a recurrent layer whose sequences are time first takes for the batch.
-
-    ``None`` where there is no such layer, or where its batch does not come from the inputs.
-    """
-    if all(layer.batch_first for layer in module.modules() if isinstance(layer, nn.RNNBase)):
-        return None
-    size = _recurrent_batch(module, inputs, tensors)
-    matching = [[dim for dim in range(min(tensor.dim(), 2)) if tensor.shape[dim] == size] for tensor in tensors]
-    for chosen in ([dims[-1:] for dims in matching], [dims[:1] for dims in matching]):
-        if size is not None and _recurrent_batch(module, inputs, _doubled(tensors, chosen)) == 2 * size:
-            return tuple(map(tuple, chosen))
-    return None
-
-
-def _recurrent_batch(module: nn.Module, inputs: Signature, tensors: Sequence[Tensor]) -> int | None:
-    """How many samples the first recurrent layer has in a call; ``None`` where there is no telling."""
-    seen: list[int] = []
-
-    def look(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        given = args[0] if args else kwargs["input"]
-        if isinstance(given, PackedSequence):
-            seen.append(int(given.batch_sizes[0]))
-        elif given.dim() == 3:
-            seen.append(given.shape[0 if layer.batch_first else 1])
-
-    probe = detached_copy(module)  # for a forward may change the module
-    for layer in probe.modules():
-        if isinstance(layer, nn.RNNBase):
-            layer.register_forward_pre_hook(look, with_kwargs=True)
-    args, kwargs = inputs.call(_doubled(tensors, [()] * len(tensors)))
-    with contextlib.suppress(Exception):  # of this size, the model cannot be called
-        probe(*args, **kwargs)
-    return seen[0] if seen else None
-
-
 def _dynamic_shapes(
     inputs: Sequence[tuple[str, Structure]],
     tensors: Sequence[Tensor],
@@ -335,7 +315,9 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
             raise
         except Exception as error:
             logger.debug("torch.export failed", exc_info=True)
-            raise CaptureError(_explain(flat.target, error)) from None  # else pages of tracing frames are printed
+            raise CaptureError(
+                explanation(flat.target, error, flat.names)
+            ) from None  # else pages of tracing frames are printed
     return functional
 
 
@@ -344,31 +326,6 @@ def _cells() -> dict[Any, Any]:
     table, aten = torch.export.default_decompositions(), torch.ops.aten
     cells = (aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
     return {cell: table[cell] for cell in cells}
-
-
-def _explain(target: nn.Module, error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return (
-        f"target: the forward of {type(target).__name__} cannot be captured by torch.export.\n"
-        f"  {_user_line(error)}\n  {type(error).__name__}: {reason}\n"
-        "Ways out: choose another target (target='encoder' captures only that submodule), rewrite this line without "
-        "control flow that depends on the values of tensors, or use the format 'torch' of dynamic quantization, which "
-        "needs no graph."
-    )
-
-
-def _user_line(error: BaseException) -> str:
-    """The innermost frame of the traceback that lies in the user's code."""
-    here = str(Path(__file__).resolve().parents[1])
-    frame, found = error.__traceback__, "(no line of the model's own code is in the traceback)"
-    while frame is not None:
-        path = frame.tb_frame.f_code.co_filename
-        foreign = f"{Path('site-packages') / 'torch'}" in path or path.startswith((here, "<"))
-        if not foreign and "contextlib" not in path:
-            source = linecache.getline(path, frame.tb_lineno).strip()
-            found = f"{path}:{frame.tb_lineno}: {source}"
-        frame = frame.tb_next
-    return found
 
 
 @contextmanager

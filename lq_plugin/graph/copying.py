@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from lq_plugin.errors import CaptureError
+from lq_plugin.graph.keeping import without_copies
 
 
 def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
     """Copy a module, without its trainer and without ``torch.compile``, in eval mode.
 
     Args:
-        module: any module; a LightningModule is copied without its reference to the trainer.
+        module: any module; it is copied without its references to a Trainer. Callbacks that it keeps are copied too,
+            except those that cannot be.
         share_tensors: keep the very same parameters and buffers, so that the copy costs no memory.
 
     Raises:
@@ -36,6 +38,7 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
     if share_tensors:
         memo |= {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     with torch.inference_mode(False), torch.no_grad():
+        memo |= without_copies(module, memo)
         try:
             duplicate = copy.deepcopy(module, memo)
         except Exception as error:

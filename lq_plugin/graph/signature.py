@@ -6,7 +6,9 @@ list and how the list of results becomes the output again. It is made of builtin
 A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
 dimension), ``{"constant": value}``, or a kind of container with its keys, ``{"dict": [[key, structure], ...]}``; the
 kinds are those of :func:`~lq_plugin.graph.nesting.parts`. Of dataclasses and named tuples the names of the fields are
-stored and the class is not: nothing has to be imported to call an artifact.
+stored and the class is not: nothing has to be imported to call an artifact. An output may hold ``{"int": index}`` too:
+a number that follows from the sizes of the inputs, such as ``x.shape[0]``, which the graph gives as a tensor without
+dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq_plugin.errors import ArtifactError, CaptureError, unknown_name
+from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, unknown_name
 from lq_plugin.graph.nesting import NAMED, Record, parts
 
 Structure = dict[str, Any]
@@ -119,7 +121,7 @@ class Signature:
         try:
             data = _decoded(data)
             read = cls(tuple(_parameter(parameter) for parameter in data["parameters"]), data["output"])
-            _check_structure(read.output)
+            _check_structure(read.output, of_output=True)
             read._inspected()
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the signature is malformed ({type(error).__name__}: {error})") from None
@@ -175,13 +177,15 @@ def _parameter(data: Mapping[str, Any]) -> Parameter:
     return parameter
 
 
-def _check_structure(data: Any, depth: int = 0) -> None:
+def _check_structure(data: Any, depth: int = 0, of_output: bool = False) -> None:
     """Check a structure that anybody may have written.
 
     Raises:
         ValueError: it is none.
     """
     if isinstance(data, dict) and depth < _DEEPEST and (_is_tensor(data) or _is_constant(data)):
+        return
+    if isinstance(data, dict) and depth < _DEEPEST and of_output and _is_size(data):
         return
     if not isinstance(data, dict) or depth >= _DEEPEST or len(data) != 1:
         raise ValueError("the signature is malformed (it holds no structure, or one nested too deeply)")
@@ -191,7 +195,7 @@ def _check_structure(data: Any, depth: int = 0) -> None:
     if not _are_keys(kind, [key for key, _ in content]):
         raise ValueError(f"the signature is malformed (a {kind} cannot have such keys)")
     for _, item in content:
-        _check_structure(item, depth + 1)
+        _check_structure(item, depth + 1, of_output)
 
 
 def _are_keys(kind: str, keys: list[Any]) -> bool:
@@ -212,6 +216,10 @@ def _is_constant(data: Any) -> bool:
     return isinstance(data, dict) and data.keys() == {"constant"} and type(data["constant"]) in _CONSTANTS
 
 
+def _is_size(data: Structure) -> bool:
+    return data.keys() == {"int"} and type(data["int"]) is int and data["int"] >= 0
+
+
 def _is_tensor(data: Structure) -> bool:
     if data.keys() != {"tensor", "dtype", "shape"} or type(data["tensor"]) is not int or data["tensor"] < 0:
         return False
@@ -229,15 +237,16 @@ def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
 
     Raises:
         CaptureError: an argument cannot be recorded; the message names it.
+        ConfigError: it is the forward of a TorchScript module.
     """
-    bound = inspect.signature(forward).bind(*args, **kwargs)
+    bound = _inspected(forward).bind(*args, **kwargs)
     bound.apply_defaults()
     tensors: list[Tensor] = []
     return tuple(
         Parameter(
             name,
             parameter.kind.name,
-            structure(bound.arguments[name], f"argument {name!r}", tensors),
+            structure(bound.arguments[name], f"argument {name}", tensors),
             {"constant": parameter.default} if type(parameter.default) in _CONSTANTS else None,
         )
         for name, parameter in bound.signature.parameters.items()
@@ -248,9 +257,9 @@ def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -
     """Check that names of inputs, such as ``"x"`` or ``"batch.ids"``, begin with parameters of a forward.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: one does not, or it is the forward of a TorchScript module.
     """
-    parameters = inspect.signature(forward).parameters
+    parameters = _inspected(forward).parameters
     if any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for name in dynamic_dims:
@@ -258,8 +267,23 @@ def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -
             raise unknown_name("dynamic_dims", name, parameters)
 
 
+def _inspected(forward: Callable[..., Any]) -> inspect.Signature:
+    if isinstance(forward, torch._C.ScriptMethod):
+        raise ConfigError(
+            "target: it is a TorchScript module (torch.jit.script, torch.jit.trace), of which neither a graph can be "
+            "captured nor a layer be replaced. Give the nn.Module that it was made from, and script that after "
+            "training, or choose another target: target='encoder' takes only that submodule."
+        )
+    return inspect.signature(forward)
+
+
 def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
     """Describe ``value`` and append its tensors to ``tensors``.
+
+    Args:
+        value: an argument or an output.
+        where: what it is called in errors; what is in it is named as in ``dynamic_dims``: ``"batch.ids"``.
+        tensors: the list.
 
     Raises:
         CaptureError: ``value`` holds something that is neither a tensor, a plain container nor a constant.
@@ -271,6 +295,10 @@ def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
             "dtype": str(value.dtype).removeprefix("torch."),
             "shape": [size if isinstance(size, int) else None for size in value.shape],
         }
+    if isinstance(value, torch.SymInt):  # of an output, while it is captured
+        size: Any = value
+        tensors.append(torch.scalar_tensor(size, dtype=torch.int64))
+        return {"int": len(tensors) - 1}
     if type(value) in _CONSTANTS:
         return {"constant": value}
     taken = parts(value)
@@ -283,11 +311,7 @@ def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
     kind, items = taken
     if not all(type(key) in (str, int, bool) for key, _ in items):
         raise CaptureError(f"{where}: the keys of a dict must be str, int or bool, got {[key for key, _ in items]!r}.")
-    return {kind: [[key, structure(item, where + _step(kind, key), tensors)] for key, item in items]}
-
-
-def _step(kind: str, key: Any) -> str:
-    return f".{key}" if kind in NAMED else f"[{key!r}]"
+    return {kind: [[key, structure(item, f"{where}.{key}", tensors)] for key, item in items]}
 
 
 def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
@@ -295,6 +319,8 @@ def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
     ((kind, content), *_) = structure.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "int":
+        return int(tensors[content])
     if kind == "constant":
         return content
     items = {key: rebuild(item, tensors) for key, item in content}
@@ -309,7 +335,14 @@ def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
 
 @functools.cache
 def _named_tuple(names: tuple[str, ...]) -> Any:
-    return namedtuple("Output", names)
+    factory: Any = namedtuple
+    made = factory("Output", names)
+    made.__reduce__ = lambda self: (_filled, (names, tuple(self)))  # or pickle would look for a class of this name
+    return made
+
+
+def _filled(names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return _named_tuple(names)(*values)
 
 
 def _default(parameter: Parameter) -> Any:
@@ -333,7 +366,7 @@ def _match(structure: Structure, value: Any, where: str, tensors: list[Tensor]) 
             got = f"{len(value)} items" if isinstance(value, list | tuple) else type(value).__name__
             raise ArtifactError(f"argument {where}: expected a {kind} of {len(content)} items, got {got}.")
         for (index, item), element in zip(content, value, strict=True):
-            _match(item, element, f"{where}[{index}]", tensors)
+            _match(item, element, f"{where}.{index}", tensors)
     else:
         keys = [key for key, _ in content]
         taken = parts(value)
@@ -343,7 +376,7 @@ def _match(structure: Structure, value: Any, where: str, tensors: list[Tensor]) 
             holder = f"{kind.replace('_', ' ')} with the fields" if kind in NAMED else "dict with the keys"
             raise ArtifactError(f"argument {where}: expected a {holder} {keys}, got {got}.")
         for key, item in content:
-            _match(item, items[key], where + _step(kind, key), tensors)
+            _match(item, items[key], f"{where}.{key}", tensors)
 
 
 def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:

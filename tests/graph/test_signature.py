@@ -159,7 +159,7 @@ def test_a_call_that_does_not_fit_says_why(args: tuple[Any, ...], kwargs: dict[s
         (A, [C], r"argument batch: expected a dict .* got Tensor"),
         ({"a": A, "b": B}, [C, C], r"argument rest: expected a list of 1 items, got 2 items"),
         ({"a": A, "b": B}, C, r"argument rest: expected a list of 1 items, got Tensor"),
-        ({"a": A, "b": C}, [C], r"argument batch\['b'\]: expected float32"),
+        ({"a": A, "b": C}, [C], r"argument batch\.b: expected float32"),
     ],
 )
 def test_a_nested_argument_that_does_not_fit_says_where(batch: Any, rest: Any, message: str) -> None:

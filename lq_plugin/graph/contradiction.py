@@ -1,0 +1,71 @@
+"""Whether a captured graph says of a call what the module itself says of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lq_plugin.errors import ArtifactError
+from lq_plugin.graph import nesting
+from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.signature import Signature
+from lq_plugin.noise import muted
+
+_TOLERANCE = 1e-3  # of the largest value: float kernels differ by the batch, a branch not taken differs by far more
+
+
+def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, tensors: Sequence[Tensor]) -> str | None:
+    """Call a graph and the module that it was captured from, and say in which way the graph is wrong.
+
+    Copies are called, with the same random state: a forward may change buffers and draw random numbers.
+
+    Args:
+        graph: over flat lists of tensors.
+        signature: how it is called.
+        module: what it was captured from.
+        tensors: inputs of one call.
+
+    Returns:
+        What is wrong with the graph, as part of a sentence; ``None`` where it agrees with the module.
+    """
+    try:
+        with muted(), torch.random.fork_rng(_devices()):
+            args, kwargs = signature.call(_clones(tensors))
+            wanted = detached_copy(module)(*args, **kwargs)
+    except Exception:  # it has changed since it was called: nothing is known of it
+        return None
+    try:
+        with muted(), torch.random.fork_rng(_devices()):
+            args, kwargs = signature.call(_clones(tensors))
+            given = signature.unflatten(copy.deepcopy(graph)(*signature.flatten(args, kwargs)))
+    except ArtifactError:  # a dimension was fixed
+        return "its forward takes a size for a constant"
+    except Exception as error:
+        return f"its forward does not take both batches of one and of two ({type(error).__name__})"
+    left, right = list(nesting.leaves(given)), list(nesting.leaves(wanted))
+    if len(left) != len(right) or not all(map(_alike, left, right)):
+        return "its forward does something else with larger ones"
+    return None
+
+
+def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of its own for each call, for a forward may change them."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def _devices() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
+def _alike(given: Any, wanted: Any) -> bool:
+    if not isinstance(given, Tensor) or not isinstance(wanted, Tensor):
+        return type(given) is type(wanted) and bool(given == wanted or given != given)  # nan is unlike itself
+    if given.shape != wanted.shape or given.dtype != wanted.dtype:
+        return False
+    left, right = given.double(), wanted.double()
+    scale = right[right.isfinite()].abs().max().item() if right.isfinite().any() else 0.0
+    return torch.allclose(left, right, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)

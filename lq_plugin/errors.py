@@ -9,6 +9,7 @@
     ├── CaptureError (RuntimeError)   the target could not be turned into a graph
     ├── CalibrationError (RuntimeError)   no statistics could be gathered
     ├── ExportError (RuntimeError)    a runtime's exporter refused the candidate
+    ├── EvaluationError (RuntimeError)    no artifact could be evaluated or judged
     └── ArtifactError (RuntimeError)  an artifact on disk is missing, changed or called in another way than captured
 
 A message says which argument, what was given, what is allowed and how to fix it.
@@ -48,6 +49,10 @@ class CalibrationError(LqError, RuntimeError):
 
 class ExportError(LqError, RuntimeError):
     """A candidate could not be exported for one runtime."""
+
+
+class EvaluationError(LqError, RuntimeError):
+    """The artifacts were made and could not be evaluated, or the budget could not be judged."""
 
 
 class ArtifactError(LqError, RuntimeError):

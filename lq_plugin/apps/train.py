@@ -20,7 +20,7 @@ from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
 from lq_plugin.callbacks.checkpoint import content
-from lq_plugin.errors import ConfigError, ExportError
+from lq_plugin.errors import ConfigError, EvaluationError, ExportError
 from lq_plugin.progress import note
 from lq_plugin.selection import label
 from lq_plugin.torch_file import foreign_in
@@ -178,6 +178,7 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
 
     Raises:
         ExportError: not one artifact was made.
+        EvaluationError: those made could not be evaluated or judged.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
@@ -185,6 +186,9 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
     if made and all(entry["status"] in ("failed", "unsupported") for entry in made):
         reasons = "; ".join(dict.fromkeys(f"{label(entry)} {entry['status']}: {entry['error']}" for entry in made))
         raise ExportError(f"export: no artifact was made. {reasons}")
+    for evaluation in trainer.callbacks:
+        if isinstance(evaluation, Int8Evaluation) and evaluation.error is not None:
+            raise EvaluationError(f"evaluation: the artifacts were made, but not judged. {evaluation.error}")
     return objectives(manifest, names)
 
 

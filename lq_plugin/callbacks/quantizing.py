@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,21 +9,17 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks import ranks
+from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import LqError
-from lq_plugin.evaluation.loop import Data, resolve_target
+from lq_plugin.evaluation.loop import resolve_target
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.names import check_distinct, check_name
 from lq_plugin.scheme import Scheme, as_dict
-
-logger = logging.getLogger("lq_plugin")
 
 
 class QuantizingCallback(Callback):
@@ -87,7 +82,7 @@ class QuantizingCallback(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the candidate, unless another callback asked for it already."""
-        with ranks.on_one_process(trainer) as alone:
+        with after_training(trainer, self) as alone:
             if alone:
                 self.build(trainer, pl_module)
 
@@ -107,10 +102,7 @@ class QuantizingCallback(Callback):
                 self.model = checkpoints.with_weights(pl_module, checkpoint)
                 self.candidate = self.make_candidate(trainer, self.model, checkpoint)
             except Exception as error:
-                self.error = f"{type(error).__name__}: {error}"
-                logger.error(
-                    "candidate %r could not be made. %s", self.name, self.error, exc_info=not isinstance(error, LqError)
-                )
+                self.error = say(f"candidate {self.name!r} could not be made", error)
         return self.candidate
 
     @abstractmethod
@@ -141,17 +133,3 @@ def never_called(callback: QuantizingCallback, model: nn.Module, where: str) -> 
         f"known of its inputs. Choose what {where} calls, for example one of {children}: "
         f"{type(callback).__name__}(target='…')."
     )
-
-
-def data_of(trainer: Any) -> Data:
-    """Return where a running Trainer's batches come from."""
-    loaders = {} if trainer.val_dataloaders is None else {"validate": tree_map(_whole, trainer.val_dataloaders)}
-    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-    return Data(trainer.datamodule, loaders, limits)
-
-
-def _whole(loader: Any) -> Any:
-    """Undo the split of the data among processes, for the one process that sees all of it."""
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, DistributedSampler):
-        return loader
-    return DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)

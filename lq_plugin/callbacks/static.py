@@ -14,7 +14,8 @@ from torch import nn
 
 from lq_plugin.callbacks.checkpoint import Checkpoint
 from lq_plugin.callbacks.listening import Listener, Seen
-from lq_plugin.callbacks.quantizing import QuantizingCallback, data_of, never_called
+from lq_plugin.callbacks.loaders import data_of, numbers_of_batches
+from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.evaluation import loop
@@ -122,7 +123,8 @@ class StaticQuantization(QuantizingCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Listen to the target's forward."""
         target = loop.resolve_target(pl_module, self.target)
-        self._listener.start(target, trainer.num_val_batches, trainer.world_size, rehearsal=trainer.sanity_checking)
+        batches = numbers_of_batches(trainer)
+        self._listener.start(target, batches, trainer.world_size, rehearsal=trainer.sanity_checking)
 
     def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
         """Count the batches of a pass."""

@@ -4,7 +4,7 @@
 
     LqError
     ├── ConfigError (ValueError)      an argument or option that cannot work; raised as early as it can be known
-    │   └── UnsupportedError          a candidate has no form in a format
+    │   └── UnsupportedError          a model cannot be quantized as asked, or a candidate has no form in a format
     ├── MissingExtraError (ImportError)   an optional dependency is needed and not installed
     ├── CaptureError (RuntimeError)   the target could not be turned into a graph
     ├── CalibrationError (RuntimeError)   no statistics could be gathered
@@ -32,7 +32,11 @@ class ConfigError(LqError, ValueError):
 
 
 class UnsupportedError(ConfigError):
-    """A candidate has no form in a format: the runtime lacks one, or nothing in it can be quantized there."""
+    """A model cannot be quantized as asked, or a candidate has no form in a format.
+
+    No argument is wrong by itself: nothing in the model can be quantized, what is to be quantized is never called, or
+    a runtime lacks a form of it. It never stops what can be made beside it.
+    """
 
 
 class MissingExtraError(LqError, ImportError):
@@ -57,6 +61,11 @@ class EvaluationError(LqError, RuntimeError):
 
 class ArtifactError(LqError, RuntimeError):
     """An artifact on disk cannot be used as asked."""
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error is about what the user gave, and not about what the model or a runtime cannot do."""
+    return isinstance(error, ConfigError) and not isinstance(error, UnsupportedError)
 
 
 def unknown_name(argument: str, given: str, allowed: Iterable[str]) -> ConfigError:

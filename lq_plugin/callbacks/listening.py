@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq_plugin.callbacks.rehearsal import inability
 from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Recording
@@ -65,7 +66,7 @@ class Listener:
             target: the module to listen to.
             batches: number of batches of every loader; infinite where not known.
             processes: how many processes share the samples.
-            rehearsal: whether this is the sanity check, where nothing is observed and errors are raised.
+            rehearsal: whether this is the sanity check, where nothing is observed and the user's mistakes are raised.
         """
         self.stop()  # a pass that broke off without notice would be heard twice
         self._batches, self._processes, self._rehearsal = batches, processes, rehearsal
@@ -94,7 +95,7 @@ class Listener:
         return Seen(recording.statistics(), recording.samples, recording.batches)
 
     def hear(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Look at one call of the target. Only a rehearsal, before training, may stop the run."""
+        """Look at one call of the target. Only a user's mistake, in a rehearsal before training, stops the run."""
         self.heard = True
         if self.failure is not None:
             return
@@ -106,8 +107,9 @@ class Listener:
                 self._observe(self._graph, args, kwargs)
         except Exception as error:
             if self._rehearsal:
-                raise
-            self.failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
+                self.failure = inability(error)
+            else:
+                self.failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
 
     def _captured(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FloatGraph:
         graph = capture(target, args, kwargs, self._dynamic_dims)

@@ -12,9 +12,10 @@ from torch import nn
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks import ranks
+from lq_plugin.callbacks import ranks, rehearsal
 from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.candidate import Candidate
+from lq_plugin.errors import LqError
 from lq_plugin.evaluation.loop import resolve_target
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
@@ -39,6 +40,7 @@ class QuantizingCallback(Callback):
         candidate: what artifacts are made from; there after fit.
         model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
         error: why there is no candidate.
+        inability: what the model cannot do, as far as it is known before training.
         given: a checkpoint that is quantized in place of one that this fit saves, for a fit that trains nothing.
     """
 
@@ -58,6 +60,7 @@ class QuantizingCallback(Callback):
         self.candidate: Candidate | None = None
         self.model: nn.Module | None = None
         self.error: str | None = None
+        self.inability: LqError | None = None
         self.given: Path | None = None
 
     @property
@@ -69,7 +72,7 @@ class QuantizingCallback(Callback):
         """Check what can be known before training."""
         if stage != "fit":
             return
-        self.candidate, self.model, self.error = None, None, None
+        self.candidate, self.model, self.error, self.inability = None, None, None, None
         check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
@@ -79,6 +82,19 @@ class QuantizingCallback(Callback):
         target = resolve_target(pl_module, self.target)
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the run, before training, where the model allows no candidate at all; record where it allows others."""
+        self._decide(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """The same, where there was no sanity check."""
+        self._decide(trainer)
+
+    def _decide(self, trainer: Any) -> None:
+        callbacks = quantizing(trainer)
+        if callbacks[-1] is self:  # so every one has looked at the model
+            rehearsal.decide(callbacks)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the candidate, unless another callback asked for it already."""

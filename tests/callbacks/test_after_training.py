@@ -216,3 +216,18 @@ def test_the_step_to_the_live_weights_is_said(choice: str, tmp_path: Path, capsy
     assert dynamic.candidate.provenance.checkpoint == "live"
     out = " ".join(capsys.readouterr().out.split())
     assert f"there is none to take '{choice}' from, so the weights in memory are quantized" in out
+
+
+class Killed(DynamicQuantization):
+    """Ends the process before anything is exported."""
+
+    def make_candidate(self, *_: Any) -> Any:
+        raise SystemExit("killed")
+
+
+def test_the_manifest_of_an_earlier_run_is_gone_before_anything_new_is_made(tmp_path: Path) -> None:
+    fit(tmp_path, Tiny(), DynamicQuantization(), ArtifactExport(["pt2"]), enable_checkpointing=False)
+    assert manifest(tmp_path)["artifacts"]
+    with pytest.raises(SystemExit, match="killed"):
+        fit(tmp_path, Tiny(), ArtifactExport(["pt2"]), Killed(), enable_checkpointing=False)
+    assert [path.name for path in (tmp_path / "quantized").iterdir()] == ["dynamic"]

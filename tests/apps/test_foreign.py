@@ -146,7 +146,7 @@ def test_lightning_cli_takes_the_callbacks(project: Path) -> None:
         "--trainer.callbacks.latency=null",
     )
     assert done.returncode == 0, done.stderr
-    assert statuses(project) == {"static/onnx": "not_evaluated"}
+    assert statuses(project) == {"static/onnx": "ok"}
     wrong = run(
         project, "cli.py", "fit", "--trainer.callbacks+=lq_plugin.StaticQuantization", "--trainer.callbacks.smaples=1"
     )

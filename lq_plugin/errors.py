@@ -4,11 +4,12 @@
 
     LqError
     ├── ConfigError (ValueError)      an argument or option that cannot work; raised as early as it can be known
-    │   └── UnsupportedError          a candidate has no form in a format
+    │   └── UnsupportedError          a model cannot be quantized as asked, or a candidate has no form in a format
     ├── MissingExtraError (ImportError)   an optional dependency is needed and not installed
     ├── CaptureError (RuntimeError)   the target could not be turned into a graph
     ├── CalibrationError (RuntimeError)   no statistics could be gathered
     ├── ExportError (RuntimeError)    a runtime's exporter refused the candidate
+    ├── EvaluationError (RuntimeError)    no artifact could be evaluated or judged
     └── ArtifactError (RuntimeError)  an artifact on disk is missing, changed or called in another way than captured
 
 A message says which argument, what was given, what is allowed and how to fix it.
@@ -31,7 +32,11 @@ class ConfigError(LqError, ValueError):
 
 
 class UnsupportedError(ConfigError):
-    """A candidate has no form in a format: the runtime lacks one, or nothing in it can be quantized there."""
+    """A model cannot be quantized as asked, or a candidate has no form in a format.
+
+    No argument is wrong by itself: nothing in the model can be quantized, what is to be quantized is never called, or
+    a runtime lacks a form of it. It never stops what can be made beside it.
+    """
 
 
 class MissingExtraError(LqError, ImportError):
@@ -50,8 +55,17 @@ class ExportError(LqError, RuntimeError):
     """A candidate could not be exported for one runtime."""
 
 
+class EvaluationError(LqError, RuntimeError):
+    """The artifacts were made and could not be evaluated, or the budget could not be judged."""
+
+
 class ArtifactError(LqError, RuntimeError):
     """An artifact on disk cannot be used as asked."""
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error is about what the user gave, and not about what the model or a runtime cannot do."""
+    return isinstance(error, ConfigError) and not isinstance(error, UnsupportedError)
 
 
 def unknown_name(argument: str, given: str, allowed: Iterable[str]) -> ConfigError:

@@ -49,6 +49,17 @@ def line(text: Any) -> str:
     return shown if left_out <= 0 else f"{shown} … ({left_out} more characters)"
 
 
+def brief(text: Any) -> str:
+    r"""Return the first line of a text, with a mark where there are more.
+
+    Example:
+        >>> brief("it cannot be captured:\n  if x.sum() > 0:")
+        'it cannot be captured: …'
+    """
+    first, _, more = str(text).strip().partition("\n")
+    return f"{first.rstrip()} …" if more else first
+
+
 def terminal() -> Console:
     """Return a console on the standard output that never fails."""
     return Console(file=cast("IO[str]", _Lenient(getattr(sys.stdout, "rich_proxied_file", sys.stdout))))

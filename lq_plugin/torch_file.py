@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, read without running anything that is in them.
+"""Files of ``torch.save``, written so that a full disk is an error, and read without running anything in them.
 
 ``torch.load(weights_only=True)`` refuses a whole checkpoint because of one ``functools.partial`` among its
 hyperparameters, trusts the sizes that a file claims, and does not notice flipped bits. Here nothing is imported but
@@ -48,6 +48,19 @@ class Foreign:
 
 class _RefusedError(ValueError):
     """What is wrong is known exactly."""
+
+
+def write(value: Any, path: Path) -> None:
+    """Write what :func:`read` returns.
+
+    torch is given memory to write to. With a file's name, its C++ code ends the whole process where the disk is full.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = io.BytesIO()
+    torch.save(value, content)
+    path.write_bytes(content.getbuffer())
 
 
 def read(path: Path) -> Any:

@@ -28,7 +28,7 @@ from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.progress import note
-from lq_plugin.torch_file import foreign_in, read
+from lq_plugin.torch_file import foreign_in, read, write
 from lq_plugin.untrusted import read_json, regular_file
 
 RECORD = "fit.json"
@@ -231,7 +231,7 @@ def _copy(source: Path, file: Path, trainer: Any) -> None:
     kept = {key: value for key, value in found.items() if key not in _OF_TRAINING}
     own = {key: state for key, state in states.items() if key in wanted} if isinstance(states, dict) else {}
     plain, plain_own = ({key: v for key, v in part.items() if not foreign_in(v)} for part in (kept, own))
-    torch.save(plain | {"callbacks": plain_own}, file)
+    write(plain | {"callbacks": plain_own}, file)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -20,7 +20,8 @@ from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
 from lq_plugin.callbacks.checkpoint import content
-from lq_plugin.errors import ConfigError, ExportError
+from lq_plugin.errors import ConfigError, EvaluationError, ExportError
+from lq_plugin.printing import brief
 from lq_plugin.progress import note
 from lq_plugin.selection import label
 from lq_plugin.torch_file import foreign_in
@@ -178,13 +179,20 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
 
     Raises:
         ExportError: not one artifact was made.
+        EvaluationError: those made could not be evaluated or judged.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
     made = manifest["artifacts"] if manifest is not None else ()
     if made and all(entry["status"] in ("failed", "unsupported") for entry in made):
-        reasons = "; ".join(dict.fromkeys(f"{label(entry)} {entry['status']}: {entry['error']}" for entry in made))
+        labels: dict[str, list[str]] = {}
+        for entry in made:
+            labels.setdefault(f"{entry['status']}: {brief(entry['error'])}", []).append(label(entry))
+        reasons = "; ".join(f"{', '.join(failed)} {reason}" for reason, failed in labels.items())
         raise ExportError(f"export: no artifact was made. {reasons}")
+    for evaluation in trainer.callbacks:
+        if isinstance(evaluation, Int8Evaluation) and evaluation.error is not None:
+            raise EvaluationError(f"evaluation: the artifacts were made, but not judged. {brief(evaluation.error)}")
     return objectives(manifest, names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,8 +40,10 @@ def export(graph: FloatGraph, folder: Path) -> None:
     Raises:
         ExportError: the graph holds something that is not loaded from a file.
     """
+    content = io.BytesIO()  # given a file's name, torch's C++ code ends the whole process where the disk is full
     with muted():
-        torch.export.save(program_of(graph), folder / FILE)
+        torch.export.save(program_of(graph), content)
+    (folder / FILE).write_bytes(content.getbuffer())
     try:
         checked(folder / FILE)
     except ValueError as error:

@@ -71,7 +71,7 @@ def savers(trainer: Any) -> list[Any]:
 
 
 def read(trainer: Any, choice: str) -> Checkpoint:
-    """Read the chosen checkpoint, falling back from best to last to the live weights.
+    """Read the chosen checkpoint, falling back from best to last to the live weights, which is said.
 
     Which file is the best one may come from a checkpoint that was resumed from, so it is trusted no more than any.
 
@@ -83,9 +83,13 @@ def read(trainer: Any, choice: str) -> Checkpoint:
     names = ("last_model_path",) if choice == "last" else ("best_model_path", "last_model_path")
     for path in (Path(getattr(callback, name)) for name in names if callback and getattr(callback, name)):
         if path.is_file():
+            if str(path) != getattr(callback, names[0]):
+                note(f"checkpoint: {choice!r} is not there any more, so {path.name!r} is quantized in its place")
             return read_file(path)
         if path.exists():
             note(f"the checkpoint {str(path)!r} is no file (sharded strategies save folders) and is not quantized")
+    if choice != "live":
+        note(f"checkpoint: there is none to take {choice!r} from, so the weights in memory are quantized")
     return Checkpoint("live", trainer.global_step)
 
 

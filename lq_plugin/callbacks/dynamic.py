@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq_plugin.callbacks import rehearsal
 from lq_plugin.callbacks.checkpoint import Checkpoint
 from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
 from lq_plugin.candidate import DynamicCandidate
 from lq_plugin.eager import swap
-from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.errors import CalibrationError, UnsupportedError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import uncalibrated
 from lq_plugin.graph.capture import Call, private_call
@@ -82,6 +83,7 @@ class DynamicQuantization(QuantizingCallback):
         """Drop everything that belongs to one run of one model."""
         self._example: Call | None = None
         self._heard_in = ""
+        self._validated = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the model of an earlier fit."""
@@ -92,17 +94,29 @@ class DynamicQuantization(QuantizingCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what the layers of the target tell."""
         super().on_fit_start(trainer, pl_module)
-        swap.check_layers(loop.resolve_target(pl_module, self.target), self.scheme)
+        try:
+            swap.check_layers(loop.resolve_target(pl_module, self.target), self.scheme)
+        except UnsupportedError as error:
+            self.inability = error
 
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Check, before training, that the target is called and that something in it can be quantized."""
+        if self.inability is None and self._validated:
+            try:
+                self._rehearse(pl_module)
+            except Exception as error:
+                self.inability = rehearsal.inability(error)
+        super().on_sanity_check_end(trainer, pl_module)
+
+    def _rehearse(self, pl_module: Any) -> None:
         if self._example is None:
-            raise ConfigError(never_called(self, pl_module, "validation_step"))
+            raise UnsupportedError(never_called(self, pl_module, "validation_step"))
         target = detached_copy(loop.resolve_target(pl_module, self.target)).cpu()
         swap.survey(target, self._example, self.scheme)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Listen to the target until it was called in validation once."""
+        self._validated = True
         if self._heard_in != "validation":
             self._listen(pl_module, "validation")
 
@@ -137,6 +151,8 @@ class DynamicQuantization(QuantizingCallback):
 
     def _listen(self, model: nn.Module, where: str) -> None:
         """Remember the target's next call."""
+        if self.error is not None:
+            return
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

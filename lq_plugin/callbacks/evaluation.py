@@ -12,9 +12,10 @@ from torchmetrics import Metric
 from lq_plugin import selection
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.copyable import CopyableCallback
+from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.callbacks.export import ArtifactExport
-from lq_plugin.callbacks.quantizing import data_of, quantizing
-from lq_plugin.callbacks.ranks import on_one_process
+from lq_plugin.callbacks.loaders import data_of
+from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.latency import Latency
@@ -27,16 +28,23 @@ from lq_plugin.report.manifest import Outcome
 from lq_plugin.selection import Budget
 
 logger = logging.getLogger("lq_plugin")
+UNJUDGED = (
+    "no budget was judged: no metric of validation is known, and the test split judges nothing. Log one in "
+    "validation_step, or give metrics={…}, with 'validate' among the splits."
+)
 
 
 class Int8Evaluation(CopyableCallback):
     """Evaluate every artifact, reloaded from disk, when fit ends: metrics, latency, size, fidelity.
 
     The LightningModule's own ``validation_step`` (and ``test_step``) runs with the target's forward replaced by the
-    artifact. FP32 runs the same way, with the same weights. The budget is judged on validation metrics alone.
+    artifact. FP32 runs the same way, with the same weights. The budget is judged on validation metrics alone: without
+    any, artifacts are ``not_evaluated`` in the manifest, and none is selected. So they are where the evaluation fails,
+    which raises nothing, for training is over: the manifest holds the reason as their ``error``.
 
     Args:
-        splits: ``"validate"`` and ``"test"``; one without a loader is left out.
+        splits: ``"validate"`` and ``"test"``; one without a loader is left out. A metric that both log under one name
+            is reported as ``test/<name>`` for the test split.
         metrics: torchmetrics by name for modules that log nothing, updated with
             ``(output of the target, batch[label])`` and reported as ``<split>/<name>``.
         label: index or key of the labels in a batch, for ``metrics``.
@@ -45,9 +53,11 @@ class Int8Evaluation(CopyableCallback):
 
     Attributes:
         manifest: the content of ``manifest.json`` after fit.
+        error: what kept every artifact from being evaluated or judged; ``None`` unless it is a mistake or failure.
 
     Raises:
-        ConfigError: an unknown split, or no :class:`ArtifactExport` beside this callback.
+        ConfigError: an unknown split, a budget where validation is not among the splits, or no
+            :class:`ArtifactExport` beside this callback.
     """
 
     def __init__(
@@ -58,22 +68,29 @@ class Int8Evaluation(CopyableCallback):
         budget: Budget = Budget(),
         latency: Latency | None = Latency(),
     ) -> None:
-        for split in (splits,) if isinstance(splits, str) else splits:
+        splits = (splits,) if isinstance(splits, str) else tuple(splits)
+        for split in splits:
             if split not in SPLITS:
                 raise unknown_name("splits", split, SPLITS)
-        self.protocol = Protocol(tuple(splits), dict(metrics or {}), label, latency)
+        if "validate" not in splits and budget != Budget():
+            raise ConfigError(
+                f"budget: it is judged on validation metrics, and splits={list(splits)} leave validation out; the test "
+                "split judges nothing. Add 'validate' to splits, or leave the budget out."
+            )
+        self.protocol = Protocol(splits, dict(metrics or {}), label, latency)
         self.budget = budget
         self.manifest: Mapping[str, Any] | None = None
+        self.error: str | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there are artifacts to evaluate."""
         if stage == "fit":
-            self.manifest = None
+            self.manifest = self.error = None
             _exporter(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate, write the manifest and log."""
-        with on_one_process(trainer) as alone:
+        with after_training(trainer, self) as alone:
             if alone:
                 self.manifest = self._evaluate(trainer, pl_module)
                 log(trainer, self.manifest)
@@ -92,19 +109,15 @@ class Int8Evaluation(CopyableCallback):
         exporter = _exporter(trainer)
         assert exporter.folder is not None
         outcomes = exporter.outcomes(trainer, pl_module)
-        comparisons: list[Comparison] = []
-        measured: dict[str, Measurement] = {}
-        for subject in _subjects(trainer, outcomes):
-            comparison = compare(subject, data_of(trainer), self.protocol, note)
-            comparisons.append(comparison)
-            labels = [artifact.label for artifact in subject.artifacts]
-            measured |= dict(zip(labels, comparison.measurements, strict=True))
+        comparisons, measured = self._measured(trainer, outcomes)
         fp32 = comparisons[0].fp32 if comparisons else manifest.NO_FP32
-        budget = self._resolved_budget(trainer, comparisons[0].judged_by) if comparisons else self.budget
+        budget, unjudged = self._decided(trainer, comparisons[0].judged_by) if comparisons else (self.budget, None)
         entries = []
         for outcome in outcomes:
             measurement = measured.get(outcome.label, Measurement())
-            entries.append(manifest.entry(_judged(outcome, measurement, budget), exporter.folder, measurement))
+            entries.append(
+                manifest.entry(_judged(outcome, measurement, budget, unjudged), exporter.folder, measurement)
+            )
         return exporter.write(
             trainer,
             entries,
@@ -113,6 +126,36 @@ class Int8Evaluation(CopyableCallback):
             selected=selection.select(entries),
             evaluation=self.options(),
         )
+
+    def _measured(
+        self, trainer: Any, outcomes: Sequence[Outcome]
+    ) -> tuple[Sequence[Comparison], Mapping[str, Measurement]]:
+        """Measure every artifact, by label; one model that cannot be evaluated costs no other anything."""
+        comparisons: list[Comparison] = []
+        measured: dict[str, Measurement] = {}
+        reason: str | None = None
+        for subject in _subjects(trainer, outcomes):
+            labels = [artifact.label for artifact in subject.artifacts]
+            try:
+                comparison = compare(subject, data_of(trainer), self.protocol, note)
+            except Exception as error:
+                reason = say(f"{', '.join(labels)} cannot be evaluated", error)
+                measured |= dict.fromkeys(labels, Measurement(error=reason))
+            else:
+                comparisons.append(comparison)
+                measured |= dict(zip(labels, comparison.measurements, strict=True))
+        self.error = None if comparisons else reason
+        return comparisons, measured
+
+    def _decided(self, trainer: Any, logged: Sequence[str]) -> tuple[Budget, str | None]:
+        """Return the budget with its metric, and why nothing can be judged by it."""
+        if not logged:
+            return self.budget, UNJUDGED
+        try:
+            return self._resolved_budget(trainer, logged), None
+        except ConfigError as error:
+            self.error = say("no artifact is judged", error)
+            return self.budget, self.error
 
     def expected_budget(self, trainer: Any) -> Budget:
         """Return the budget as far as it is known before a fit: what the checkpoint monitors, where none is named."""
@@ -153,12 +196,17 @@ def log(trainer: Any, content: Mapping[str, Any]) -> None:
             logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
 
 
-def _judged(outcome: Outcome, measurement: Measurement, budget: Budget) -> Outcome:
-    if outcome.artifact is None or measurement.fp32 is None:
+def _judged(outcome: Outcome, measurement: Measurement, budget: Budget, unjudged: str | None) -> Outcome:
+    """Return an outcome with its status, given what was measured and why nothing is judged, if so."""
+    if outcome.artifact is None:
         return outcome
+    if measurement.fp32 is None:
+        return replace(outcome, error=measurement.error)
     if not measurement.metrics and measurement.error is not None:
         return replace(outcome, status="failed", error=measurement.error)
-    if budget.metric is not None and budget.metric not in measurement.metrics:
+    if unjudged is not None:
+        return replace(outcome, error=measurement.error or unjudged)
+    if budget.metric not in measurement.delta:
         reason = f"{budget.metric} was not logged with the artifact in the place of the target."
         return replace(outcome, status="failed", error=measurement.error or reason)
     lost = selection.lost(budget, measurement.metrics, measurement.delta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,12 @@ from typing import Any
 
 from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, export_one, formats_of
 from lq_plugin.callbacks.copyable import CopyableCallback
+from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
-from lq_plugin.callbacks.ranks import on_one_process
-from lq_plugin.errors import ConfigError, LqError, UnsupportedError
+from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
 from lq_plugin.report.manifest import Outcome
-
-logger = logging.getLogger("lq_plugin")
 
 
 class ArtifactExport(CopyableCallback):
@@ -68,7 +65,7 @@ class ArtifactExport(CopyableCallback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Export, unless another callback asked for it already."""
-        with on_one_process(trainer) as alone:
+        with after_training(trainer, self) as alone:
             if alone and self._outcomes is None:
                 self.outcomes(trainer, pl_module)
 
@@ -76,6 +73,7 @@ class ArtifactExport(CopyableCallback):
         """Return what became of every candidate in every format, made at the first call, and write the manifest."""
         if self._outcomes is None:
             assert self.folder is not None
+            self._remove_manifest()
             self._outcomes = [
                 self._outcome(trainer, pl_module, callback, name)
                 for callback in quantizing(trainer)
@@ -84,6 +82,14 @@ class ArtifactExport(CopyableCallback):
             entries = [manifest.entry(outcome, self.folder) for outcome in self._outcomes]
             self.write(trainer, entries, fp32=manifest.NO_FP32, budget=None, selected=None)
         return self._outcomes
+
+    def _remove_manifest(self) -> None:
+        """Let no manifest of an earlier run stand beside the artifacts of this one, even if this one is killed."""
+        assert self.folder is not None
+        try:
+            (self.folder / manifest.FILE).unlink(missing_ok=True)
+        except OSError as error:
+            say(f"{str(self.folder / manifest.FILE)!r} of an earlier run cannot be removed", error)
 
     def write(
         self,
@@ -120,8 +126,12 @@ class ArtifactExport(CopyableCallback):
             seed=int(seed) if seed is not None else None,
             **decided,
         )
-        manifest.write(self.folder, content)
         self.manifest = content
+        try:
+            manifest.write(self.folder, content)
+        except OSError as error:
+            place = self.folder / manifest.FILE
+            say(f"{str(place)!r} cannot be written; what it would hold is in ArtifactExport.manifest", error)
         return content
 
     def _check_method(self, method: str) -> None:
@@ -143,9 +153,7 @@ class ArtifactExport(CopyableCallback):
         except UnsupportedError as error:
             return replace(outcome, status="unsupported", error=str(error))
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            logger.error("%s failed. %s", outcome.label, reason, exc_info=not isinstance(error, LqError))
-            return replace(outcome, status="failed", error=reason)
+            return replace(outcome, status="failed", error=say(f"{outcome.label} failed", error))
         return replace(outcome, artifact=artifact)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.callbacks import repeats
+from lq_plugin.callbacks.rehearsal import inability
 from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.binding import follow
@@ -77,7 +78,7 @@ class Listener:
             target: the module to listen to.
             batches: number of batches of every loader; infinite where not known.
             processes: how many processes share the samples.
-            rehearsal: whether this is the sanity check, where nothing is observed and errors are raised.
+            rehearsal: whether this is the sanity check, where nothing is observed and the user's mistakes are raised.
         """
         self.stop()  # a pass that broke off without notice would be heard twice
         self._batches, self._processes, self._rehearsal = batches, processes, rehearsal
@@ -108,7 +109,7 @@ class Listener:
         return Seen(recording.statistics(), recording.samples, recording.batches, self._digest, structure)
 
     def hear(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Look at one call of the target. Only a rehearsal, before training, may stop the run."""
+        """Look at one call of the target. Only a user's mistake, in a rehearsal before training, stops the run."""
         self.heard = True
         if self.failure is not None:
             return
@@ -120,8 +121,9 @@ class Listener:
                 self._observe(graph, args, kwargs)
         except Exception as error:
             if self._rehearsal:
-                raise
-            self.failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
+                self.failure = inability(error)
+            else:
+                self.failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
 
     def _current(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FloatGraph:
         """The target's graph on the tensors that it has now, captured anew only where it has to be."""

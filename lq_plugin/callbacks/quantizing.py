@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks import ranks
+from lq_plugin.callbacks import ranks, rehearsal
 from lq_plugin.callbacks.copyable import CopyableCallback
+from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.candidate import Candidate
 from lq_plugin.errors import LqError
-from lq_plugin.evaluation.loop import Data, resolve_target
+from lq_plugin.evaluation.loop import resolve_target
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.names import check_distinct, check_name
 from lq_plugin.scheme import Scheme, as_dict
-
-logger = logging.getLogger("lq_plugin")
 
 
 class QuantizingCallback(CopyableCallback):
@@ -44,6 +40,7 @@ class QuantizingCallback(CopyableCallback):
         candidate: what artifacts are made from; there after fit, and not in copies of this callback.
         model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
         error: why there is no candidate.
+        inability: what the model cannot do, as far as it is known before training.
         given: a checkpoint that is quantized in place of one that this fit saves, for a fit that trains nothing.
     """
 
@@ -63,6 +60,7 @@ class QuantizingCallback(CopyableCallback):
         self.candidate: Candidate | None = None
         self.model: nn.Module | None = None
         self.error: str | None = None
+        self.inability: LqError | None = None
         self.given: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,7 +80,7 @@ class QuantizingCallback(CopyableCallback):
         """Check what can be known before training."""
         if stage != "fit":
             return
-        self.candidate, self.model, self.error = None, None, None
+        self.candidate, self.model, self.error, self.inability = None, None, None, None
         check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
@@ -93,9 +91,22 @@ class QuantizingCallback(CopyableCallback):
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
 
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the run, before training, where the model allows no candidate at all; record where it allows others."""
+        self._decide(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """The same, where there was no sanity check."""
+        self._decide(trainer)
+
+    def _decide(self, trainer: Any) -> None:
+        callbacks = quantizing(trainer)
+        if callbacks[-1] is self:  # so every one has looked at the model
+            rehearsal.decide(callbacks)
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the candidate, unless another callback asked for it already."""
-        with ranks.on_one_process(trainer) as alone:
+        with after_training(trainer, self) as alone:
             if alone:
                 self.build(trainer, pl_module)
 
@@ -115,10 +126,7 @@ class QuantizingCallback(CopyableCallback):
                 self.model = checkpoints.with_weights(pl_module, checkpoint)
                 self.candidate = self.make_candidate(trainer, self.model, checkpoint)
             except Exception as error:
-                self.error = f"{type(error).__name__}: {error}"
-                logger.error(
-                    "candidate %r could not be made. %s", self.name, self.error, exc_info=not isinstance(error, LqError)
-                )
+                self.error = say(f"candidate {self.name!r} could not be made", error)
         return self.candidate
 
     @abstractmethod
@@ -149,17 +157,3 @@ def never_called(callback: QuantizingCallback, model: nn.Module, where: str) -> 
         f"known of its inputs. Choose what {where} calls, for example one of {children}: "
         f"{type(callback).__name__}(target='…')."
     )
-
-
-def data_of(trainer: Any) -> Data:
-    """Return where a running Trainer's batches come from."""
-    loaders = {} if trainer.val_dataloaders is None else {"validate": tree_map(_whole, trainer.val_dataloaders)}
-    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-    return Data(trainer.datamodule, loaders, limits)
-
-
-def _whole(loader: Any) -> Any:
-    """Undo the split of the data among processes, for the one process that sees all of it."""
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, DistributedSampler):
-        return loader
-    return DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)

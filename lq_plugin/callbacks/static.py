@@ -15,9 +15,10 @@ from torch import nn
 from lq_plugin.callbacks import repeats
 from lq_plugin.callbacks.checkpoint import Checkpoint
 from lq_plugin.callbacks.listening import Listener, Seen
-from lq_plugin.callbacks.quantizing import QuantizingCallback, data_of, never_called
+from lq_plugin.callbacks.loaders import data_of, numbers_of_batches
+from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
 from lq_plugin.candidate import StaticCandidate
-from lq_plugin.errors import CalibrationError, ConfigError, LqError
+from lq_plugin.errors import CalibrationError, ConfigError, LqError, UnsupportedError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call, capture, fold
@@ -126,13 +127,22 @@ class StaticQuantization(QuantizingCallback):
         """Check what only the loaders know."""
         if trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0:
             raise ConfigError("val_dataloaders: the validation loader is empty, so there is nothing to calibrate on.")
+        super().on_train_start(trainer, pl_module)
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record that the target cannot be observed, or that nobody calls it."""
+        self.inability = self._listener.failure
         if self._heard_sanity is False:
-            raise ConfigError(never_called(self, pl_module, "validation_step"))
+            self.inability = UnsupportedError(never_called(self, pl_module, "validation_step"))
+        super().on_sanity_check_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Listen to the target's forward."""
+        if self.error is not None:
+            return
         target = loop.resolve_target(pl_module, self.target)
-        self._listener.start(target, trainer.num_val_batches, trainer.world_size, rehearsal=trainer.sanity_checking)
+        batches = numbers_of_batches(trainer)
+        self._listener.start(target, batches, trainer.world_size, rehearsal=trainer.sanity_checking)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -91,8 +91,8 @@ class Comparison:
     Args:
         fp32: of the float model, see :class:`Measurement`.
         measurements: one for each artifact, in order.
-        judged_by: names of the metrics that a budget may be about: those of validation, where it was evaluated. To
-            choose by the test split would make its figures optimistic.
+        judged_by: names of the metrics that a budget may be about: those of validation, none where it was not
+            evaluated. To choose by the test split would make its figures optimistic.
     """
 
     fp32: Mapping[str, Any]
@@ -130,7 +130,7 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
     for artifact in subject.artifacts:
         note(f"evaluating {artifact.label} …")
         measurements.append(_measure(subject, artifact, data, protocol, inputs, timings.get(artifact.label), fp32))
-    judged_by = baseline.get("validate", next(iter(baseline.values()), Scores({}, None))).metrics
+    judged_by = baseline.get("validate", Scores({}, None)).metrics
     return Comparison(fp32, measurements, tuple(judged_by))
 
 
@@ -235,13 +235,17 @@ def _score(subject: Subject, data: Data, protocol: Protocol, module: nn.Module |
             metrics={f"{split}/{name}": metric for name, metric in protocol.metrics.items()},
             label=protocol.label,
         )
-        for split in protocol.splits
-        if split in available
+        for split in available
+        if split in protocol.splits
     }
 
 
 def _merged(found: Mapping[str, Scores]) -> dict[str, float]:
-    return {name: value for score in found.values() for name, value in score.metrics.items()}
+    """The metrics of all splits; one of the test split that validation logs under the same name is told apart."""
+    merged: dict[str, float] = {}
+    for split, score in found.items():
+        merged |= {f"{split}/{name}" if name in merged else name: value for name, value in score.metrics.items()}
+    return merged
 
 
 def _example(subject: Subject) -> Inputs:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lq_plugin import torch_file
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation.latency_process import Deadlines, Worker, command
 from lq_plugin.evaluation.latency_worker import timed
@@ -93,7 +94,7 @@ def measure(
     failed: dict[str, Timing] = {}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         file = Path(scratch) / "inputs.pt"
-        torch.save(tuple(inputs), file)
+        torch_file.write(tuple(inputs), file)
         for lane, (format_name, folder) in lanes.items():
             outputs = Path(scratch) / f"outputs-{len(workers)}.pt"
             line = command(format_name, folder, file, outputs, threads)

@@ -14,6 +14,7 @@ from typing import Any
 from lq_plugin import selection
 from lq_plugin.printing import plain
 from lq_plugin.report import page
+from lq_plugin.report.files import MISSING
 from lq_plugin.report.manifest import replace_file
 from lq_plugin.report.runs import FP32, Failed, Row, find, flat, read
 from lq_plugin.report.schema import LONGEST_VALUE
@@ -162,6 +163,10 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     for row in timed:
         if row.winner and row.speedup_vs_best_fp32 is not None and row.speedup_vs_best_fp32 < 1:
             yield f"The winner {row.label} of run {row.run} is slower than the fastest FP32 runtime."
+    missing = [f"{row.label} of run {row.run}" for row in rows if row.files == MISSING]
+    if missing:
+        named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        yield f"Only figures are there of {len(missing)} artifacts, whose files are gone: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
 

@@ -35,8 +35,9 @@ class Outcome:
         format: the format asked for.
         runtime: what executes it.
         artifact: what was made, unless it failed.
-        status: ``ok``, ``over_budget``, ``failed`` or ``unsupported``.
-        error: why it failed.
+        status: ``ok`` or ``over_budget`` as the budget judged its validation figures, ``not_evaluated`` where nothing
+            judged it, ``failed`` where it could not be made or run, or ``unsupported``.
+        error: why it failed, or why nothing judged it.
     """
 
     candidate: str
@@ -44,7 +45,7 @@ class Outcome:
     format: str
     runtime: str
     artifact: Artifact | None = None
-    status: str = "ok"
+    status: str = "not_evaluated"
     error: str | None = None
 
     @property
@@ -117,9 +118,15 @@ def replace_file(file: Path, text: str) -> Path:
     for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
         left.unlink(missing_ok=True)
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    with scratch.open("x", encoding="utf-8", newline="") as stream:  # what may lie there as a link is not written to
-        stream.write(text)
-    return scratch.replace(file)
+    try:
+        with scratch.open(
+            "x", encoding="utf-8", newline=""
+        ) as stream:  # what may lie there as a link is not written to
+            stream.write(text)
+        return scratch.replace(file)
+    except OSError:  # a full disk has no place for half a file either
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def environment() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from lq_plugin.errors import ConfigError
 from lq_plugin.printing import line, plain
-from lq_plugin.report import manifest
+from lq_plugin.report import files, manifest
 from lq_plugin.selection import Budget
 from lq_plugin.untrusted import read_bytes, read_json
 
@@ -42,7 +42,8 @@ class Row:
         method: the scheme's method; ``"fp32"`` for FP32.
         format: of the artifact; ``None`` for FP32.
         runtime: what executes it.
-        status: ``ok``, ``over_budget``, ``failed`` or ``unsupported``; ``reference`` for FP32.
+        status: ``ok``, ``over_budget``, ``not_evaluated``, ``failed`` or ``unsupported``; ``failed`` too where its
+            files are not those that were measured; ``reference`` for FP32.
         error: why it failed.
         metrics: of validation and test, by name.
         delta: the same minus FP32.
@@ -59,6 +60,7 @@ class Row:
         size_bytes: on disk.
         size_share: of the bytes of the FP32 weights.
         sqnr_db: fidelity of the outputs to FP32.
+        files: ``as measured``, ``changed`` or ``missing``, compared with the manifest.
         pareto: whether no comparable artifact is better in one of accuracy, latency and size, and in none worse.
         winner: whether it is the fastest one within its budget among those that are comparable.
     """
@@ -89,6 +91,7 @@ class Row:
     size_bytes: int | None
     size_share: float | None
     sqnr_db: float | None
+    files: str | None = None
     pareto: bool = False
     winner: bool = False
 
@@ -232,7 +235,7 @@ def read(name: str, folder: Path) -> Run:
         if file.parent.is_symlink():
             raise ValueError(f"is below a link; put the folder {QUANTIZED} itself in its place")
         content = manifest.read(file)
-        return Run(tuple(_rows(name, overrides, content)), failed, _options(content["config"]))
+        return Run(tuple(_rows(name, overrides, content, file.parent)), failed, _options(content["config"]))
     except FileNotFoundError:
         return Run((), failed)
     except Exception as error:
@@ -295,7 +298,7 @@ def _unreadable(file: Path, error: Exception) -> str:
     return line(f"{file.name} cannot be read ({type(error).__name__}: {error})")
 
 
-def _rows(run: str, overrides: tuple[str, ...], content: Mapping[str, Any]) -> Iterator[Row]:
+def _rows(run: str, overrides: tuple[str, ...], content: Mapping[str, Any], folder: Path) -> Iterator[Row]:
     """The rows of one manifest: FP32 on every runtime, and every artifact."""
     fp32 = content["fp32"]
     timed: Mapping[str, Any] = next((entry["latency_ms"] for entry in content["artifacts"] if entry["latency_ms"]), {})
@@ -312,8 +315,12 @@ def _rows(run: str, overrides: tuple[str, ...], content: Mapping[str, Any]) -> I
     }
     for runtime in fp32["latency_ms"]:
         yield _fp32_row(shared, fp32, runtime)
-    for entry in content["artifacts"]:
-        yield _artifact_row(shared, entry.get("fp32") or fp32, entry)
+    for entry, (state, wrong) in zip(content["artifacts"], files.compared(folder, content["artifacts"]), strict=True):
+        row = replace(_artifact_row(shared, entry.get("fp32") or fp32, entry), files=state)
+        if wrong is not None:
+            status = "failed" if state == files.CHANGED else row.status
+            row = replace(row, status=status, error=" ".join(filter(None, (row.error, wrong))))
+        yield row
 
 
 def _fp32_row(shared: Mapping[str, Any], fp32: Mapping[str, Any], runtime: str) -> Row:

@@ -5,9 +5,12 @@ What is not listed here is used by no report, so a manifest may hold more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from sys import float_info
 from typing import Any
+
+from lq_plugin.report.files import is_below
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "over_budget", "not_evaluated", "failed", "unsupported")
@@ -142,6 +145,15 @@ def _check_size(value: Any, where: str, most: int) -> None:
         raise ValueError(f"{where} has {len(value)} entries; at most {most} are read")
 
 
+def _check_sums(value: Any, where: str) -> None:
+    """The sha256 of files by their names, which lead nowhere else."""
+    _table(_is("a sha256", lambda given: isinstance(given, str) and re.fullmatch("[0-9a-f]{64}", given) is not None))(
+        value, where
+    )
+    for name in value:
+        _is("the name of a file", lambda given: is_below(given) and "/" not in given)(name, f"a key of {where}")
+
+
 def _check_config(value: Any, where: str) -> None:
     _record({}, {"run": _nullable(_OBJECT)})(value, where)
     length, waiting = 0, [(value, 0)]  # the length of the dotted key in front of each
@@ -159,6 +171,7 @@ def _check_config(value: Any, where: str) -> None:
 _OBJECT = _is("an object", lambda value: isinstance(value, Mapping))
 _TEXT = _is("text", lambda value: isinstance(value, str))
 _NAME = _is(f"a name of up to {LONGEST_NAME} characters", lambda v: isinstance(v, str) and len(v) <= LONGEST_NAME)
+_PATH = _is("a path below the manifest's folder", lambda v: isinstance(v, str) and len(v) < 1024 and is_below(v))
 _VERSION = _record({"schema_version": _is("a version, such as 1", _number(1, 2**31, int))})
 _SIZE = _is("a number of bytes", _number(1, 2**63, int))
 _COUNT = _is("a number of things", _number(1, 2**31, int))
@@ -192,7 +205,7 @@ _ARTIFACT = _record(
         "speedup": _nullable(_record({}, {"vs_torch_fp32": _RATIO, "vs_best_fp32": _RATIO})),
         "sqnr_db": _FIGURE,
     },
-    {"fp32": _nullable(_FP32)},
+    {"fp32": _nullable(_FP32), "path": _nullable(_PATH), "sha256": _check_sums},
 )
 _BUDGET = _record(
     {

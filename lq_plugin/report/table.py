@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lq_plugin.printing import add_row, show_lines, terminal
+from lq_plugin.printing import add_row, brief, show_lines, terminal
 from lq_plugin.selection import label
 
 
@@ -86,7 +86,12 @@ def _measures(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _problems(manifest: Mapping[str, Any]) -> list[str]:
-    lines = [f"{label(entry)}: {entry['error']}" for entry in manifest["artifacts"] if entry["error"]]
+    reasons: dict[str, list[str]] = {}
+    for entry in manifest["artifacts"]:
+        if entry["error"]:
+            reasons.setdefault(entry["error"], []).append(label(entry))
+    # Whole they were logged when they happened, and stand in the manifest.
+    lines = [f"{', '.join(labels)}: {brief(error)}" for error, labels in reasons.items()]
     slower, larger = [], []
     for fp32, entries in _groups(manifest):
         lines += [f"FP32 {runtime} was not measured: {error}" for runtime, error in fp32["errors"].items()]
@@ -95,8 +100,6 @@ def _problems(manifest: Mapping[str, Any]) -> list[str]:
                 slower.append(label(entry))
             if entry["size_bytes"] is not None and entry["size_bytes"] > (fp32["size_bytes"] or float("inf")):
                 larger.append(label(entry))
-    if not manifest["fp32"]["metrics"]:
-        lines.append("No metric is known, so no budget was judged: log one in validation_step, or give metrics={…}.")
     if slower:
         lines.append(f"Slower than the fastest FP32 runtime: {', '.join(slower)}")
     if larger:

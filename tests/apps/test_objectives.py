@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lq_plugin import ArtifactExport, Int8Evaluation
 from lq_plugin.apps.objectives import check_directions, objectives
-from lq_plugin.errors import ConfigError
+from lq_plugin.apps.train import outcome
+from lq_plugin.errors import ConfigError, EvaluationError, ExportError
 from lq_plugin.selection import Budget
 
 
@@ -61,3 +65,26 @@ def test_directions_that_lead_to_the_better(directions: Any) -> None:
 def test_directions_that_lead_to_the_worse_are_refused(directions: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=f"hydra.sweeper.direction: {said}"):
         check_directions(directions, ["metric", "latency_ms"], Budget("val/acc", mode="max"))
+
+
+def ended(artifacts: list[dict[str, Any]], error: str | None = None) -> Any:
+    """A Trainer whose callbacks have done their work."""
+    export, evaluation = ArtifactExport(["pt2"]), Int8Evaluation()
+    export.manifest = MANIFEST | {"artifacts": artifacts, "selected": None}
+    evaluation.error = error
+    return SimpleNamespace(callbacks=[export, evaluation])
+
+
+def test_a_command_that_made_no_artifact_fails_and_says_each_reason_once() -> None:
+    error = "CaptureError: it cannot be captured:\n  model.py:7"
+    made = [entry(form, 0.5, 1.0) | {"status": "failed", "error": error} for form in ("onnx", "pt2")]
+    said = "export: no artifact was made. static/onnx, static/pt2 failed: CaptureError: it cannot be captured: …"
+    with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
+        outcome(ended(made), ["metric"])
+
+
+def test_a_command_whose_evaluation_failed_fails_although_nothing_raised() -> None:
+    made = [entry("onnx", 0.5, 1.0) | {"status": "not_evaluated", "error": "why"}]
+    with pytest.raises(EvaluationError, match=r"evaluation: the artifacts were made, but not judged\. why"):
+        outcome(ended(made, "why"), ["metric"])
+    assert outcome(ended(made), ["metric"]) is None  # where nothing is logged, nothing failed

@@ -309,7 +309,7 @@ def test_a_power_is_small_and_constant(folder: Path) -> None:
 
 def test_a_compressed_archive_is_refused(folder: Path) -> None:
     content = members(folder / "model.pt2")
-    pack(folder / "model.pt2", content | {"model/data/weights/weight_0": bytes(10**8)}, zipfile.ZIP_DEFLATED)
+    pack(folder / "model.pt2", content | {"archive/data/weights/weight_0": bytes(10**8)}, zipfile.ZIP_DEFLATED)
     assert (folder / "model.pt2").stat().st_size < 10**6
     with pytest.raises(ArtifactError, match=r"compressed or encrypted"):
         lq_plugin.load(signed_again(folder))
@@ -340,7 +340,7 @@ def test_headers_that_lie_are_refused(change: Any, said: str, folder: Path) -> N
 
 def test_members_do_not_overlap(folder: Path) -> None:
     """Many entries of the directory that share the bytes of one member make a bomb without compression."""
-    pack(folder / "model.pt2", {f"model/data/weights/weight_{n}": bytes(10**5 if n == 0 else 0) for n in range(200)})
+    pack(folder / "model.pt2", {f"archive/data/weights/weight_{n}": bytes(10**5 if n == 0 else 0) for n in range(200)})
     content = bytearray((folder / "model.pt2").read_bytes())
     first = content.index(b"PK\1\2")
     fields, entry = content[first + 16 : first + 28], first  # checksum and both sizes
@@ -370,11 +370,11 @@ def test_torch_sees_the_members_that_were_checked(folder: Path) -> None:
 
 def test_a_weight_of_no_bytes_is_not_made_up(folder: Path) -> None:
     content = members(folder / "model.pt2")
-    config = json.loads(content["model/data/weights/model_weights_config.json"])
+    config = json.loads(content["archive/data/weights/model_weights_config.json"])
     entry = next(entry for entry in config["config"].values() if entry["path_name"] == "weight_0")
     entry["tensor_meta"]["sizes"] = [{"as_int": 10**10}]
-    content["model/data/weights/model_weights_config.json"] = json.dumps(config).encode()
-    pack(folder / "model.pt2", content | {"model/data/weights/weight_0": b""})
+    content["archive/data/weights/model_weights_config.json"] = json.dumps(config).encode()
+    pack(folder / "model.pt2", content | {"archive/data/weights/weight_0": b""})
     with pytest.raises(ArtifactError, match="as no bytes"):
         lq_plugin.load(signed_again(folder))
 

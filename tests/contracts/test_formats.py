@@ -333,7 +333,7 @@ class TestPt2(GraphContract):
     def rewritten(self, copied: Path) -> Callable[..., Path]:
         """Write the archive anew with changed or added members, and make the checksums right."""
 
-        def rewrite(changed: dict[str, bytes], *, root: str = "model/", only: bool = False) -> Path:
+        def rewrite(changed: dict[str, bytes], *, root: str = "archive/", only: bool = False) -> Path:
             file = copied / "model.pt2"
             with zipfile.ZipFile(file) as archive:
                 content = {} if only else {member.filename: archive.read(member) for member in archive.infolist()}
@@ -356,9 +356,9 @@ class TestPt2(GraphContract):
     @pytest.fixture
     def attacks(self, artifact: Artifact, marker: Path) -> dict[str, dict[str, bytes]]:
         with zipfile.ZipFile(artifact.path / "model.pt2") as archive:
-            weights = json.loads(archive.read("model/data/weights/model_weights_config.json"))
-            constants = json.loads(archive.read("model/data/constants/model_constants_config.json"))
-            graph = archive.read("model/models/model.json").decode()
+            weights = json.loads(archive.read("archive/data/weights/model_weights_config.json"))
+            constants = json.loads(archive.read("archive/data/constants/model_constants_config.json"))
+            graph = archive.read("archive/models/model.json").decode()
         payload = pickled(marker)
         name, entry = next(iter(weights["config"].items()))
         meta = entry["tensor_meta"]
@@ -439,7 +439,9 @@ class TestPt2(GraphContract):
         self, artifact: Artifact, rewritten: Callable[..., Path]
     ) -> None:
         with zipfile.ZipFile(artifact.path / "model.pt2") as archive:
-            graph = archive.read("model/models/model.json").replace(b"torch.ops.aten.relu.default", b"torch.os.system")
+            graph = archive.read("archive/models/model.json").replace(
+                b"torch.ops.aten.relu.default", b"torch.os.system"
+            )
         with pytest.raises(ArtifactError, match=r"has 'torch\.os\.system' as target"):
             lq_plugin.load(rewritten({"models/model.json": graph}))
 
@@ -448,7 +450,7 @@ class TestPt2(GraphContract):
 
     def test_the_users_batch_is_not_stored(self, artifact: Artifact) -> None:
         with zipfile.ZipFile(artifact.path / "model.pt2") as archive:
-            assert archive.read("model/data/sample_inputs/model.pt") == b""
+            assert archive.read("archive/data/sample_inputs/model.pt") == b""
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -20,7 +20,7 @@ from damage.tampering import PT2_GRAPH, batch, describe, description, made, memb
 from lq_plugin.artifacts.base import FORMATS
 
 Damage = Callable[[Path, Random], object]
-CONFIGS = tuple(f"model/data/{name}s/model_{name}s_config.json" for name in ("weight", "constant"))
+CONFIGS = tuple(f"archive/data/{name}s/model_{name}s_config.json" for name in ("weight", "constant"))
 
 
 def specimens(folder: Path) -> None:

@@ -107,7 +107,7 @@ def good() -> dict[str, Any]:
         sqnr_db=30.0,
     )
     made = {
-        **manifest.entry(Outcome("static", "static", "onnx", "onnxruntime"), Path(), measured),
+        **manifest.entry(Outcome("static", "static", "onnx", "onnxruntime", status="ok"), Path(), measured),
         "path": "static/onnx",
         "sha256": {"model.onnx": "0" * 64},
         "size_bytes": 1200,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lq_plugin
 
-PT2_GRAPH = "model/models/model.json"
+PT2_GRAPH = "archive/models/model.json"
 
 
 def network() -> nn.Module:

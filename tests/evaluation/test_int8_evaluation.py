@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,9 +323,16 @@ def test_an_output_has_its_class_in_the_loop_and_its_fields_elsewhere(tmp_path: 
     assert scored.embedding is None
 
 
-def test_a_label_that_no_batch_has_is_named_and_training_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"label: 'labels' is not in a batch \(it has \['image', 'label'\]\)"):
-        quantized(tmp_path, Silent(), Dicts(), metrics={"accuracy": MulticlassAccuracy(CLASSES)}, label="labels")
+def test_a_label_that_no_batch_has_is_named_and_training_and_artifacts_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = {"accuracy": MulticlassAccuracy(CLASSES)}
+    made = quantized(tmp_path, Silent(), Dicts(), metrics=metrics, label="labels")
+    (entry,) = made["artifacts"]
+    reason = r"ConfigError: label: 'labels' is not in a batch \(it has \['image', 'label'\]\)"
+    assert re.match(reason, entry["error"])
+    assert (entry["status"], entry["metrics"], made["selected"]) == ("not_evaluated", {}, None)
+    assert len([record for record in caplog.records if re.search(reason, record.getMessage())]) == 1
     assert torch.load(tmp_path / "kept.ckpt", weights_only=True)["global_step"] == 2
     assert lq_plugin.load(tmp_path / "quantized" / "static" / "pt2")
 
@@ -374,6 +382,7 @@ def test_splits_are_those_asked_for_that_exist(
     data: type[Images], splits: tuple[str, ...], expected: set[str], tmp_path: Path
 ) -> None:
     (entry,) = quantized(tmp_path, Tiny(), data(), splits=splits)["artifacts"]
+    assert (entry["status"] == "not_evaluated") == ("val" not in expected)  # for the test split judges nothing
     assert {name.split("/")[0] for name in entry["metrics"]} == expected
     assert entry["sqnr_db"] is not None
 
@@ -392,10 +401,24 @@ def test_the_budget_judges(budget: Budget, status: str, tmp_path: Path) -> None:
     assert made["budget"]["metric"] == budget.metric
 
 
-def test_a_budget_on_a_metric_that_is_not_logged_is_named_and_training_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"budget\.metric: 'val/los' is unknown. Did you mean 'val/loss'"):
-        quantized(tmp_path, Tiny(), budget=Budget("val/los"))
+def test_a_budget_on_a_metric_that_is_not_logged_is_named_and_the_figures_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = quantized(tmp_path, Tiny(), budget=Budget("val/los"))
+    (entry,) = made["artifacts"]
+    reason = r"ConfigError: budget\.metric: 'val/los' is unknown. Did you mean 'val/loss'"
+    assert re.match(reason, entry["error"])
+    assert (entry["status"], made["selected"]) == ("not_evaluated", None)
+    assert len([record for record in caplog.records if re.search(reason, record.getMessage())]) == 1
+    module = lq_plugin.load(tmp_path / "quantized" / entry["path"])
+    assert entry["metrics"]["val/loss"] == pytest.approx(recomputed(module, Images().val_dataloader())[0], rel=1e-5)
     assert torch.load(tmp_path / "kept.ckpt", weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize("budget", [Budget("test/loss"), Budget(max_loss=0.5)])
+def test_a_budget_without_validation_is_refused_when_it_is_given(budget: Budget) -> None:
+    with pytest.raises(ConfigError, match=r"budget: it is judged on validation metrics, .* Add 'validate' to splits"):
+        Int8Evaluation(splits=["test"], budget=budget)
 
 
 def test_latency_is_measured_and_the_fastest_within_the_budget_is_selected(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
+import shutil
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,11 @@ def winners(board: Leaderboard) -> list[str]:
     return [f"{row.run}/{row.candidate}" for row in board.artifacts if row.winner]
 
 
+def notes(board: Leaderboard) -> list[str]:
+    """All but the one that copies of a manifest have no artifacts beside them."""
+    return [note for note in board.notes if not note.startswith("Only figures are there of")]
+
+
 def test_a_row_says_what_the_manifest_says(real: Path, content: dict[str, Any]) -> None:
     board = leaderboard(real)
     assert [row.label for row in board.artifacts] == ["static/onnx", "minmax/onnx"]
@@ -160,7 +168,7 @@ def test_the_winner_is_the_fastest_within_its_own_budget_over_all_runs(tmp_path:
     assert winners(board) == ["b/x"]
     assert [row.max_loss for row in board.artifacts] == [0.01, 0.01, 0.9]
     assert front(board) == ["x", "y"]  # 0.5 at 0.5 ms dominates 0.5 at 1.0 ms
-    assert board.notes == ()
+    assert notes(board) == []
 
 
 @pytest.mark.parametrize("key", ["cpu", "threads", "batch_size", "metric"])
@@ -176,7 +184,7 @@ def test_what_was_measured_in_another_way_is_not_compared(key: str, tmp_path: Pa
     board = leaderboard(tmp_path)
     assert front(board) == ["slow", "fast"]
     assert winners(board) == ["a/slow", "b/fast"]
-    (note,) = board.notes
+    (note,) = notes(board)
     assert str(given[key]) in note
     assert "only equals are compared" in note
     page = write(tmp_path).read_text()
@@ -188,7 +196,7 @@ def test_different_models_and_slow_winners_are_noted(tmp_path: Path, content: di
     larger = {**content, "fp32": {**content["fp32"], "size_bytes": 10**6}}
     put(tmp_path / "a", content, entry(content, "x", 0.9, 4.0, 100))
     put(tmp_path / "b", larger, entry(content, "x", 0.9, 5.0, 100))
-    models, slower = leaderboard(tmp_path).notes
+    models, slower = notes(leaderboard(tmp_path))
     assert "different models" in models
     assert "1000000 bytes" in models
     assert slower == "The winner x/onnx of run a is slower than the fastest FP32 runtime."
@@ -269,9 +277,93 @@ def test_a_run_that_was_not_evaluated_has_rows_and_no_winner(tmp_path: Path, rea
     fit(tmp_path / "run", Tiny(), StaticQuantization(), ArtifactExport(["onnx"]))
     board = leaderboard(tmp_path)
     (row,) = board.artifacts
-    assert (row.status, row.latency_ms, row.pareto, row.winner, row.size_share) == ("ok", None, False, False, None)
+    assert (row.status, row.latency_ms, row.pareto, row.winner, row.size_share) == (
+        "not_evaluated",
+        None,
+        False,
+        False,
+        None,
+    )
     assert board.notes == ("No artifact was both timed and within its budget, so there is no winner.",)
     assert "static/onnx" in write(tmp_path).read_text()
+
+
+def damaged(run: Path) -> Path:
+    """The file of the fastest artifact."""
+    content = json.loads((run / "quantized" / "manifest.json").read_text())
+    return run / "quantized" / content["selected"] / "model.onnx"
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def elsewhere(file: Path) -> None:
+    file.rename(file.parents[3] / "model.onnx")
+    file.symlink_to(file.parents[3] / "model.onnx")
+
+
+def folder_elsewhere(file: Path) -> None:
+    file.parent.rename(file.parents[3] / "onnx")
+    file.parent.symlink_to(file.parents[3] / "onnx")
+
+
+def endless(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one bit": (flipped, "model.onnx has another sha256"),
+    "truncated": (lambda file: os.truncate(file, 100), "its files have 100 bytes, and"),
+    "sparse": (lambda file: os.truncate(file, 1 << 40), "its files have 1099511627776 bytes, and"),
+    "gone": (Path.unlink, "model.onnx cannot be read (No such file or directory)"),
+    "pipe": (endless, "model.onnx is not a regular file"),
+    "link": (elsewhere, "model.onnx is a link; put the file itself in its place"),
+    "linked folder": (folder_elsewhere, "onnx is a link; put the folder itself in its place"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
+def test_an_artifact_that_is_not_what_was_measured_is_no_winner(
+    change: Callable[[Path], object], said: str, real: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(real, tmp_path / "run")
+    before = {row.label: row for row in leaderboard(run).artifacts}
+    assert {row.files for row in before.values()} == {"as measured"}
+    (winner,) = [row.label for row in before.values() if row.winner]
+    change(damaged(run))
+    after = {row.label: row for row in leaderboard(run).artifacts}
+    row = after.pop(winner)
+    assert (row.status, row.files, row.winner, row.pareto) == ("failed", "changed", False, False)
+    assert row.error is not None
+    assert row.error.startswith("it is not what was measured: ")
+    assert said in row.error
+    assert [(other.status, other.files, other.winner) for other in after.values()] == [("ok", "as measured", True)]
+
+
+def test_an_artifact_that_is_gone_keeps_its_figures_and_is_named(real: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(real, tmp_path / "run")
+    shutil.rmtree(run / "quantized" / "minmax")
+    board = leaderboard(run)
+    assert {row.candidate: row.files for row in board.artifacts} == {"static": "as measured", "minmax": "missing"}
+    assert "Only figures are there of 1 artifacts, whose files are gone: minmax/onnx of run run." in board.notes
+
+
+@pytest.mark.parametrize("path", ["../real/quantized/static/onnx", "/etc", "static/../../x", "", "a\\b", "c:x", 7])
+def test_a_path_that_leads_out_of_the_run_is_refused(path: Any, tmp_path: Path, content: dict[str, Any]) -> None:
+    put(tmp_path / "run", content, {**content["artifacts"][0], "path": path})
+    board = leaderboard(tmp_path)
+    assert board.artifacts == ()
+    assert "artifacts[0].path is" in board.failed[0].error
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/b", ".."])
+def test_a_file_outside_of_its_artifact_is_refused(name: str, tmp_path: Path, content: dict[str, Any]) -> None:
+    put(tmp_path / "run", content, {**content["artifacts"][0], "sha256": {name: "0" * 64}})
+    assert "a key of artifacts[0].sha256 is" in leaderboard(tmp_path).failed[0].error
 
 
 def test_a_run_counts_once_however_often_it_is_named(real: Path) -> None:

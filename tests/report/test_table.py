@@ -11,7 +11,7 @@ import pytest
 from damage.manifests import NASTY, good
 from rich.console import Console
 
-from lq_plugin.printing import line, plain
+from lq_plugin.printing import brief, line, plain
 from lq_plugin.report import table
 
 NAMES = ["val/iou[/car]", "[red]", ":car:", "[bold]x", NASTY]
@@ -48,8 +48,18 @@ def test_a_name_is_shown_as_text(key: str, name: str, content: dict[str, Any]) -
     else:
         entry[key] = name
     shown = printed(content)
-    assert (line(name) if key in ("reason", "error") else plain(name)) in shown
+    expected = {"reason": line(name), "error": line(brief(name))}.get(key, plain(name))
+    assert expected in shown
     assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_an_error_of_several_artifacts_is_printed_once_by_its_first_line(content: dict[str, Any]) -> None:
+    for entry in content["artifacts"]:
+        entry["error"] = "CaptureError: it cannot be captured:\n  model.py:7: if x.sum() > 0:"
+    shown = printed(content)
+    assert shown.count("cannot be captured") == 1
+    assert "static/onnx, static/pt2: CaptureError: it cannot be captured: …" in shown
+    assert "model.py:7" not in shown
 
 
 def test_the_last_line_leads_to_the_manifest(content: dict[str, Any]) -> None:

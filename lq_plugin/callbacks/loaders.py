@@ -1,0 +1,51 @@
+"""The validation loaders of a running Trainer: in their mode, for the one process that sees all data, and their length.
+
+``trainer.val_dataloaders`` is not enough, for it is what a ``CombinedLoader`` is made of and not its mode: whether
+batches come from one loader after the other, or from all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lq_plugin.evaluation.loop import Data
+
+_SEQUENTIAL = "sequential"  # what Lightning makes of loaders that the user did not combine
+
+
+def data_of(trainer: Any) -> Data:
+    """Return where a running Trainer's batches come from."""
+    combined = _combined(trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop)
+    loaders = {} if combined is None else {"validate": _unsharded(combined)}
+    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    return Data(trainer.datamodule, loaders, limits)
+
+
+def numbers_of_batches(trainer: Any) -> Sequence[int | float]:
+    """Return how many batches a validation pass takes from each loader in turn; from combined ones, in all."""
+    numbers: Sequence[int | float] = trainer.num_val_batches
+    loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop)
+    combined = _combined(*(loops if trainer.state.fn == "fit" else reversed(loops)))
+    if combined is None or combined._mode == _SEQUENTIAL or not numbers:
+        return numbers
+    return [min(numbers) if combined._mode == "min_size" else max(numbers)]
+
+
+def _combined(*loops: Any) -> Any:
+    return next((loop._combined_loader for loop in loops if loop._combined_loader is not None), None)
+
+
+def _unsharded(combined: Any) -> Any:
+    loaders = tree_map(_whole, combined.iterables)
+    return loaders if combined._mode == _SEQUENTIAL else type(combined)(loaders, combined._mode)
+
+
+def _whole(loader: Any) -> Any:
+    """Undo the split of the data among processes, for the one process that sees all of it."""
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, DistributedSampler):
+        return loader
+    return DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)

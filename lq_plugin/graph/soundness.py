@@ -47,10 +47,9 @@ def warn_of_ranges(name: str, graph: FloatGraph, calibration: Calibration, schem
         shown = "; ".join(f"{value} {reason}" for value, reason in list(found.items())[:_SHOWN])
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         logger.warning(
-            "calibration of %r: INT8 cannot tell apart what passes through %d values: %s%s. Check the validation data "
-            "and the model, or leave these operators float with skip.",
+            "calibration of %r found values that INT8 cannot represent: %s%s. Check the validation data and the model, "
+            "or leave the operators around them float with skip.",
             name,
-            len(found),
             shown,
             more,
         )

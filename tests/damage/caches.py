@@ -180,7 +180,7 @@ def _calibration(path: tuple[Any, ...], value: Any) -> tuple[Callable[[Path], No
         callback = StaticQuantization()
         for calibration in kept.calibrations():
             assert isinstance(calibration.provenance.samples, int)
-            callback._fits(calibration, 3)
+            callback._fits(calibration, "of another graph")
 
     return prepare, read
 

@@ -53,7 +53,8 @@ def weights_digest(module: nn.Module) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(state_tensors(module).items()):
         total.update(f"{name}\n".encode())
-        _add(total, tensor)
+        if not nn.parameter.is_lazy(tensor):
+            _add(total, tensor)
     return total.hexdigest()
 
 

@@ -127,8 +127,10 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
             f"path: {str(folder)!r} holds no artifact ({FILE} is missing). Give the folder of one format, such "
             "as '…/quantized/static/onnx'."
         ) from error
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read: it {error}. Export again.") from error
+    except OSError as error:
+        raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read ({error.strerror}).") from error
     try:
         artifact = _artifact(folder, content)
         _check_names(artifact, formats)
@@ -214,8 +216,10 @@ def _check_file(file: Path, expected: str) -> None:
         found = sha256(regular_file(file))
     except FileNotFoundError:
         raise ArtifactError(f"path: {str(file)!r} is missing. Copy the whole folder, or export again.") from None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ArtifactError(f"path: {str(file)!r} {error}. Copy the whole folder, or export again.") from error
+    except OSError as error:
+        raise ArtifactError(f"path: {str(file)!r} cannot be read ({error.strerror}).") from error
     if found != expected:
         raise ArtifactError(
             f"path: {str(file)!r} was changed or truncated after export: its sha256 differs from the one in {FILE}. "

@@ -82,7 +82,7 @@ def _check(content: Any, key: str) -> None:
 def _check_power(node: Mapping[str, Any]) -> None:
     exponent = node["inputs"][1]["arg"].get("as_int")
     if type(exponent) is not int or not 0 <= exponent <= _LARGEST_POWER:
-        raise ValueError(f"has a power of a size other than 0 to {_LARGEST_POWER} as {_POWER!r}")
+        raise ValueError(f"raises a size to a power other than 0 to {_LARGEST_POWER}")
 
 
 @functools.cache

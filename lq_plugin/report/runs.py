@@ -174,9 +174,9 @@ def find(folders: Sequence[Path]) -> Found:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder.")
     unreadable: list[Path] = []
-    files = set(below([folder.resolve() for folder in folders], (manifest.FILE, FAILURE), unreadable))
-    runs = {file.parent.parent for file in files if file.name == manifest.FILE and file.parent.name == QUANTIZED}
-    runs |= {file.parent for file in files if file.name == FAILURE}
+    found = set(below([folder.resolve() for folder in folders], (manifest.FILE, FAILURE), unreadable))
+    runs = {file.parent.parent for file in found if file.name == manifest.FILE and file.parent.name == QUANTIZED}
+    runs |= {file.parent for file in found if file.name == FAILURE}
     if not runs:
         hidden = f" {len(unreadable)} folders cannot be read." if unreadable else ""
         raise ConfigError(

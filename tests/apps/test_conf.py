@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 import lq_plugin.conf
 from lq_plugin import Int8Evaluation, StaticQuantization
 from lq_plugin.apps.train import check
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.errors import ConfigError
+from lq_plugin.observers import OBSERVERS
 
 ROOT = Path(str(resources.files(lq_plugin.conf)))
 OPTIONS = sorted((file.parent.name, file.stem) for file in ROOT.glob("*/*.yaml"))
@@ -99,6 +102,15 @@ def test_help_names_every_option() -> None:
         words[0]: words[1:] for line in text.splitlines() if (words := line.replace("[", "").replace("]", "").split())
     }
     assert [(group, option) for group, option in OPTIONS if option not in rows[group]] == []
+
+
+def test_every_observer_and_every_format_has_its_option_and_is_installed_by_name() -> None:
+    chosen = {group: {option for found, option in OPTIONS if found == group} for group in ("observer", "export")}
+    assert chosen["observer"] == set(OBSERVERS)
+    assert chosen["export"] - {"default", "none"} == {name for name, made in FORMATS.items() if made.export}
+    assert {observer.__name__ for observer in OBSERVERS.values()} <= set(lq_plugin.__all__)
+    extras = set(importlib.metadata.metadata("lq_plugin").get_all("Provides-Extra"))
+    assert {made.extra for made in FORMATS.values() if made.extra is not None} <= extras
 
 
 def test_an_observer_is_chosen_by_group_or_by_name() -> None:

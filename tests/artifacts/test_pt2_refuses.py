@@ -303,7 +303,7 @@ def test_a_power_is_small_and_constant(folder: Path) -> None:
         arguments = [{"name": name, "arg": {"as_int": 9**9}, "kind": 1} for name in "ab"]
         nodes(program)[-1].update(target="_operator.pow", inputs=arguments)
 
-    with pytest.raises(ArtifactError, match="a power of a size other than 0 to 4"):
+    with pytest.raises(ArtifactError, match="raises a size to a power other than 0 to 4"):
         lq_plugin.load(with_graph(folder, plant))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from tiny import Images, Tiny, fit
 from torch import Tensor
@@ -25,6 +25,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "validation inside the epoch": ("openvino", {"val_check_interval": 2}),
     "gradient accumulation": ("pt2", {"accumulate_grad_batches": 2}),
     "bf16-mixed": ("pt2", {"precision": "bf16-mixed"}),
+}
+AVERAGING: dict[str, Callable[[], Callback]] = {
+    "swa": lambda: StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
+    "ema": lambda: EMAWeightAveraging(decay=0.9),
 }
 
 
@@ -98,6 +102,18 @@ def test_a_run_with_the_callbacks_is_bit_identical_to_one_without(
     made = quantized["rows"].pop()  # the row of the INT8 figures, which is empty without them
     assert not made.keys() - {"step", "epoch"}
     assert (callbacks[0].error, callbacks[1].error) == (None, None)
+    assert_same(plain, quantized)
+
+
+@pytest.mark.filterwarnings("ignore:Swapping scheduler")
+@pytest.mark.parametrize("average", AVERAGING.values(), ids=AVERAGING)
+def test_weights_that_are_averaged_are_averaged_as_without(average: Callable[[], Callback], tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", [average()], max_epochs=3)
+    static, evaluation = StaticQuantization(), Int8Evaluation(latency=None)
+    callbacks = [average(), static, DynamicQuantization(), ArtifactExport(["onnx"]), evaluation]
+    quantized = run(tmp_path / "quantized", callbacks, max_epochs=3)
+    quantized["rows"].pop()
+    assert static.error is None
     assert_same(plain, quantized)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lq_plugin.evaluation.latency import Latency
     from lq_plugin.evaluation.metrics import evaluate
     from lq_plugin.graph.calibration import Calibration
-    from lq_plugin.observers import Histogram, MinMax, MovingAverage, Percentile
+    from lq_plugin.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
     from lq_plugin.report.results import Results, find_results
     from lq_plugin.scheme import Scheme
     from lq_plugin.selection import Budget
@@ -26,12 +26,12 @@ __all__ = [
     "Candidate",
     "DynamicCandidate",
     "DynamicQuantization",
-    "Histogram",
+    "HistogramObserver",
     "Int8Evaluation",
     "Latency",
-    "MinMax",
-    "MovingAverage",
-    "Percentile",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "PercentileObserver",
     "Results",
     "Scheme",
     "StaticCandidate",
@@ -53,12 +53,12 @@ _HOMES = {
     "Candidate": "lq_plugin.candidate",
     "DynamicCandidate": "lq_plugin.candidate",
     "DynamicQuantization": "lq_plugin.callbacks.dynamic",
-    "Histogram": "lq_plugin.observers",
+    "HistogramObserver": "lq_plugin.observers",
     "Int8Evaluation": "lq_plugin.callbacks.evaluation",
     "Latency": "lq_plugin.evaluation.latency",
-    "MinMax": "lq_plugin.observers",
-    "MovingAverage": "lq_plugin.observers",
-    "Percentile": "lq_plugin.observers",
+    "MinMaxObserver": "lq_plugin.observers",
+    "MovingAverageMinMaxObserver": "lq_plugin.observers",
+    "PercentileObserver": "lq_plugin.observers",
     "Results": "lq_plugin.report.results",
     "Scheme": "lq_plugin.scheme",
     "StaticCandidate": "lq_plugin.candidate",
@@ -74,6 +74,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
+        from lq_plugin.renamed import NAMES
+
+        if name in NAMES:
+            raise AttributeError(f"lq_plugin.{name} was renamed. Use lq_plugin.{NAMES[name]}.")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lq_plugin.errors import ConfigError
+from lq_plugin.renamed import refuse_old
 
 Statistic = dict[str, Tensor]
 Range = tuple[float, float]  # lowest and highest value to represent
@@ -48,7 +49,7 @@ class Observer(ABC):
 
 
 @dataclass(frozen=True)
-class MinMax(Observer):
+class MinMaxObserver(Observer):
     """Range of everything seen."""
 
     name: ClassVar[str] = "minmax"
@@ -66,26 +67,29 @@ class MinMax(Observer):
         return statistic["low"].item(), statistic["high"].item()
 
 
+@refuse_old("momentum")
 @dataclass(frozen=True)
-class MovingAverage(Observer):
+class MovingAverageMinMaxObserver(Observer):
     """Exponential moving average of every batch's minimum and maximum.
 
     Averages over time cannot be replayed, so when statistics merge, each process counts the same.
 
     Args:
-        momentum: weight of a new batch, in (0, 1].
+        averaging_constant: weight of a new batch, in (0, 1].
     """
 
-    momentum: float = 0.1
+    averaging_constant: float = 0.1
     name: ClassVar[str] = "moving_average"
 
     def __post_init__(self) -> None:
-        if not 0 < self.momentum <= 1:
-            raise ConfigError(f"momentum: {self.momentum} is out of range. Allowed: above 0, up to 1.")
+        if not 0 < self.averaging_constant <= 1:
+            raise ConfigError(
+                f"averaging_constant: {self.averaging_constant} is out of range. Allowed: above 0, up to 1."
+            )
 
     def update(self, statistic: Statistic, values: Tensor) -> Statistic:
         new = _extremes(values)
-        return {key: torch.lerp(statistic[key], new[key], self.momentum) for key in new} if statistic else new
+        return {key: torch.lerp(statistic[key], new[key], self.averaging_constant) for key in new} if statistic else new
 
     def merge(self, statistics: Sequence[Statistic]) -> Statistic:
         return {key: torch.stack([statistic[key] for statistic in statistics]).mean() for key in ("low", "high")}
@@ -123,7 +127,7 @@ class _HistogramStatistic(Observer):
 
 
 @dataclass(frozen=True)
-class Histogram(_HistogramStatistic):
+class HistogramObserver(_HistogramStatistic):
     """Range with the least mean squared error of 8-bit quantization, searched on a histogram of everything seen."""
 
     name: ClassVar[str] = "histogram"
@@ -135,7 +139,7 @@ class Histogram(_HistogramStatistic):
 
 
 @dataclass(frozen=True)
-class Percentile(_HistogramStatistic):
+class PercentileObserver(_HistogramStatistic):
     """Range that leaves out the outermost values on both sides, read from a histogram of everything seen.
 
     Args:
@@ -159,7 +163,8 @@ class Percentile(_HistogramStatistic):
 
 
 OBSERVERS: dict[str, type[Observer]] = {
-    observer.name: observer for observer in (Histogram, MinMax, MovingAverage, Percentile)
+    observer.name: observer
+    for observer in (HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver)
 }
 
 

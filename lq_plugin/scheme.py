@@ -52,7 +52,7 @@ class Scheme:
 
     Example:
         >>> Scheme(observer="percentile", skip=["head"]).observer
-        Percentile(percentile=99.99)
+        PercentileObserver(percentile=99.99)
     """
 
     method: str = "static"

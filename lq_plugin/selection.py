@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.renamed import refuse_old
 
 MODES = ("max", "min")
 
 
+@refuse_old("max_loss")
 @dataclass(frozen=True)
 class Budget:
     """How much of a metric may be lost.
@@ -18,24 +20,24 @@ class Budget:
     Args:
         metric: name of a metric that the module logs in validation; the first checkpoint's monitored metric by
             default, else the first one logged.
-        max_loss: the largest loss allowed.
-        relative: whether ``max_loss`` is a share of the FP32 value or an absolute amount.
+        max_drop: the largest loss allowed.
+        relative: whether ``max_drop`` is a share of the FP32 value or an absolute amount.
         mode: ``"max"`` where more is better, ``"min"`` where less is; by default that of the checkpoint that monitors
             the metric. Where neither is known, a change in either direction is a loss.
 
     Example:
-        >>> round(Budget(max_loss=0.01, mode="max").loss(fp32=0.80, int8=0.78), 3)
+        >>> round(Budget(max_drop=0.01, mode="max").loss(fp32=0.80, int8=0.78), 3)
         0.025
     """
 
     metric: str | None = None
-    max_loss: float = 0.01
+    max_drop: float = 0.01
     relative: bool = True
     mode: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_loss < 0:
-            raise ConfigError(f"max_loss: {self.max_loss} is negative. Allowed: 0 or more.")
+        if self.max_drop < 0:
+            raise ConfigError(f"max_drop: {self.max_drop} is negative. Allowed: 0 or more.")
         if self.mode is not None and self.mode not in MODES:
             raise unknown_name("mode", self.mode, MODES)
 
@@ -61,7 +63,7 @@ def resolve(budget: Budget, logged: Sequence[str], monitor: str | None, mode: st
         raise unknown_name("budget.metric", budget.metric, logged)
     metric = budget.metric or (monitor if monitor in logged else next(iter(logged), None))
     known_mode = budget.mode or (mode if metric is not None and metric == monitor else None)
-    return Budget(metric, budget.max_loss, budget.relative, known_mode)
+    return Budget(metric, budget.max_drop, budget.relative, known_mode)
 
 
 def lost(budget: Budget, metrics: Mapping[str, float], delta: Mapping[str, float]) -> float | None:

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from lq_plugin.errors import ConfigError
-from lq_plugin.observers import OBSERVERS, Histogram, MinMax, MovingAverage, Observer, Percentile, Statistic
+from lq_plugin.observers import (
+    OBSERVERS,
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    Observer,
+    PercentileObserver,
+    Statistic,
+)
 
-MERGING = [MinMax(), Histogram(), Percentile(99.0)]
+MERGING = [MinMaxObserver(), HistogramObserver(), PercentileObserver(99.0)]
 BINS = 4096
 
 
@@ -51,21 +59,21 @@ def test_statistics_hold_tensors_only_and_survive_a_checkpoint(observer: Observe
 
 def test_minmax_is_the_range_of_everything() -> None:
     values = torch.cat(parts()).numpy()
-    assert MinMax().range(seen(MinMax(), parts())) == (values.min().item(), values.max().item())
+    assert MinMaxObserver().range(seen(MinMaxObserver(), parts())) == (values.min().item(), values.max().item())
 
 
-@pytest.mark.parametrize("momentum", [0.1, 0.5, 1.0])
-def test_the_moving_average_follows_its_recurrence(momentum: float) -> None:
+@pytest.mark.parametrize("averaging_constant", [0.1, 0.5, 1.0])
+def test_the_moving_average_follows_its_recurrence(averaging_constant: float) -> None:
     low, high = (float(extreme(parts()[0].numpy())) for extreme in (np.min, np.max))
     for batch in parts()[1:]:
-        low += momentum * (batch.min().item() - low)
-        high += momentum * (batch.max().item() - high)
-    observer = MovingAverage(momentum)
+        low += averaging_constant * (batch.min().item() - low)
+        high += averaging_constant * (batch.max().item() - high)
+    observer = MovingAverageMinMaxObserver(averaging_constant)
     assert observer.range(seen(observer, parts())) == pytest.approx((low, high), rel=1e-5)
 
 
 def test_moving_averages_of_processes_count_the_same() -> None:
-    observer = MovingAverage()
+    observer = MovingAverageMinMaxObserver()
     statistics = [seen(observer, [part]) for part in parts()]
     lows, highs = zip(*(observer.range(statistic) for statistic in statistics), strict=True)
     expected = (float(np.mean(lows)), float(np.mean(highs)))
@@ -78,19 +86,21 @@ def test_a_percentile_leaves_out_as_many_values_on_both_sides(percentile: float)
     left_out = int(len(values) * (100 - percentile) / 100 + 1e-9)
     expected = float(values[left_out]), float(values[-1 - left_out])
     bin_width = float(2 * 2 ** np.ceil(np.log2(np.abs(values).max())) / BINS)
-    assert Percentile(percentile).range(seen(Percentile(percentile), parts())) == pytest.approx(expected, abs=bin_width)
+    assert PercentileObserver(percentile).range(seen(PercentileObserver(percentile), parts())) == pytest.approx(
+        expected, abs=bin_width
+    )
 
 
 def test_the_whole_percentile_holds_every_value() -> None:
     values = torch.cat(parts())
-    low, high = Percentile(100).range(seen(Percentile(100), parts()))
+    low, high = PercentileObserver(100).range(seen(PercentileObserver(100), parts()))
     assert low <= values.min()
     assert high >= values.max()
 
 
 def test_the_histogram_clips_an_outlier_where_that_costs_less() -> None:
     values = torch.cat([torch.randn(2_000_000, generator=torch.Generator().manual_seed(0)), torch.tensor([60.0])])
-    low, high = Histogram().range(seen(Histogram(), [values]))
+    low, high = HistogramObserver().range(seen(HistogramObserver(), [values]))
     extremes = (float(values.min()), float(values.max()))
     assert high < 0.5 * extremes[1]
     assert _squared_error(values.numpy(), low, high) < 0.5 * _squared_error(values.numpy(), *extremes)
@@ -98,7 +108,7 @@ def test_the_histogram_clips_an_outlier_where_that_costs_less() -> None:
 
 def test_the_histograms_range_is_the_best_of_a_search_on_the_values_themselves() -> None:
     values = torch.distributions.Laplace(0.5, 1.0).icdf(torch.linspace(1e-4, 1 - 1e-4, 20_000)).numpy()
-    chosen = _squared_error(values, *Histogram().range(seen(Histogram(), [torch.from_numpy(values)])))
+    chosen = _squared_error(values, *HistogramObserver().range(seen(HistogramObserver(), [torch.from_numpy(values)])))
     grid = np.linspace(0.05, 1.0, 20)
     best = min(_squared_error(values, values.min() * low, values.max() * high) for low in grid for high in grid)
     assert chosen <= 1.1 * best
@@ -184,13 +194,13 @@ def test_the_input_is_not_changed() -> None:
         assert torch.equal(batch, parts()[0])
 
 
-@pytest.mark.parametrize("momentum", [0.0, -1.0, 1.5])
-def test_a_momentum_out_of_range_is_refused(momentum: float) -> None:
-    with pytest.raises(ConfigError, match=r"momentum: .* out of range"):
-        MovingAverage(momentum)
+@pytest.mark.parametrize("averaging_constant", [0.0, -1.0, 1.5])
+def test_an_averaging_constant_out_of_range_is_refused(averaging_constant: float) -> None:
+    with pytest.raises(ConfigError, match=r"averaging_constant: .* out of range"):
+        MovingAverageMinMaxObserver(averaging_constant)
 
 
 @pytest.mark.parametrize("percentile", [50.0, 0.0, 100.5])
 def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
     with pytest.raises(ConfigError, match=r"percentile: .* out of range"):
-        Percentile(percentile)
+        PercentileObserver(percentile)

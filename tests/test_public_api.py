@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import lq_plugin
-from lq_plugin import errors
+from lq_plugin import errors, renamed
+from lq_plugin.errors import ConfigError
 
 
 def test_all_is_sorted_and_every_name_has_a_home() -> None:
@@ -17,6 +18,20 @@ def test_all_is_sorted_and_every_name_has_a_home() -> None:
     assert set(lq_plugin._HOMES) == set(lq_plugin.__all__)
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         lq_plugin.quantise  # noqa: B018
+
+
+@pytest.mark.parametrize("old", sorted(renamed.NAMES))
+def test_an_old_name_says_its_new_one(old: str) -> None:
+    assert renamed.NAMES[old] in lq_plugin.__all__
+    with pytest.raises(AttributeError, match=f"was renamed. Use lq_plugin.{renamed.NAMES[old]}"):
+        getattr(lq_plugin, old)
+
+
+def test_an_old_option_says_its_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"max_loss: this option was renamed. Write max_drop=0.1"):
+        lq_plugin.Budget(max_loss=0.1)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"momentum: this option was renamed. Write averaging_constant=0.2"):
+        lq_plugin.MovingAverageMinMaxObserver(momentum=0.2)  # type: ignore[call-arg]
 
 
 def test_loading_an_artifact_needs_neither_lightning_nor_torchao() -> None:

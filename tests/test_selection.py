@@ -28,7 +28,7 @@ from lq_plugin.selection import lost, pareto_front, resolve, select
 )
 def test_the_loss_counts_in_the_budgets_terms(budget: Budget, fp32: float, int8: float, loss: float) -> None:
     assert budget.loss(fp32, int8) == pytest.approx(loss)
-    resolved = Budget("metric", budget.max_loss, budget.relative, budget.mode)
+    resolved = Budget("metric", budget.max_drop, budget.relative, budget.mode)
     assert lost(resolved, {"metric": int8}, {"metric": int8 - fp32}) == pytest.approx(loss)
 
 
@@ -53,7 +53,7 @@ def test_the_metric_is_the_given_the_monitored_or_the_first_one(
 ) -> None:
     found = resolve(budget, ["loss", "acc"], monitor, mode)
     assert (found.metric, found.mode) == (metric, known_mode)
-    assert (found.max_loss, found.relative) == (budget.max_loss, budget.relative)
+    assert (found.max_drop, found.relative) == (budget.max_drop, budget.relative)
 
 
 def test_a_module_that_logs_nothing_has_no_metric() -> None:
@@ -70,7 +70,7 @@ def test_a_metric_that_is_not_logged_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_loss": -0.1}, "max_loss: -0.1 is negative. Allowed: 0 or more"),
+        ({"max_drop": -0.1}, "max_drop: -0.1 is negative. Allowed: 0 or more"),
         ({"mode": "maxi"}, r"mode: 'maxi' is unknown. Did you mean 'max'"),
     ],
 )

@@ -23,6 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lq_plugin import renamed
 from lq_plugin.errors import LqError
 from lq_plugin.printing import line
 from lq_plugin.progress import note
@@ -172,6 +173,8 @@ def _unknown_option(key: str, parent: DictConfig) -> str:
     options = sorted(str(name) for name in parent if not str(name).startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    if renamed.OPTIONS.get(option) in options:
+        return line(f"{key}: this option was renamed. Write {section}.{renamed.OPTIONS[option]}=VALUE.")
     return line(f"{key}: there is no such option.{hint} Options of {section or 'the command'}: {', '.join(options)}.")
 
 

@@ -64,8 +64,8 @@ def structured(target: str) -> type[Any]:
         of objects made by a nested ``_target_``, become ``Any``; a nested dataclass becomes a nested config.
 
     Example:
-        >>> structured("lq_plugin.observers.MovingAverage")()
-        MovingAverage(_target_='lq_plugin.observers.MovingAverage', _convert_='all', momentum=0.1)
+        >>> structured("lq_plugin.observers.PercentileObserver")()
+        PercentileObserver(_target_='lq_plugin.observers.PercentileObserver', _convert_='all', percentile=99.99)
     """
     made: Callable[..., Any] = pkgutil.resolve_name(target)
     hints = typing.get_type_hints(made.__init__ if inspect.isclass(made) else made)

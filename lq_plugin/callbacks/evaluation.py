@@ -210,7 +210,7 @@ def _judged(outcome: Outcome, measurement: Measurement, budget: Budget, unjudged
         reason = f"{budget.metric} was not logged with the artifact in the place of the target."
         return replace(outcome, status="failed", error=measurement.error or reason)
     lost = selection.lost(budget, measurement.metrics, measurement.delta)
-    status = "ok" if lost is None or lost <= budget.max_loss else "over_budget"
+    status = "ok" if lost is None or lost <= budget.max_drop else "over_budget"
     return replace(outcome, status=status, error=measurement.error)
 
 

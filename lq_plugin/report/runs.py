@@ -22,7 +22,7 @@ QUANTIZED = "quantized"
 OVERRIDES = Path(".hydra", "overrides.yaml")
 FP32 = "fp32"
 PLACES = ("default_root_dir", "dirpath", "output_dir", "save_dir")  # differ between jobs and decide nothing
-_NO_BUDGET = {"metric": None, "max_loss": 0.0, "relative": True, "mode": None}
+_NO_BUDGET = {"metric": None, "max_drop": 0.0, "relative": True, "mode": None}
 _OVERRIDES_LIMIT = 1 << 16  # bytes; a job has a few dozen, of one line each
 _PREDICATES = ("is ", "holds ")
 _RECKONED = (1e-100, 1e100)  # sizes of numbers whose differences and quotients fit a float
@@ -50,7 +50,7 @@ class Row:
         metric: what the budget is about.
         mode: that metric's direction, ``"max"``, ``"min"`` or unknown.
         loss: what was lost of the metric, in the budget's own terms.
-        max_loss: what may be lost.
+        max_drop: what may be lost.
         relative: whether both are a share of the FP32 value.
         latency_ms: median.
         batch_size: of the call that was timed.
@@ -81,7 +81,7 @@ class Row:
     metric: str | None
     mode: str | None
     loss: float | None
-    max_loss: float
+    max_drop: float
     relative: bool
     latency_ms: float | None
     batch_size: int | None

@@ -210,7 +210,7 @@ _ARTIFACT = _record(
 _BUDGET = _record(
     {
         "metric": _nullable(_NAME),
-        "max_loss": _is("a number, 0 or more", _number(0, 1e100)),
+        "max_drop": _is("a number, 0 or more", _number(0, 1e100)),
         "relative": _is("true or false", lambda value: isinstance(value, bool)),
         "mode": _nullable(_one_of("max", "min")),
     }

@@ -118,15 +118,15 @@ def test_an_observer_is_chosen_by_group_or_by_name() -> None:
     by_name = composed("recipe=mnist_cnn", "callbacks.static.observer=minmax")
     static = instantiate(by_group.callbacks.static)
     assert isinstance(static, StaticQuantization)
-    assert str(static.scheme.observer) == "Percentile(percentile=99.5)"
-    assert str(instantiate(by_name.callbacks.static).scheme.observer) == "MinMax()"
+    assert str(static.scheme.observer) == "PercentileObserver(percentile=99.5)"
+    assert str(instantiate(by_name.callbacks.static).scheme.observer) == "MinMaxObserver()"
 
 
 def test_a_budget_keeps_what_it_does_not_set() -> None:
-    config = composed("recipe=mnist_cnn", "budget=absolute", "callbacks.evaluation.budget.max_loss=0.002")
+    config = composed("recipe=mnist_cnn", "budget=absolute", "callbacks.evaluation.budget.max_drop=0.002")
     evaluation = instantiate(config.callbacks.evaluation)
     assert isinstance(evaluation, Int8Evaluation)
-    assert (evaluation.budget.relative, evaluation.budget.max_loss) == (False, 0.002)
+    assert (evaluation.budget.relative, evaluation.budget.max_drop) == (False, 0.002)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_wrong_key_or_type_does_not_compose(override: str) -> None:
         ("static", "callbacks.static.samples=0", "samples"),
         ("export", "callbacks.export.formats=[onx]", "Did you mean 'onnx'"),
         ("evaluation", "callbacks.evaluation.splits=[train]", "splits"),
-        ("evaluation", "callbacks.evaluation.budget.max_loss=-1", "max_loss"),
+        ("evaluation", "callbacks.evaluation.budget.max_drop=-1", "max_drop"),
         ("evaluation", "callbacks.evaluation.latency.rounds=0", "rounds"),
     ],
 )

@@ -27,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Tiny(),
         StaticQuantization(),
         ArtifactExport(["onnx"]),
-        Int8Evaluation(budget=Budget("val/acc", max_loss=1.0), latency=Latency(rounds=1, seconds=0.01)),
+        Int8Evaluation(budget=Budget("val/acc", max_drop=1.0), latency=Latency(rounds=1, seconds=0.01)),
     )
     (folder / "1").mkdir()
     (folder / "1" / "failure.json").write_text('{"error": "ConfigError: observer: \'bad\' is unknown."}')

@@ -65,6 +65,8 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
 MISTAKES = {
     "callbacks.static.smaples=3": "callbacks.static.smaples: there is no such option. Did you mean 'samples'?",
     "callbacks.static.samples=many": "Error merging override callbacks.static.samples=many: Value 'many'",
+    "callbacks.evaluation.budget.max_loss=0.1": "callbacks.evaluation.budget.max_loss: this option was renamed. Write "
+    "callbacks.evaluation.budget.max_drop=VALUE.",
     "callbacks.static.observer=minmx": "callbacks.static.observer: 'minmx' is unknown. Did you mean 'minmax'?",
     "callbacks.static.skip=head": "str is not a ListConfig, list or tuple. Write a list, such as [head,op:add].",
     "observer=minmx": "Could not find 'observer/minmx'",

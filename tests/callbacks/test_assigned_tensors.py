@@ -15,14 +15,14 @@ from tiny import Images, Tiny, fit
 from torch import Tensor, nn
 
 import lq_plugin
-from lq_plugin import MinMax, Scheme, StaticQuantization
+from lq_plugin import MinMaxObserver, Scheme, StaticQuantization
 from lq_plugin.callbacks import listening
 from lq_plugin.callbacks.listening import Listener, Seen
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.capture import capture
 
-SCHEME = Scheme(observer=MinMax())
+SCHEME = Scheme(observer=MinMaxObserver())
 
 
 class Scaled(nn.Module):

@@ -22,7 +22,7 @@ from lq_plugin import (
     DynamicQuantization,
     Int8Evaluation,
     Latency,
-    Percentile,
+    PercentileObserver,
     Scheme,
     StaticQuantization,
 )
@@ -47,7 +47,7 @@ from lq_plugin.errors import CaptureError, ConfigError, LqError
         (lambda: StaticQuantization(name="a:b"), "name: 'a:b' cannot name a folder: it contains :"),
         (lambda: StaticQuantization(name="x" * 256), "cannot name a folder: it has 256 characters"),
         (lambda: DynamicQuantization(name="manifest.json"), "lq_plugin writes a file of this name"),
-        (lambda: Percentile(20.0), "percentile: 20.0 is out of range. Allowed: above 50, up to 100"),
+        (lambda: PercentileObserver(20.0), "percentile: 20.0 is out of range. Allowed: above 50, up to 100"),
         (lambda: ArtifactExport(["onxn"]), "formats: 'onxn' is unknown. Did you mean 'onnx'"),
         (lambda: ArtifactExport([]), r"formats: \[\] is not a list of formats. Allowed: 'onnx', 'openvino', 'pt2'"),
         (lambda: ArtifactExport("onnx"), "formats: 'onnx' is not a list of formats"),

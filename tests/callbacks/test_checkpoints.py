@@ -26,7 +26,7 @@ from lq_plugin.callbacks.checkpoint import read_file, with_weights
 from lq_plugin.callbacks.listening import Seen
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, Provenance
-from lq_plugin.observers import Histogram, MinMax
+from lq_plugin.observers import HistogramObserver, MinMaxObserver
 
 KEY = "StaticQuantization[static]"
 resumes = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -370,7 +370,7 @@ DAMAGED_CALIBRATIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 def calibration() -> Calibration:
     provenance = Provenance("live", 3, None, "validate", samples=16, batches=2, observer="histogram", seed=0)
-    return Calibration({"x": Histogram().update({}, torch.ones(3))}, provenance)
+    return Calibration({"x": HistogramObserver().update({}, torch.ones(3))}, provenance)
 
 
 @pytest.mark.parametrize("damage", DAMAGED_CALIBRATIONS)
@@ -382,8 +382,8 @@ def test_what_is_no_calibration_is_a_named_error(damage: str) -> None:
 
 
 def test_statistics_tell_what_kind_of_observer_made_them() -> None:
-    assert calibration().made_by(Histogram())
-    assert not calibration().made_by(MinMax())
+    assert calibration().made_by(HistogramObserver())
+    assert not calibration().made_by(MinMaxObserver())
 
 
 @resumes

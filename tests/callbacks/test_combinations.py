@@ -313,9 +313,9 @@ from tiny import Images, Tiny
 from torchmetrics.classification import MulticlassAccuracy
 
 import torch
-from lq_plugin import ArtifactExport, Int8Evaluation, MinMax, StaticQuantization
+from lq_plugin import ArtifactExport, Int8Evaluation, MinMaxObserver, StaticQuantization
 
-class Failing(MinMax):
+class Failing(MinMaxObserver):
     def update(self, statistic, values):
         if torch.distributed.get_rank() == 1:
             raise MemoryError("no room for it")

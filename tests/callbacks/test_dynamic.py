@@ -210,7 +210,7 @@ def test_a_target_that_validation_never_calls_is_refused_before_training(tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"observer": "minmax"}, "observer: MinMax|observer: 'minmax' is not available for dynamic"),
+        ({"observer": "minmax"}, "observer: MinMaxObserver|observer: 'minmax' is not available for dynamic"),
         ({"activation_dtype": "int8"}, "activation_dtype: 'int8' is not available for dynamic quantization"),
         ({"activation_symmetric": True}, "activation_symmetric: True is not available"),
         ({"weight_symmetric": False}, "weight_symmetric: False is not available"),

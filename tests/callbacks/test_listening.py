@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import lq_plugin
-from lq_plugin import MinMax, Scheme
+from lq_plugin import MinMaxObserver, Scheme
 from lq_plugin.callbacks.listening import Listener, Seen
 from lq_plugin.errors import CalibrationError, CaptureError, ConfigError
 
 BATCH = 4
-SCHEME = Scheme(observer=MinMax())
+SCHEME = Scheme(observer=MinMaxObserver())
 
 
 class Net(nn.Module):
@@ -150,7 +150,7 @@ class Branching(Net):
 
 @pytest.mark.parametrize(
     ("target", "scheme", "kind"),
-    [(Branching(), SCHEME, CaptureError), (Net(), Scheme(observer=MinMax(), skip=["op:conv9d"]), ConfigError)],
+    [(Branching(), SCHEME, CaptureError), (Net(), Scheme(observer=MinMaxObserver(), skip=["op:conv9d"]), ConfigError)],
 )
 def test_a_users_mistake_stops_a_rehearsal_what_a_model_cannot_do_does_not_and_neither_stops_training(
     target: nn.Module, scheme: Scheme, kind: type[Exception]
@@ -188,7 +188,7 @@ def test_a_failure_in_the_middle_of_a_pass_discards_the_pass_alone() -> None:
 
 
 @dataclass(frozen=True)
-class Broken(MinMax):
+class Broken(MinMaxObserver):
     def update(self, statistic: Any, values: Tensor) -> Any:
         raise ZeroDivisionError("in the observer")
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import lq_plugin
-from lq_plugin import MinMax, StaticQuantization
+from lq_plugin import MinMaxObserver, StaticQuantization
 
 WIDTH = 4
 
 
 @dataclass(frozen=True)
-class Spy(MinMax):
+class Spy(MinMaxObserver):
     """A minmax observer that notes which batches pass by: each batch holds nothing but its own number."""
 
     seen: ClassVar[list[tuple[int, int]]] = []

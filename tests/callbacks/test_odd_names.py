@@ -39,7 +39,7 @@ class Strict(DummyLogger):
 def test_a_run_with_odd_metrics_is_evaluated_logged_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluation = Int8Evaluation(budget=Budget(CLASS, max_loss=1e9), latency=None)
+    evaluation = Int8Evaluation(budget=Budget(CLASS, max_drop=1e9), latency=None)
     loggers = [Strict(), CSVLogger(tmp_path, name="log", version="")]
     made = fit(
         tmp_path / "run",

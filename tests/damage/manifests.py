@@ -117,7 +117,7 @@ def good() -> dict[str, Any]:
     content = manifest.build(
         [made, manifest.entry(Outcome("static", "static", "pt2", "torch.compile", None, "failed", "why"), Path())],
         fp32=fp32,
-        budget={"metric": "val/acc", "max_loss": 0.1, "relative": True, "mode": "max"},
+        budget={"metric": "val/acc", "max_drop": 0.1, "relative": True, "mode": "max"},
         selected="static/onnx",
         calibration={"static": {"checkpoint": "a.ckpt", "samples": 48}},
         config={"quantization": {"static": {"skip": ["op:add"]}}, "run": {"model": {"_target_": "m.Net", "width": 8}}},

@@ -155,7 +155,7 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         "digest": graph_digest(captured.module),
         "structure": captured.structure,
     }
-    assert manifest["budget"] == {"metric": "val/acc", "max_loss": 0.01, "relative": True, "mode": "max"}
+    assert manifest["budget"] == {"metric": "val/acc", "max_drop": 0.01, "relative": True, "mode": "max"}
     assert manifest["environment"]["versions"].keys() >= {"python", "torch", "torchao", "lightning", "onnxruntime"}
     assert manifest["config"]["quantization"]["static"]["samples"] == 512
     assert manifest["config"]["evaluation"]["latency"] is None
@@ -415,7 +415,7 @@ def test_a_budget_on_a_metric_that_is_not_logged_is_named_and_the_figures_are_ke
     assert torch.load(tmp_path / "kept.ckpt", weights_only=True)["global_step"] == 3
 
 
-@pytest.mark.parametrize("budget", [Budget("test/loss"), Budget(max_loss=0.5)])
+@pytest.mark.parametrize("budget", [Budget("test/loss"), Budget(max_drop=0.5)])
 def test_a_budget_without_validation_is_refused_when_it_is_given(budget: Budget) -> None:
     with pytest.raises(ConfigError, match=r"budget: it is judged on validation metrics, .* Add 'validate' to splits"):
         Int8Evaluation(splits=["test"], budget=budget)

@@ -36,7 +36,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
         StaticQuantization(),
         StaticQuantization(observer="minmax", name="minmax"),
         ArtifactExport(["onnx"]),
-        Int8Evaluation(budget=Budget(METRIC, max_loss=1.0, mode="max"), latency=Latency(rounds=1, seconds=0.01)),
+        Int8Evaluation(budget=Budget(METRIC, max_drop=1.0, mode="max"), latency=Latency(rounds=1, seconds=0.01)),
     )
     return folder
 
@@ -100,7 +100,7 @@ def test_a_row_says_what_the_manifest_says(real: Path, content: dict[str, Any]) 
         for key in ("candidate", "method", "format", "runtime", "status", "error", "metrics", "delta", "size_bytes"):
             assert getattr(row, key) == made[key], key
         assert (row.run, row.cpu, row.sqnr_db) == (real.name, content["environment"]["cpu"], made["sqnr_db"])
-        assert (row.metric, row.mode, row.max_loss) == (METRIC, "max", 1.0)
+        assert (row.metric, row.mode, row.max_drop) == (METRIC, "max", 1.0)
         assert row.loss == pytest.approx(selection.lost(budget, made["metrics"], made["delta"]))
         assert (row.latency_ms, row.batch_size) == (made["latency_ms"]["median"], 1)
         assert row.speedup_vs_torch_fp32 == made["speedup"]["vs_torch_fp32"]
@@ -161,12 +161,12 @@ def test_a_metric_that_is_no_number_is_shown_and_not_compared(tmp_path: Path, co
 
 
 def test_the_winner_is_the_fastest_within_its_own_budget_over_all_runs(tmp_path: Path, content: dict[str, Any]) -> None:
-    strict, loose = setting(content, max_loss=0.01), setting(content, max_loss=0.9)
+    strict, loose = setting(content, max_drop=0.01), setting(content, max_drop=0.9)
     put(tmp_path / "a", strict, entry(content, "x", 0.9, 2.0, 100), entry(content, "y", 0.5, 0.5, 100, "over_budget"))
     put(tmp_path / "b", loose, entry(content, "x", 0.5, 1.0, 100))
     board = leaderboard(tmp_path)
     assert winners(board) == ["b/x"]
-    assert [row.max_loss for row in board.artifacts] == [0.01, 0.01, 0.9]
+    assert [row.max_drop for row in board.artifacts] == [0.01, 0.01, 0.9]
     assert front(board) == ["x", "y"]  # 0.5 at 0.5 ms dominates 0.5 at 1.0 ms
     assert notes(board) == []
 

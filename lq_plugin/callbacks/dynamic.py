@@ -12,16 +12,16 @@ from torch import nn
 
 from lq_plugin.callbacks import rehearsal
 from lq_plugin.callbacks.checkpoint import Checkpoint
-from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
+from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.candidate import DynamicCandidate
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, UnsupportedError
-from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import uncalibrated
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.soundness import warn_of_random_forward
 from lq_plugin.scheme import Scheme
+from lq_plugin.targets import Forward, never_called, replaced_forward, resolve_target
 
 
 class DynamicQuantization(QuantizingCallback):
@@ -95,7 +95,7 @@ class DynamicQuantization(QuantizingCallback):
         """Check what the layers of the target tell."""
         super().on_fit_start(trainer, pl_module)
         try:
-            swap.check_layers(loop.resolve_target(pl_module, self.target), self.scheme)
+            swap.check_layers(resolve_target(pl_module, self.target), self.scheme)
         except UnsupportedError as error:
             self.inability = error
 
@@ -110,8 +110,8 @@ class DynamicQuantization(QuantizingCallback):
 
     def _rehearse(self, pl_module: Any) -> None:
         if self._example is None:
-            raise UnsupportedError(never_called(self, pl_module, "validation_step"))
-        target = detached_copy(loop.resolve_target(pl_module, self.target)).cpu()
+            raise UnsupportedError(never_called(pl_module, self.target, "validation_step", type(self).__name__))
+        target = detached_copy(resolve_target(pl_module, self.target)).cpu()
         swap.survey(target, self._example, self.scheme)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -140,9 +140,10 @@ class DynamicQuantization(QuantizingCallback):
     def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: Checkpoint) -> DynamicCandidate:
         """Unite the checkpoint's weights with the example."""
         if self._example is None:
-            raise CalibrationError(never_called(self, model, "validation_step or training_step"))
+            where = "validation_step or training_step"
+            raise CalibrationError(never_called(model, self.target, where, type(self).__name__))
         step = checkpoint.global_step
-        target = loop.resolve_target(model, self.target)
+        target = resolve_target(model, self.target)
         provenance = replace(
             uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
         )
@@ -159,8 +160,8 @@ class DynamicQuantization(QuantizingCallback):
             if self._heard_in != where:
                 self._example, self._heard_in = private_call(args, kwargs), where
 
-        def forward(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
+        def forward(original: Forward, *args: Any, **kwargs: Any) -> Any:
             remember(args, kwargs)
             return original(*args, **kwargs)
 
-        self._shadow.enter_context(loop.replaced_forward(loop.resolve_target(model, self.target), forward))
+        self._shadow.enter_context(replaced_forward(resolve_target(model, self.target), forward))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lq_plugin.callbacks import repeats
 from lq_plugin.callbacks.rehearsal import inability
 from lq_plugin.errors import CalibrationError, LqError
-from lq_plugin.evaluation import loop
 from lq_plugin.graph.binding import follow
 from lq_plugin.graph.calibration import Recording
 from lq_plugin.graph.capture import Call, FloatGraph, capture, fold
@@ -22,6 +21,7 @@ from lq_plugin.graph.placement import RUNTIMES, place
 from lq_plugin.identity import graph_digest, state_tensors
 from lq_plugin.observers import Statistic
 from lq_plugin.scheme import Scheme
+from lq_plugin.targets import Forward, replaced_forward
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class Listener:
             lambda args, kwargs: self.hear(target, args, kwargs)
         )
 
-        def listen(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
+        def listen(original: Forward, *args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
             hear(args, kwargs)
             return output
 
-        self._shadow.enter_context(loop.replaced_forward(target, listen))
+        self._shadow.enter_context(replaced_forward(target, listen))
 
     def next_batch(self, share: repeats.Share | None = None) -> None:
         """Count the batches of a pass; ``share`` tells of one that holds samples which another process has too."""

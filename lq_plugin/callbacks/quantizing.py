@@ -16,11 +16,11 @@ from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.candidate import Candidate
 from lq_plugin.errors import LqError
-from lq_plugin.evaluation.loop import resolve_target
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.names import check_distinct, check_name
 from lq_plugin.scheme import Scheme, as_dict
+from lq_plugin.targets import resolve_target
 
 
 class QuantizingCallback(CopyableCallback):
@@ -147,13 +147,3 @@ class QuantizingCallback(CopyableCallback):
 def quantizing(trainer: Any) -> list[QuantizingCallback]:
     """Return the callbacks of a Trainer that make candidates, in their order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]
-
-
-def never_called(callback: QuantizingCallback, model: nn.Module, where: str) -> str:
-    """Say that the target's forward is not what a step calls, and what could be chosen in its place."""
-    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    return (
-        f"target: the forward of {callback.target or type(model).__name__!r} is never called in {where}, so nothing is "
-        f"known of its inputs. Choose what {where} calls, for example one of {children}: "
-        f"{type(callback).__name__}(target='…')."
-    )

@@ -16,7 +16,7 @@ from lq_plugin.callbacks import repeats
 from lq_plugin.callbacks.checkpoint import Checkpoint
 from lq_plugin.callbacks.listening import Listener, Seen
 from lq_plugin.callbacks.loaders import data_of, numbers_of_batches
-from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
+from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError, LqError, UnsupportedError
 from lq_plugin.evaluation import loop
@@ -27,6 +27,7 @@ from lq_plugin.identity import graph_digest
 from lq_plugin.observers import Observer
 from lq_plugin.progress import note
 from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme
+from lq_plugin.targets import never_called, resolve_target
 
 
 class StaticQuantization(QuantizingCallback):
@@ -133,14 +134,16 @@ class StaticQuantization(QuantizingCallback):
         """Record that the target cannot be observed, or that nobody calls it."""
         self.inability = self._listener.failure
         if self._heard_sanity is False:
-            self.inability = UnsupportedError(never_called(self, pl_module, "validation_step"))
+            self.inability = UnsupportedError(
+                never_called(pl_module, self.target, "validation_step", type(self).__name__)
+            )
         super().on_sanity_check_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Listen to the target's forward."""
         if self.error is not None:
             return
-        target = loop.resolve_target(pl_module, self.target)
+        target = resolve_target(pl_module, self.target)
         batches = numbers_of_batches(trainer)
         self._listener.start(target, batches, trainer.world_size, rehearsal=trainer.sanity_checking)
 
@@ -181,7 +184,7 @@ class StaticQuantization(QuantizingCallback):
         anew, example = None, self._listener.example
         if example is None:
             anew, example = self._calibrated_anew(trainer, model)
-        target = loop.resolve_target(model, self.target)
+        target = resolve_target(model, self.target)
         graph = capture(target, *example, self.dynamic_dims)
         calibration = self._known(checkpoint, graph_digest(graph.module))
         if calibration is None:
@@ -254,7 +257,7 @@ class StaticQuantization(QuantizingCallback):
         if rider._listener.failure is not None:
             raise rider._listener.failure
         if rider.calibration is None or rider._listener.example is None:
-            raise CalibrationError(never_called(self, model, "validation_step"))
+            raise CalibrationError(never_called(model, self.target, "validation_step", type(self).__name__))
         return rider.calibration, rider._listener.example
 
 

@@ -18,12 +18,13 @@ from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.fidelity import max_difference
 from lq_plugin.evaluation.latency import Latency, Timing
-from lq_plugin.evaluation.loop import Data, resolve_target, splits_of
+from lq_plugin.evaluation.loop import Data, splits_of
 from lq_plugin.evaluation.measurement import Measurement
 from lq_plugin.evaluation.metrics import Scores, scores
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size
+from lq_plugin.targets import resolve_target
 
 EAGER = "torch"
 

@@ -17,11 +17,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lq_plugin.errors import unknown_name
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.targets import Forward, replaced_forward, resolve_target
 
 SPLITS = ("validate", "test")
-Forward = Callable[..., Any]
 _LIGHTNING = ("lightning.pytorch.core.", "pytorch_lightning.core.")
 
 
@@ -38,54 +37,6 @@ class Data:
     datamodule: Any = None
     loaders: Mapping[str, Any] | None = None
     limits: Mapping[str, int | float] | None = None
-
-
-def resolve_target(model: nn.Module, target: str | None) -> nn.Module:
-    """Return the module that a dotted path names; the model itself for ``None``.
-
-    Raises:
-        ConfigError: there is no such submodule; the message names the nearest ones.
-    """
-    if target is None:
-        return model
-    names = [name for name, _ in model.named_modules() if name]
-    if target not in names:
-        raise unknown_name("target", target, names)
-    return model.get_submodule(target)
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """Shadow the forward of one module instance, so that every way of calling it goes through ``forward``.
-
-    Args:
-        module: whose forward is shadowed, until the block ends. Several blocks may end in any order.
-        forward: called with the original forward first, then the call's arguments.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return forward(shadow.lq_original, *args, **kwargs)
-
-    shadow: Any = call
-    shadow.lq_original = module.forward
-    shadow.lq_shadowed = module.__dict__.get("forward")  # for copies made meanwhile too, see copying.py
-    module.__dict__["forward"] = shadow
-    try:
-        yield
-    finally:
-        _unshadow(module, shadow)
-
-
-def _unshadow(module: nn.Module, shadow: Any) -> None:
-    above: Any = module.__dict__["forward"]
-    if above is not shadow:
-        while above.lq_shadowed is not shadow:
-            above = above.lq_shadowed
-        above.lq_shadowed, above.lq_original = shadow.lq_shadowed, shadow.lq_original
-    elif shadow.lq_shadowed is None:
-        del module.__dict__["forward"]
-    else:
-        module.__dict__["forward"] = shadow.lq_shadowed
 
 
 def splits_of(model: nn.Module, data: Data) -> tuple[str, ...]:
@@ -127,7 +78,7 @@ def run(
         data: its batches.
         split: ``"validate"`` or ``"test"``.
         target: dotted path of the module whose forward is replaced; the model itself by default.
-        forward: what replaces it, see :func:`replaced_forward`.
+        forward: what replaces it, see :func:`~lq_plugin.targets.replaced_forward`.
         callbacks: for the loop's Trainer.
     """
     module = detached_copy(model)

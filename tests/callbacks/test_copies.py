@@ -17,9 +17,9 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization, find_results, load
-from lq_plugin.evaluation.loop import replaced_forward
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.signature import rebuild
+from lq_plugin.targets import replaced_forward
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_training_is_sacred import assert_same, run

@@ -95,25 +95,6 @@ class KeepFit(Callback):
             note(f"the fit is not kept for other jobs ({type(error).__name__}: {error})")
 
 
-def reuse(fit: Fit, callbacks: Sequence[Callback]) -> None:
-    """Let quantizing callbacks take a fit's checkpoints and calibrations."""
-    for callback in callbacks:
-        if isinstance(callback, QuantizingCallback):
-            callback.given = fit.checkpoint(callback.checkpoint)
-        if isinstance(callback, StaticQuantization):
-            callback.known = fit.calibrations()
-
-
-def keep_calibrations(fit: Fit, trainer: Any) -> None:
-    """Keep the calibrations that a run's candidates were made with, beside a fit that was kept."""
-    for callback in quantizing(trainer):
-        if fit.done and isinstance(callback, StaticQuantization) and callback.candidate is not None:
-            try:
-                fit.keep_calibration(callback.candidate.calibration)
-            except OSError as error:  # the run itself is finished
-                note(f"the calibration of {callback.name!r} is not kept for other jobs ({error})")
-
-
 def shared(trainer: Any, options: Mapping[str, Any]) -> bool:
     """Whether a fit may be kept and taken from others: asked for, and done by one process."""
     return bool(options["reuse"]) and trainer.world_size == 1 and not trainer.fast_dev_run

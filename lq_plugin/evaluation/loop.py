@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,31 @@ class Data:
     datamodule: Any = None
     loaders: Mapping[str, Any] | None = None
     limits: Mapping[str, int | float] | None = None
+
+    def limited(self, split: str, batches: int) -> Data:
+        """Return the same data with so many batches of each loader of a split."""
+        return replace(self, limits={**(self.limits or {}), split: batches})
+
+
+def set_up(trainer: Any, module: Any, datamodule: Any) -> Data:
+    """Run the hooks with which a fit begins, in its order, and return the data: many know no other stage than ``fit``.
+
+    Args:
+        trainer: a Trainer that is not going to fit.
+        module: a LightningModule.
+        datamodule: the batches; ``None`` where the module has them.
+    """
+    trainer.strategy.connect(module)
+    trainer._data_connector.attach_data(module, datamodule=datamodule)
+    owners = [owner for owner in (datamodule, module) if owner is not None]
+    for owner in owners:
+        owner.prepare_data()
+    for owner in owners:
+        owner.setup("fit")
+    module.configure_model()
+    loaders = {"validate": owner.val_dataloader() for owner in reversed(owners) if overrides(owner, "val_dataloader")}
+    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    return Data(datamodule, loaders, limits)
 
 
 def splits_of(model: nn.Module, data: Data) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -238,7 +238,7 @@ def _calibrated(
     graph = fold(captured)
     recording = Recording.start(duplicate(graph), scheme)
     for args, kwargs in itertools.chain([first], inputs):
-        recording.see(graph.signature.flatten(args, kwargs))
+        recording.observe(graph.signature.flatten(args, kwargs))
     provenance = Provenance(
         checkpoint="live",
         global_step=None,
@@ -263,3 +263,84 @@ def _first(inputs: Iterator[Call]) -> Call:
 
 def _scheme(given: Scheme | str) -> Scheme:
     return given if isinstance(given, Scheme) else Scheme(method=given)
+
+
+def static_candidate(
+    name: str,
+    model: nn.Module,
+    plan: ObservationPlan,
+    *,
+    checkpoint: tuple[str, int],
+    example: Call | None,
+    known: Iterable[Calibration | None],
+    run: Callable[[Begin], object],
+) -> StaticCandidate:
+    """Combine the weights of a checkpoint with a calibration of them, and calibrate them where there is none.
+
+    Args:
+        name: the candidate's name.
+        model: holds the weights; a copy of its own on the CPU.
+        plan: what is observed of which target, and how.
+        checkpoint: its name, and the optimizer steps at which it was saved.
+        example: a call of the target, if one was seen.
+        known: calibrations made before. The first one that fits the weights and the plan is taken.
+        run: runs a validation pass of the model, see :func:`~lq_plugin.graph.observation.calibrate_pass`.
+
+    Raises:
+        LqError: the target cannot be captured or observed, or validation does not call it.
+    """
+    source, step = checkpoint
+    fresh = None
+    if example is None:
+        fresh, example = _calibrated_alone(name, model, plan, run)
+    target = resolve_target(model, plan.target)
+    graph = prepare(target, *example, plan.dynamic_dims)
+    calibration = next((one for one in known if one is not None and plan.fits(one, graph.digest)), None)
+    if calibration is None:
+        calibration = fresh or _calibrated_alone(name, model, plan, run)[0]
+        own_pass = replace(calibration.provenance, global_step=step, extra_pass=True)
+        calibration = replace(calibration, provenance=own_pass)
+    warn_of_ranges(name, graph, calibration, plan.scheme)
+    warn_of_random_forward(name, target, example)
+    provenance = replace(calibration.provenance, checkpoint=source, checkpoint_global_step=step)
+    return StaticCandidate(name, graph, replace(calibration, provenance=provenance), plan.scheme)
+
+
+def _calibrated_alone(
+    name: str, model: nn.Module, plan: ObservationPlan, run: Callable[[Begin], object]
+) -> tuple[Calibration, Call]:
+    note(f"calibrating {name!r} in a validation pass of its own …")
+    found = calibrate_pass(run, plan)
+    if found is None:
+        raise CalibrationError(never_called(model, plan.target, "validation_step", "StaticQuantization"))
+    return found
+
+
+def dynamic_candidate(
+    name: str,
+    model: nn.Module,
+    scheme: Scheme,
+    *,
+    target: str | None,
+    checkpoint: tuple[str, int],
+    example: Call,
+    dynamic_dims: Mapping[str, Sequence[int]],
+) -> DynamicCandidate:
+    """Combine the weights of a checkpoint with an example of a call.
+
+    Args:
+        name: the candidate's name.
+        model: holds the weights; a copy of its own on the CPU.
+        scheme: what is quantized and how.
+        target: dotted path of the module that is quantized; the model itself for ``None``.
+        checkpoint: its name, and the optimizer steps at which it was saved.
+        example: a call of the target.
+        dynamic_dims: dynamic dimensions besides the batch, by input name.
+    """
+    source, step = checkpoint
+    module = resolve_target(model, target)
+    provenance = replace(
+        uncalibrated(module), checkpoint=source, global_step=step, checkpoint_global_step=step
+    )
+    warn_of_random_forward(name, module, example)
+    return DynamicCandidate(name, module, example, scheme, provenance, dynamic_dims)

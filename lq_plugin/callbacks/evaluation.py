@@ -14,11 +14,11 @@ from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.callbacks.export import ArtifactExport
-from lq_plugin.callbacks.loaders import data_of
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.latency import Latency
+from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import SPLITS
 from lq_plugin.evaluation.measurement import Measurement
 from lq_plugin.identity import weights_digest

@@ -11,7 +11,7 @@ from torch import nn
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks import ranks, rehearsal
+from lq_plugin.callbacks import ranks, sanity
 from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.callbacks.ending import after_training, say
 from lq_plugin.candidate import Candidate
@@ -102,7 +102,7 @@ class QuantizingCallback(CopyableCallback):
     def _decide(self, trainer: Any) -> None:
         callbacks = quantizing(trainer)
         if callbacks[-1] is self:  # so every one has looked at the model
-            rehearsal.decide(callbacks)
+            sanity.decide(callbacks)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the candidate, unless another callback asked for it already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lq_plugin.callbacks import repeats
 from lq_plugin.callbacks.rehearsal import inability
 from lq_plugin.errors import CalibrationError, LqError
 from lq_plugin.evaluation import loop
-from lq_plugin.graph.binding import follow
 from lq_plugin.graph.calibration import Recording
-from lq_plugin.graph.capture import Call, FloatGraph, capture, fold
+from lq_plugin.graph.capture import Call
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.placement import RUNTIMES, place
-from lq_plugin.identity import graph_digest, state_tensors
+from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.observers import Statistic
 from lq_plugin.scheme import Scheme
 
@@ -42,7 +43,7 @@ class Listener:
         scheme: what is observed, and how.
         samples: how many samples to observe in a pass, rounded up to whole batches.
         seed: of the private generator that chooses the batches.
-        dynamic_dims: see :func:`~lq_plugin.graph.capture.capture`.
+        dynamic_dims: see :func:`~lq_plugin.graph.prepare.prepare`.
 
     Attributes:
         example: the first call, on the CPU; what the graph was captured from.
@@ -51,11 +52,9 @@ class Listener:
     """
 
     def __init__(self, scheme: Scheme, samples: int, seed: int, dynamic_dims: Mapping[str, Sequence[int]]) -> None:
-        self._scheme, self._samples, self._seed, self._dynamic_dims = scheme, samples, seed, dynamic_dims
+        self._scheme, self._samples, self._seed = scheme, samples, seed
+        self._tracked = TrackedTarget(dynamic_dims)
         self._shadow = ExitStack()
-        self._graph: FloatGraph | None = None
-        self._tensors: Mapping[str, Tensor] = {}
-        self._digest = ""
         self._recording: Recording | None = None
         self._batches: Sequence[int | float] = ()
         self._chosen: set[int] = set()
@@ -69,7 +68,7 @@ class Listener:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has: not the shadow, which is the original's to end, nor a graph of the live weights."""
-        return vars(self) | {"_shadow": ExitStack(), "_graph": None, "_recording": None}
+        return vars(self) | {"_shadow": ExitStack(), "_tracked": copy.copy(self._tracked), "_recording": None}
 
     def start(self, target: nn.Module, batches: Sequence[int | float], processes: int, rehearsal: bool) -> None:
         """Shadow the target's forward for one pass.
@@ -105,8 +104,8 @@ class Listener:
         recording, self._recording = self._recording, None
         if recording is None or self.failure is not None or not recording.batches:
             return None
-        structure = recording.graph.structure
-        return Seen(recording.statistics(), recording.samples, recording.batches, self._digest, structure)
+        graph = recording.graph
+        return Seen(recording.statistics(), recording.samples, recording.batches, graph.digest, graph.structure)
 
     def hear(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Look at one call of the target. Only a user's mistake, in a rehearsal before training, stops the run."""
@@ -114,41 +113,31 @@ class Listener:
         if self.failure is not None:
             return
         try:
-            graph = self._graph
-            if graph is None or self._recording is None:
-                graph = self._graph = self._current(target, args, kwargs)
             if not self._rehearsal:
-                self._observe(graph, args, kwargs)
+                self._observe(target, args, kwargs)
+            elif self.example is None:
+                graph = self._prepared(target, args, kwargs)
+                for runtime in RUNTIMES:  # finds patterns that match nothing now, and not when fit ends
+                    place(graph, self._scheme, runtime)
         except Exception as error:
             if self._rehearsal:
                 self.failure = inability(error)
             else:
                 self.failure = error if isinstance(error, LqError) else CalibrationError(f"calibration: {error}")
 
-    def _current(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FloatGraph:
-        """The target's graph on the tensors that it has now, captured anew only where it has to be."""
-        before, self._tensors = self._tensors, state_tensors(target)
-        if self._graph is not None and follow(self._graph, before, self._tensors):
-            return self._graph
-        graph = self._captured(target, args, kwargs)
+    def _prepared(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Graph:
+        graph = self._tracked.prepared(target, args, kwargs)
         self.example = graph.signature.call(graph.example)
         return graph
 
-    def _captured(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FloatGraph:
-        graph = capture(target, args, kwargs, self._dynamic_dims)
-        folded = fold(graph)
-        for runtime in RUNTIMES:  # finds patterns that match nothing now, and not when fit ends
-            place(folded, self._scheme, runtime)
-        return graph
-
-    def _observe(self, graph: FloatGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def _observe(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if self._recording is None:
             # Of what the observers are about to see. Nothing later tells: weights may be swapped back when a pass ends.
-            self._digest = graph_digest(graph.module)
-            self._recording = Recording.start(fold(graph), self._scheme)
-            samples = graph.samples(graph.signature.flatten(args, kwargs))
-            self._chosen = self._choose(max(samples, 1) * self._processes)
+            graph = self._prepared(target, args, kwargs)
+            self._recording = Recording.start(graph, self._scheme)
+            self._chosen = self._choose(max(graph.samples(graph.signature.flatten(args, kwargs)), 1) * self._processes)
         if self._position in self._chosen:
+            graph = self._recording.graph
             tensors = repeats.without(graph.signature.flatten(args, kwargs), graph, self._share)
             if tensors is not None:
                 self._recording.see(tensors)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def share(loaders: Any, batch_index: int, loader_index: int) -> Share | None:
     return None if fresh >= samples else Share(samples, fresh)
 
 
-def without(tensors: Sequence[Tensor], graph: FloatGraph, batch: Share | None) -> Sequence[Tensor] | None:
+def without(tensors: Sequence[Tensor], graph: Graph, batch: Share | None) -> Sequence[Tensor] | None:
     """Return the inputs of a call without the samples that are repeated.
 
     Args:

@@ -21,9 +21,9 @@ from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError, LqError, UnsupportedError
 from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Calibration, Provenance
-from lq_plugin.graph.capture import Call, capture, fold
+from lq_plugin.graph.capture import Call
+from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
-from lq_plugin.identity import graph_digest
 from lq_plugin.observers import Observer
 from lq_plugin.progress import note
 from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme
@@ -182,8 +182,8 @@ class StaticQuantization(QuantizingCallback):
         if example is None:
             anew, example = self._calibrated_anew(trainer, model)
         target = loop.resolve_target(model, self.target)
-        graph = capture(target, *example, self.dynamic_dims)
-        calibration = self._known(checkpoint, graph_digest(graph.module))
+        graph = prepare(target, *example, self.dynamic_dims)
+        calibration = self._known(checkpoint, graph.digest)
         if calibration is None:
             calibration = anew or self._calibrated_anew(trainer, model)[0]
             provenance = replace(calibration.provenance, global_step=checkpoint.global_step, extra_pass=True)
@@ -191,7 +191,7 @@ class StaticQuantization(QuantizingCallback):
         provenance = replace(
             calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
         )
-        candidate = StaticCandidate(self.name, fold(graph), replace(calibration, provenance=provenance), self.scheme)
+        candidate = StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
         warn_of_ranges(candidate.name, candidate.graph, calibration, self.scheme)
         warn_of_random_forward(candidate.name, target, example)
         return candidate

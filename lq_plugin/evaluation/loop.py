@@ -161,7 +161,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Restore the random state at the end of the block, also if it raises; Lightning's ``isolate_rng`` does not then."""
+    """Restore the random state when the block ends, also if it raises: ``isolate_rng`` alone does not do that."""
     failure: BaseException | None = None
     with isolate_rng():
         try:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.errors import CalibrationError
-from lq_plugin.graph.capture import Call, FloatGraph, isolated
+from lq_plugin.graph.capture import Call
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.identity import weights_digest
 from lq_plugin.observers import Observer, Range, Statistic
 from lq_plugin.scheme import Scheme
@@ -97,13 +99,13 @@ class Calibration:
 class Recording:
     """A graph with observers in it, and the statistics that they have gathered so far."""
 
-    graph: FloatGraph
+    graph: Graph
     recorders: dict[str, _Recorder]
     samples: int = 0
     batches: int = 0
 
     @classmethod
-    def start(cls, graph: FloatGraph, scheme: Scheme) -> Recording:
+    def start(cls, graph: Graph, scheme: Scheme) -> Recording:
         """Put observers on every value that a placement of some runtime may quantize.
 
         Args:

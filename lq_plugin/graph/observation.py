@@ -158,7 +158,7 @@ class Observation:
     def _started(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
         # The digest is of the weights that are about to be observed. At the end of the pass they may be others.
         graph = self._tracked.prepared(self._target, args, kwargs)
-        recording = Recording.start(graph, self._plan.scheme)  # in the sanity check too, for patterns that match nothing
+        recording = Recording.start(graph, self._plan.scheme)  # refuses patterns that match nothing
         if not self._sanity_check:
             samples = graph.samples(graph.signature.flatten(args, kwargs))
             self._chosen = self._plan.chosen(self._batches, samples * self._processes)
@@ -222,8 +222,8 @@ def calibrate_pass(run: Callable[[Begin], object], plan: ObservationPlan) -> tup
     """Calibrate a target in a pass of its own.
 
     Args:
-        run: runs a pass over a copy of the model. It calls what it is given once, with that copy and the number of batches
-            of every loader, and then ``next_batch`` of what that returned before each batch.
+        run: runs a pass over a copy of the model. It calls what it is given once, with that copy and the number of
+            batches of every loader, and then ``next_batch`` of what that returned before each batch.
         plan: what is observed, and how.
 
     Returns:

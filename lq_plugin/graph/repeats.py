@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ def repeats_in(loaders: Any, batch_index: int, loader_index: int) -> Repeats | N
     return None if unique >= samples else Repeats(samples, unique)
 
 
-def without_repeats(
-    tensors: Sequence[Tensor], graph: FloatGraph, repeats: Repeats | None
-) -> Sequence[Tensor] | None:
+def without_repeats(tensors: Sequence[Tensor], graph: Graph, repeats: Repeats | None) -> Sequence[Tensor] | None:
     """Return the inputs of a call without the samples that are repeated.
 
     Args:

@@ -1,11 +1,11 @@
-"""The listener looks at a bounded choice of a pass's batches, and whatever happens to it stays with it."""
+"""A bounded choice of a pass's batches is observed, and whatever fails in that stays there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import MinMaxObserver, Scheme
-from lq_plugin.callbacks.listening import Listener, Seen
 from lq_plugin.errors import CalibrationError, CaptureError, ConfigError
+from lq_plugin.graph.calibration import Calibration
+from lq_plugin.graph.observation import Begin, Observation, ObservationPlan, calibrate_pass, merged
+from lq_plugin.graph.prepare import TrackedTarget
 
 BATCH = 4
 SCHEME = Scheme(observer=MinMaxObserver())
@@ -39,30 +41,40 @@ def batches(count: int, size: int = BATCH) -> Iterator[Tensor]:
     return (torch.full((size, 2), float(number)) for number in range(1, count + 1))
 
 
-def listener(samples: int = 8, seed: int = 0, scheme: Scheme = SCHEME) -> Listener:
-    return Listener(scheme, samples, seed, {})
+def plan(samples: int = 8, seed: int = 0, scheme: Scheme = SCHEME) -> ObservationPlan:
+    return ObservationPlan(scheme, samples=samples, seed=seed)
 
 
-def hear(
-    one: Listener,
-    target: nn.Module,
-    given: Iterator[Tensor],
-    counts: Sequence[float],
-    processes: int = 1,
-    rehearsal: bool = False,
-) -> Seen | None:
-    """One pass."""
-    one.start(target, counts, processes, rehearsal)
+def begun(target: nn.Module, count: int = 1, sanity_check: bool = False) -> Observation:
+    return Observation(plan(), target, TrackedTarget(), [count], sanity_check=sanity_check)
+
+
+def fed(one: Observation, target: nn.Module, given: Iterable[Any]) -> Calibration | None:
+    """Run a pass to its end."""
     for x in given:
         one.next_batch()
         target(x)
-    return one.stop()
+    return one.close()
 
 
-def numbers(seen: Seen | None) -> tuple[int, int]:
+def observe(
+    how: ObservationPlan,
+    target: nn.Module,
+    given: Iterable[Any],
+    counts: Sequence[float],
+    processes: int = 1,
+    tracked: TrackedTarget | None = None,
+) -> Calibration:
+    """What is observed in one pass."""
+    found = fed(Observation(how, target, tracked or TrackedTarget(), counts, processes), target, given)
+    assert found is not None
+    return found
+
+
+def numbers(found: Calibration) -> tuple[int, int]:
     """Lowest and highest number of the batches whose input was observed."""
-    assert seen is not None
-    (ranges,) = [s for s in seen.statistics.values() if float(s["low"]).is_integer() and float(s["high"]).is_integer()]
+    statistics = found.statistics.values()
+    (ranges,) = [s for s in statistics if float(s["low"]).is_integer() and float(s["high"]).is_integer()]
     return int(ranges["low"]), int(ranges["high"])
 
 
@@ -73,16 +85,15 @@ def numbers(seen: Seen | None) -> tuple[int, int]:
 def test_so_many_samples_are_observed_in_whole_batches_shared_by_the_processes(
     samples: int, count: int, processes: int, wanted: int
 ) -> None:
-    seen = hear(listener(samples), Net(), batches(count), [count], processes)
-    assert seen is not None
-    assert (seen.batches, seen.samples) == (wanted, wanted * BATCH)
+    found = observe(plan(samples), Net(), batches(count), [count], processes).provenance
+    assert (found.batches, found.samples) == (wanted, wanted * BATCH)
 
 
 def test_the_batches_are_those_that_the_seed_draws_from_all_loaders() -> None:
     target, drawn = Net(), set()
     for seed in range(3):
         state = torch.get_rng_state()
-        first, again = (numbers(hear(listener(4, seed), target, batches(6), [2, 4])) for _ in range(2))
+        first, again = (numbers(observe(plan(4, seed), target, batches(6), [2, 4])) for _ in range(2))
         assert first == again
         assert torch.equal(torch.get_rng_state(), state)
         drawn.add(first[0])
@@ -91,56 +102,49 @@ def test_the_batches_are_those_that_the_seed_draws_from_all_loaders() -> None:
 
 
 def test_of_loaders_without_a_length_the_first_batches_are_observed() -> None:
-    assert numbers(hear(listener(8), Net(), batches(6), [3, math.inf])) == (1, 2)
+    assert numbers(observe(plan(8), Net(), batches(6), [3, math.inf])) == (1, 2)
 
 
 def test_batches_smaller_than_the_first_count_as_one() -> None:
-    def shrinking() -> Iterator[Tensor]:
-        return (torch.ones(size, 2) for size in (4, 2, 1))
-
-    seen = hear(listener(9), Net(), shrinking(), [3])
-    assert seen is not None
-    assert (seen.batches, seen.samples) == (3, 7)
+    found = observe(plan(9), Net(), [torch.ones(size, 2) for size in (4, 2, 1)], [3]).provenance
+    assert (found.batches, found.samples) == (3, 7)
 
 
-def test_the_statistics_are_those_of_the_functional_twin() -> None:
+def test_it_is_the_calibration_of_the_functional_twin() -> None:
     target = Net()
-    seen = hear(listener(100), target, batches(3), [3])
-    assert seen is not None
-    assert seen.statistics == lq_plugin.calibrate(target, batches(3), SCHEME).statistics
+    found, expected = observe(plan(100), target, batches(3), [3]), lq_plugin.calibrate(target, batches(3), SCHEME)
+    assert found.statistics == expected.statistics
+    assert (found.provenance.digest, found.provenance.structure) == (
+        expected.provenance.digest,
+        expected.provenance.structure,
+    )
 
 
-def test_a_rehearsal_captures_and_observes_nothing() -> None:
-    one, target = listener(), Net()
-    assert hear(one, target, batches(2), [2], rehearsal=True) is None
-    assert one.heard
-    assert one.example is not None
-    assert torch.equal(one.example[0][0], torch.ones(BATCH, 2))
-    assert numbers(hear(one, target, batches(1), [1])) == (1, 1)
+def test_the_sanity_check_captures_and_observes_nothing() -> None:
+    target, tracked = Net(), TrackedTarget()
+    one = Observation(plan(), target, tracked, [2], sanity_check=True)
+    assert fed(one, target, batches(2)) is None
+    assert (one.called, one.failure) == (True, None)
+    assert tracked.example is not None
+    assert torch.equal(tracked.example[0][0], torch.ones(BATCH, 2))
+    assert numbers(observe(plan(), target, batches(1), [1], tracked=tracked)) == (1, 1)
 
 
 def test_every_pass_begins_afresh() -> None:
-    one, target = listener(100), Net()
-    assert numbers(hear(one, target, batches(5), [5])) == (1, 5)
+    target, tracked = Net(), TrackedTarget()
+    assert numbers(observe(plan(100), target, batches(5), [5], tracked=tracked)) == (1, 5)
     with torch.no_grad():
         target.layer.weight.mul_(100)  # as training does, in place
-    seen = hear(one, target, batches(2), [2])
-    assert numbers(seen) == (1, 2)
-    assert seen is not None
-    assert seen.statistics == lq_plugin.calibrate(target, batches(2), SCHEME).statistics
+    found = observe(plan(100), target, batches(2), [2], tracked=tracked)
+    assert numbers(found) == (1, 2)
+    assert found.statistics == lq_plugin.calibrate(target, batches(2), SCHEME).statistics
 
 
-def test_a_target_that_is_not_called_is_not_heard() -> None:
-    one = listener()
-    assert hear(one, Net(), iter(()), [2]) is None
-    assert (one.heard, one.example, one.failure) == (False, None, None)
-
-
-def test_what_was_heard_in_an_earlier_pass_does_not_count() -> None:
-    one, target = listener(), Net()
-    hear(one, target, batches(1), [1])
-    assert hear(one, target, iter(()), [1]) is None
-    assert not one.heard
+def test_a_target_that_is_not_called_is_known() -> None:
+    target = Net()
+    one = begun(target, 2)
+    assert fed(one, target, ()) is None
+    assert (one.called, one.failure) == (False, None)
 
 
 class Branching(Net):
@@ -152,26 +156,22 @@ class Branching(Net):
     ("target", "scheme", "kind"),
     [(Branching(), SCHEME, CaptureError), (Net(), Scheme(observer=MinMaxObserver(), skip=["op:conv9d"]), ConfigError)],
 )
-def test_a_users_mistake_stops_a_rehearsal_what_a_model_cannot_do_does_not_and_neither_stops_training(
+def test_a_users_mistake_stops_the_sanity_check_an_inability_does_not_and_neither_stops_training(
     target: nn.Module, scheme: Scheme, kind: type[Exception]
 ) -> None:
-    one = listener(scheme=scheme)
+    one = Observation(plan(scheme=scheme), target, TrackedTarget(), [1], sanity_check=True)
     with pytest.raises(ConfigError) if kind is ConfigError else nullcontext():
-        hear(one, target, batches(1), [1], rehearsal=True)
-    one.stop()
+        fed(one, target, batches(1))
+    one.close()
     assert isinstance(one.failure, CaptureError) == (kind is CaptureError)
     assert "forward" not in target.__dict__
-    one = listener(scheme=scheme)
-    assert hear(one, target, batches(2), [2]) is None
+    one = Observation(plan(scheme=scheme), target, TrackedTarget(), [2])
+    assert fed(one, target, batches(2)) is None
     assert isinstance(one.failure, kind)
     assert "forward" not in target.__dict__
-    failure = one.failure
-    assert hear(one, target, batches(2), [2]) is None
-    assert one.failure is failure  # nothing is tried again
-    assert one.heard
 
 
-def test_a_failure_in_the_middle_of_a_pass_discards_the_pass_alone() -> None:
+def test_a_failure_in_the_middle_of_a_pass_discards_the_pass() -> None:
     class Summing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -180,9 +180,9 @@ def test_a_failure_in_the_middle_of_a_pass_discards_the_pass_alone() -> None:
         def forward(self, x: Any) -> Tensor:
             return self.layer(x if isinstance(x, Tensor) else x[0])
 
-    one, target = listener(100), Summing()
-    given: list[Any] = [torch.ones(BATCH, 2), [torch.ones(BATCH, 2)]]
-    assert hear(one, target, iter(given), [2]) is None
+    target = Summing()
+    one = begun(target, 2)
+    assert fed(one, target, [torch.ones(BATCH, 2), [torch.ones(BATCH, 2)]]) is None
     assert one.failure is not None
     assert target(torch.ones(1, 2)).shape == (1, 2)
 
@@ -194,47 +194,68 @@ class Broken(MinMaxObserver):
 
 
 def test_an_exception_that_is_none_of_ours_is_named_as_the_calibrations() -> None:
-    one = listener(scheme=Scheme(observer=Broken()))
-    assert hear(one, Net(), batches(1), [1]) is None
+    target = Net()
+    one = Observation(plan(scheme=Scheme(observer=Broken())), target, TrackedTarget(), [1])
+    assert fed(one, target, batches(1)) is None
     assert isinstance(one.failure, CalibrationError)
+    assert isinstance(one.failure.__cause__, ZeroDivisionError)
     assert str(one.failure) == "calibration: in the observer"
 
 
-def test_the_targets_own_exception_passes_and_stop_gives_its_forward_back() -> None:
-    one, target = listener(), Net()
-    one.start(target, [1], 1, rehearsal=False)
+def test_the_targets_own_exception_passes_and_its_forward_is_given_back() -> None:
+    target = Net()
+    one = begun(target)
     one.next_batch()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         target(torch.ones(1, 3))
     assert "forward" in target.__dict__
-    assert one.stop() is None
+    assert one.close() is None
     assert "forward" not in target.__dict__
-    assert (one.heard, one.failure) == (False, None)
-
-
-def test_a_pass_that_broke_off_unnoticed_is_not_heard_on() -> None:
-    one, first, second = listener(100), Net(), Net()
-    one.start(first, [1], 1, rehearsal=False)
-    assert hear(one, second, batches(3), [3]) is not None
-    assert "forward" not in first.__dict__
-    one.start(second, [3], 1, rehearsal=False)
-    one.next_batch()
-    second(torch.ones(BATCH, 2))
-    seen = hear(one, second, batches(3), [3])
-    assert seen is not None
-    assert seen.batches == 3
+    assert (one.called, one.failure) == (False, None)
 
 
 def test_the_target_gives_what_it_would_give_and_its_inputs_stay() -> None:
     target, x = Net(), torch.ones(BATCH, 2)
     expected = target(x)
-    one = listener()
-    one.start(target, [1], 1, rehearsal=False)
+    one = begun(target)
     one.next_batch()
     with torch.inference_mode():
         assert torch.equal(target(x), expected)
     assert torch.equal(target(x=x), expected)
     assert target(x).requires_grad
-    one.stop()
+    one.close()
     assert torch.equal(x, torch.ones(BATCH, 2))
     assert target.training
+
+
+def test_a_pass_of_its_own_gives_a_calibration_and_the_first_call() -> None:
+    target = Net()
+
+    def run(begin: Begin) -> None:
+        one = begin(target, [3])
+        for x in batches(3):
+            one.next_batch()
+            target(x)
+
+    found = calibrate_pass(run, plan(100))
+    assert found is not None
+    assert found[0].statistics == lq_plugin.calibrate(target, batches(3), SCHEME).statistics
+    assert torch.equal(found[1][0][0], torch.ones(BATCH, 2))
+    assert "forward" not in target.__dict__
+    assert calibrate_pass(lambda begin: begin(target, [1]), plan()) is None
+    with pytest.raises(CalibrationError, match="calibration: in the observer"):
+        calibrate_pass(run, plan(scheme=Scheme(observer=Broken())))
+
+
+def test_what_processes_observed_is_merged_and_fits_no_graph_if_they_had_different_ones() -> None:
+    target = Net()
+    first, second = (observe(plan(), target, given, [1]) for given in (batches(1), list(batches(2))[1:]))
+    together = merged(plan(), [first, second], 5)
+    assert numbers(together) == (1, 2)
+    assert (together.provenance.samples, together.provenance.batches, together.provenance.global_step) == (8, 2, 5)
+    digest = first.provenance.digest
+    assert plan().fits(together, digest)
+    assert not plan(seed=1).fits(together, digest)
+    assert not plan().fits(together, "another")
+    other = replace(second, provenance=replace(second.provenance, structure="another"))
+    assert not plan().fits(merged(plan(), [first, other]), digest)

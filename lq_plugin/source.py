@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 from torch import nn
-from torchmetrics import Metric
 
 from lq_plugin.checkpoints import Checkpoint, with_weights
 from lq_plugin.errors import CalibrationError
 from lq_plugin.evaluation import loop
+from lq_plugin.evaluation.loaders import observed_pass
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.observation import Begin
 from lq_plugin.identity import weights_digest
 from lq_plugin.targets import Forward, never_called, resolve_target
 
@@ -68,11 +69,9 @@ class Source:
         """Return a copy of the float target, for artifacts that need the user's class around them."""
         return detached_copy(self.float_target)
 
-    def validate(self, forward: Forward, data: Data | None = None, callbacks: tuple[Any, ...] = ()) -> None:
-        """Run one validation pass with the forward of the target replaced; see :func:`lq_plugin.evaluation.loop.run`."""
-        loop.run(
-            self.model, data or self.data, "validate", target=self.target, forward=forward, callbacks=callbacks
-        )
+    def observed_pass(self, begin: Begin) -> None:
+        """Run one validation pass, observed; see :func:`lq_plugin.graph.observation.calibrate_pass`."""
+        observed_pass(self.model, self.data, begin)
 
     def first_call(self) -> Call:
         """Return the first call of the target in validation, on the CPU.
@@ -87,7 +86,13 @@ class Source:
                 seen.append(private_call(args, kwargs))
             return original(*args, **kwargs)
 
-        self.validate(remember, self.data.limited("validate", 1))
+        if "validate" in loop.splits_of(self.model, self.data):
+            one_batch = self.data.limited("validate", 1)
+            loop.run(self.model, one_batch, "validate", target=self.target, forward=remember)
         if not seen:
-            raise CalibrationError(never_called(self.model, self.target, "validation_step", self._option_of))
+            raise CalibrationError(self.never_called("validation_step"))
         return seen[0]
+
+    def never_called(self, where: str) -> str:
+        """Say that the target's forward is not what a step calls, and what could be chosen in its place."""
+        return never_called(self.model, self.target, where, self._option_of)

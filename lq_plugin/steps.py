@@ -26,9 +26,7 @@ class Step(Generic[T]):
         return None if self.error is None else reason_of(self.error)
 
 
-def attempt(
-    what: str, make: Callable[[], T], *needs: Step[Any], expected: tuple[type[Exception], ...] = ()
-) -> Step[T]:
+def attempt(what: str, make: Callable[[], T], *needs: Step[Any], expected: tuple[type[Exception], ...] = ()) -> Step[T]:
     """Run a step. ``KeyboardInterrupt`` and ``SystemExit`` pass.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Stati
 from lq_plugin.apps import sources
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.artifacts.base import sha256
-from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.progress import note
 
 # Callbacks that leave a training bit for bit as it is.

@@ -7,18 +7,15 @@ damage; it does not prove who wrote a file. Beside it is a store of what was mad
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from lq_plugin.artifacts.base import sha256

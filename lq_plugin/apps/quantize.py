@@ -48,7 +48,9 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
     content(path, "ckpt_path")
     data, model, trainer = built(config, lambda node: load_model(node, path, config.weights_only))
     trainer.callbacks.append(RunContext(plain(config)))
-    without_training(trainer, model, data, lambda choice: read_file(path), Store(Path(trainer.default_root_dir) / STORE))
+    without_training(
+        trainer, model, data, lambda choice: read_file(path), Store(Path(trainer.default_root_dir) / STORE)
+    )
     return outcome(trainer, config.objectives)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
 from lq_plugin.errors import ArtifactError, require
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.graph import Graph
 from lq_plugin.noise import muted
 
 FILE = "model.onnx"
@@ -21,7 +21,7 @@ WEIGHTS = f"{FILE}.data"
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 
 
-def export(graph: FloatGraph, folder: Path) -> None:
+def export(graph: Graph, folder: Path) -> None:
     """Write ``model.onnx`` (with ``model.onnx.data`` for weights beyond 2 GB) and check it."""
     checker = require("onnx", "onnx", "formats: 'onnx'").checker
     names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ from lightning.pytorch.callbacks import Callback
 from lq_plugin import pipeline
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.copyable import CopyableCallback
-from lq_plugin.callbacks.loaders import data_of
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation import loop
+from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.report.manifest import Config, Manifest
 from lq_plugin.steps import say
 from lq_plugin.store import Store
 
+logger = logging.getLogger("lq_plugin")
 STORE = ".lq_plugin"  # below the default_root_dir
 
 
@@ -59,7 +63,7 @@ class RunContext(Callback):
 class FinishingCallback(CopyableCallback):
     """Base of all of our callbacks, in any order and number.
 
-    The first one in a Trainer's list calls :func:`finish`, which asks each what it wants and tells each what came of it.
+    The first one in a Trainer's list calls :func:`finish`, which asks each what it wants, and gives each the result.
     """
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -101,17 +105,39 @@ def finish(trainer: Any, origin: Origin) -> None:
         trainer: whose callbacks and loggers these are; it need not have fitted anything.
         origin: where weights and batches come from.
     """
-    plan = Plan(config={"run": context_of(trainer).config})
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    plan = Plan(seed=None if seed is None else int(seed), config=Config(run=context_of(trainer).config))
     for callback in finishing(trainer):
         plan = callback.ask(trainer, origin, plan)
     finished = pipeline.finish(plan, origin.store)
     for callback in finishing(trainer):
         callback.receive(finished)
-    if finished.evaluated:
+    if plan.protocol is not None and finished.manifest is not None:
         log(trainer, finished.manifest)
 
 
-def without_training(trainer: Any, module: Any, datamodule: Any, read: Callable[[str], Checkpoint], store: Store) -> None:
+def log(trainer: Any, manifest: Manifest) -> None:
+    """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
+
+    A logger that fails, because it takes no such name or its server is gone, does not end a finished training.
+    """
+    figures = {
+        f"quantized/{entry.label}/{name}": value
+        for entry in manifest.artifacts
+        for name, value in entry.figures.items()
+        if value is not None
+    }
+    for used in trainer.loggers:
+        try:
+            used.log_metrics(figures, step=trainer.global_step)
+            used.save()
+        except Exception:
+            logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
+
+
+def without_training(
+    trainer: Any, module: Any, datamodule: Any, read: Callable[[str], Checkpoint], store: Store
+) -> None:
     """Do the same for weights that were trained before: no pass over batches poses as training.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks import ranks, rehearsal
+from lq_plugin.callbacks import ranks, sanity
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.candidate import Candidate
 from lq_plugin.errors import LqError
@@ -92,7 +92,7 @@ class QuantizingCallback(FinishingCallback):
     def _decide(self, trainer: Any) -> None:
         callbacks = quantizing(trainer)
         if callbacks[-1] is self:  # so every one has looked at the model
-            rehearsal.decide(callbacks)
+            sanity.decide(callbacks)
 
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for the candidate."""

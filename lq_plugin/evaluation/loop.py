@@ -18,6 +18,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.observation import Observation
+from lq_plugin.graph.repeats import repeats_in
 from lq_plugin.targets import Forward, replaced_forward, resolve_target
 
 SPLITS = ("validate", "test")
@@ -59,7 +61,8 @@ def set_up(trainer: Any, module: Any, datamodule: Any) -> Data:
     for owner in owners:
         owner.setup("fit")
     module.configure_model()
-    loaders = {"validate": owner.val_dataloader() for owner in reversed(owners) if overrides(owner, "val_dataloader")}
+    giving = [owner for owner in owners if overrides(owner, "val_dataloader")]
+    loaders = {"validate": giving[0].val_dataloader()} if giving else {}
     limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
     return Data(datamodule, loaders, limits)
 
@@ -147,6 +150,27 @@ class BatchEnd(Callback):
         self.function(batch)
 
 
+class Observed(Callback):
+    """Lets a validation loop be observed.
+
+    Args:
+        begin: called with the Trainer and its module when the loop starts.
+    """
+
+    def __init__(self, begin: Callable[[Any, Any], Observation]) -> None:
+        self.begin = begin
+        self.observation: Observation | None = None
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.observation = self.begin(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        assert self.observation is not None
+        self.observation.next_batch(repeats_in(trainer.val_dataloaders, batch_idx, dataloader_idx))
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Hide the process group: one process evaluates while the others wait, so nothing may talk to them."""
@@ -163,7 +187,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Give the random state back at the end of the block, also of one that raises, after which Lightning does not."""
+    """Restore the random state when the block ends, also if it raises: ``isolate_rng`` alone does not do that."""
     failure: BaseException | None = None
     with isolate_rng():
         try:
@@ -183,7 +207,7 @@ def _trainer_class(model: nn.Module) -> Any:
 
 
 def _datamodule_copy(data: Data, split: str) -> Any:
-    """A shallow copy, which gives the loader of the split that exists already."""
+    """A shallow copy that returns the loader of the split if there is one already."""
     datamodule = copy.copy(data.datamodule)
     datamodule.trainer = None
     _settle(datamodule, set_up=split in (data.loaders or {}))
@@ -194,10 +218,9 @@ def _datamodule_copy(data: Data, split: str) -> Any:
 
 
 def _settle(owner: Any, set_up: bool) -> None:
-    """Keep a copy from being prepared, taken down and, where all it gives exists already, set up once more.
+    """Turn off the hooks that fit has called already; ``setup`` only if all that it prepares exists.
 
-    Fit did that before. A second ``setup`` or ``configure_model`` could split the data anew, or build layers anew with
-    random weights.
+    A second ``setup`` or ``configure_model`` could split the data anew, or build new layers with random weights.
     """
     owner.configure_callbacks = list
     owner.configure_model = lambda: None
@@ -209,7 +232,7 @@ def _settle(owner: Any, set_up: bool) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the notes of a Trainer that the user did not make from being printed."""
+    """Silence a Trainer that the user did not make."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

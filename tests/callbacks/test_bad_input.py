@@ -168,7 +168,7 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Tiny], type[
         Tiny,
         WithoutValidation,
         ConfigError,
-        "StaticQuantization: this Trainer runs no validation, and observers ride on it. Define validation_step",
+        "StaticQuantization: calibration runs during validation, which is disabled. Define validation_step",
     ),
     "empty loader": (
         lambda: [StaticQuantization()],

@@ -26,8 +26,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import lq_plugin
 from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization, evaluate
 from lq_plugin.errors import ConfigError
-from lq_plugin.graph.capture import capture
-from lq_plugin.identity import graph_digest
+from lq_plugin.graph.prepare import prepare
 
 FORMATS = ("onnx", "openvino", "pt2")
 ENTRY = {
@@ -140,7 +139,7 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         assert {op["op"] for op in entry["quantized_ops"]} == {"conv2d", "linear"}
         assert all(op.keys() == {"name", "op", "reason"} for op in entry["float_ops"])
     assert manifest["fp32"]["size_bytes"] == sum(t.nbytes for t in Tiny().state_dict().values())
-    calibration, captured = manifest["calibration"]["static"], capture(weights, [torch.ones(4, 1, SIDE, SIDE)])
+    calibration, graph = manifest["calibration"]["static"], prepare(weights, [torch.ones(4, 1, SIDE, SIDE)])
     assert calibration == {
         "checkpoint": "best.ckpt",
         "global_step": 3,
@@ -152,8 +151,8 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         "seed": 0,
         "observed": StaticQuantization().observed(),
         "extra_pass": False,
-        "digest": graph_digest(captured.module),
-        "structure": captured.structure,
+        "digest": graph.digest,
+        "structure": graph.structure,
     }
     assert manifest["budget"] == {"metric": "val/acc", "max_drop": 0.01, "relative": True, "mode": "max"}
     assert manifest["environment"]["versions"].keys() >= {"python", "torch", "torchao", "lightning", "onnxruntime"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from torchmetrics import Metric
@@ -18,13 +19,13 @@ from lq_plugin.callbacks.loaders import data_of
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
+from lq_plugin.evaluation.judging import judged, select
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import SPLITS
-from lq_plugin.evaluation.measurement import Measurement
 from lq_plugin.identity import weights_digest
 from lq_plugin.progress import note
 from lq_plugin.report import manifest, table
-from lq_plugin.report.manifest import Outcome
+from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.selection import Budget
 
 logger = logging.getLogger("lq_plugin")
@@ -48,7 +49,7 @@ class Int8Evaluation(CopyableCallback):
         metrics: torchmetrics by name for modules that log nothing, updated with
             ``(output of the target, batch[label])`` and reported as ``<split>/<name>``.
         label: index or key of the labels in a batch, for ``metrics``.
-        budget: how much of a metric may be lost.
+        budget: how far a metric may drop.
         latency: how latency is measured; ``None`` leaves it out, and nothing is selected then.
 
     Attributes:
@@ -79,7 +80,7 @@ class Int8Evaluation(CopyableCallback):
             )
         self.protocol = Protocol(splits, dict(metrics or {}), label, latency)
         self.budget = budget
-        self.manifest: Mapping[str, Any] | None = None
+        self.manifest: Manifest | None = None
         self.error: str | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -105,47 +106,37 @@ class Int8Evaluation(CopyableCallback):
             except Exception:  # training is over, and all of it is in the manifest
                 logger.exception("the table cannot be shown; see %s", folder / manifest.FILE)
 
-    def _evaluate(self, trainer: Any, pl_module: Any) -> Mapping[str, Any]:
+    def _evaluate(self, trainer: Any, pl_module: Any) -> Manifest:
         exporter = _exporter(trainer)
         assert exporter.folder is not None
-        outcomes = exporter.outcomes(trainer, pl_module)
-        comparisons, measured = self._measured(trainer, outcomes)
-        fp32 = comparisons[0].fp32 if comparisons else manifest.NO_FP32
+        entries = exporter.entries(trainer, pl_module)
+        comparisons, measured = self._measured(trainer, exporter.folder, entries)
+        fp32 = comparisons[0].fp32 if comparisons else Fp32()
         budget, unjudged = self._decided(trainer, comparisons[0].judged_by) if comparisons else (self.budget, None)
-        entries = []
-        for outcome in outcomes:
-            measurement = measured.get(outcome.label, Measurement())
-            entries.append(
-                manifest.entry(_judged(outcome, measurement, budget, unjudged), exporter.folder, measurement)
-            )
+        entries = [judged(measured.get(entry.label, entry), budget, unjudged) for entry in entries]
         return exporter.write(
-            trainer,
-            entries,
-            fp32=fp32,
-            budget=asdict(budget),
-            selected=selection.select(entries),
-            evaluation=self.options(),
+            trainer, entries, fp32=fp32, budget=budget, selected=select(entries), evaluation=self.options()
         )
 
     def _measured(
-        self, trainer: Any, outcomes: Sequence[Outcome]
-    ) -> tuple[Sequence[Comparison], Mapping[str, Measurement]]:
+        self, trainer: Any, folder: Path, entries: Sequence[Entry]
+    ) -> tuple[Sequence[Comparison], Mapping[str, Entry]]:
         """Measure every artifact, by label; one model that cannot be evaluated costs no other anything."""
         comparisons: list[Comparison] = []
-        measured: dict[str, Measurement] = {}
+        measured: list[Entry] = []
         reason: str | None = None
-        for subject in _subjects(trainer, outcomes):
-            labels = [artifact.label for artifact in subject.artifacts]
+        for subject in _subjects(trainer, folder, entries):
             try:
                 comparison = compare(subject, data_of(trainer), self.protocol, note)
             except Exception as error:
-                reason = say(f"{', '.join(labels)} cannot be evaluated", error)
-                measured |= dict.fromkeys(labels, Measurement(error=reason))
+                labels = ", ".join(entry.label for entry in subject.entries)
+                reason = say(f"{labels} cannot be evaluated", error)
+                measured += [replace(entry, error=reason) for entry in subject.entries]
             else:
                 comparisons.append(comparison)
-                measured |= dict(zip(labels, comparison.measurements, strict=True))
+                measured += comparison.entries
         self.error = None if comparisons else reason
-        return comparisons, measured
+        return comparisons, {entry.label: entry for entry in measured}
 
     def _decided(self, trainer: Any, logged: Sequence[str]) -> tuple[Budget, str | None]:
         """Return the budget with its metric, and why nothing can be judged by it."""
@@ -176,18 +167,17 @@ class Int8Evaluation(CopyableCallback):
         }
 
 
-def log(trainer: Any, content: Mapping[str, Any]) -> None:
+def log(trainer: Any, content: Manifest) -> None:
     """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
 
     A logger that fails, because it takes no such name or its server is gone, does not end a finished training.
     """
-    figures: dict[str, float] = {}
-    for entry in content["artifacts"]:
-        prefix = f"quantized/{selection.label(entry)}"
-        figures |= {f"{prefix}/{name}": value for name, value in entry["metrics"].items()}
-        figures |= {f"{prefix}/{name}": entry[name] for name in ("size_bytes", "sqnr_db") if entry[name] is not None}
-        if entry["latency_ms"] is not None:
-            figures[f"{prefix}/latency_ms"] = entry["latency_ms"]["median"]
+    figures = {
+        f"quantized/{entry.label}/{name}": value
+        for entry in content.artifacts
+        for name, value in entry.figures.items()
+        if value is not None
+    }
     for used in trainer.loggers:
         try:
             used.log_metrics(figures, step=trainer.global_step)
@@ -196,39 +186,21 @@ def log(trainer: Any, content: Mapping[str, Any]) -> None:
             logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
 
 
-def _judged(outcome: Outcome, measurement: Measurement, budget: Budget, unjudged: str | None) -> Outcome:
-    """Return an outcome with its status, given what was measured and why nothing is judged, if so."""
-    if outcome.artifact is None:
-        return outcome
-    if measurement.fp32 is None:
-        return replace(outcome, error=measurement.error)
-    if not measurement.metrics and measurement.error is not None:
-        return replace(outcome, status="failed", error=measurement.error)
-    if unjudged is not None:
-        return replace(outcome, error=measurement.error or unjudged)
-    if budget.metric not in measurement.delta:
-        reason = f"{budget.metric} was not logged with the artifact in the place of the target."
-        return replace(outcome, status="failed", error=measurement.error or reason)
-    lost = selection.lost(budget, measurement.metrics, measurement.delta)
-    status = "ok" if lost is None or lost <= budget.max_drop else "over_budget"
-    return replace(outcome, status=status, error=measurement.error)
-
-
-def _subjects(trainer: Any, outcomes: Sequence[Outcome]) -> list[Subject]:
+def _subjects(trainer: Any, folder: Path, entries: Sequence[Entry]) -> list[Subject]:
     """Unite the artifacts that share target and weights: one FP32 model is measured for all of them.
 
     The weights are known by content, for the files of two ModelCheckpoints may have one name.
     """
     subjects: dict[tuple[str | None, str], Subject] = {}
     for callback in quantizing(trainer):
-        artifacts = [o.artifact for o in outcomes if o.candidate == callback.name and o.artifact is not None]
-        if callback.candidate is None or callback.model is None or not artifacts:
+        made = [entry for entry in entries if entry.candidate == callback.name and entry.path is not None]
+        if callback.candidate is None or callback.model is None or not made:
             continue
         key = (callback.target, weights_digest(callback.model))
-        known = subjects.get(key, Subject(callback.model, callback.target, callback.candidate, ()))
+        known = subjects.get(key, Subject(callback.model, callback.target, callback.candidate, folder, ()))
         # A static candidate has its graph already; a dynamic one may have none.
         source = callback.candidate if callback.scheme.method == "static" else known.candidate
-        subjects[key] = replace(known, candidate=source, artifacts=(*known.artifacts, *artifacts))
+        subjects[key] = replace(known, candidate=source, entries=(*known.entries, *made))
     return list(subjects.values())
 
 

@@ -16,7 +16,8 @@ from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
-from lq_plugin.report.manifest import Outcome
+from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
+from lq_plugin.selection import Budget
 
 
 class ArtifactExport(CopyableCallback):
@@ -43,15 +44,15 @@ class ArtifactExport(CopyableCallback):
         self.formats = check_formats(formats)
         self.output_dir = output_dir
         self.folder: Path | None = None
-        self.manifest: Mapping[str, Any] | None = None
+        self.manifest: Manifest | None = None
         self.run_config: Mapping[str, Any] = {}
-        self._outcomes: list[Outcome] | None = None
+        self._entries: list[Entry] | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there is something to export and a folder to write to."""
         if stage != "fit":
             return
-        self._outcomes = self.manifest = None
+        self._entries = self.manifest = None
         if not quantizing(trainer):
             raise ConfigError(
                 "ArtifactExport: no callback of this Trainer makes a candidate. Add StaticQuantization() or "
@@ -66,22 +67,20 @@ class ArtifactExport(CopyableCallback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Export, unless another callback asked for it already."""
         with after_training(trainer, self) as alone:
-            if alone and self._outcomes is None:
-                self.outcomes(trainer, pl_module)
+            if alone and self._entries is None:
+                self.entries(trainer, pl_module)
 
-    def outcomes(self, trainer: Any, pl_module: Any) -> list[Outcome]:
+    def entries(self, trainer: Any, pl_module: Any) -> list[Entry]:
         """Return what became of every candidate in every format, made at the first call, and write the manifest."""
-        if self._outcomes is None:
-            assert self.folder is not None
+        if self._entries is None:
             self._remove_manifest()
-            self._outcomes = [
-                self._outcome(trainer, pl_module, callback, name)
+            self._entries = [
+                self._entry(trainer, pl_module, callback, name)
                 for callback in quantizing(trainer)
                 for name in formats_of(callback.scheme.method, self.formats)
             ]
-            entries = [manifest.entry(outcome, self.folder) for outcome in self._outcomes]
-            self.write(trainer, entries, fp32=manifest.NO_FP32, budget=None, selected=None)
-        return self._outcomes
+            self.write(trainer, self._entries)
+        return self._entries
 
     def _remove_manifest(self) -> None:
         """Let no manifest of an earlier run stand beside the artifacts of this one, even if this one is killed."""
@@ -94,37 +93,44 @@ class ArtifactExport(CopyableCallback):
     def write(
         self,
         trainer: Any,
-        entries: Sequence[Mapping[str, Any]],
+        entries: Sequence[Entry],
         *,
+        fp32: Fp32 | None = None,
+        budget: Budget | None = None,
+        selected: str | None = None,
         evaluation: Mapping[str, Any] | None = None,
-        **decided: Any,
-    ) -> Mapping[str, Any]:
+    ) -> Manifest:
         """Write the manifest with what is known, and return it.
 
         Args:
             trainer: whose callbacks made it.
             entries: the artifacts' entries.
+            fp32: the float model of the first target.
+            budget: that judged.
+            selected: label of the artifact that was selected.
             evaluation: options of the evaluation, where there was one.
-            decided: ``fp32``, ``budget`` and ``selected``, see ``manifest.build``.
         """
         assert self.folder is not None
         callbacks = {callback.name: callback for callback in quantizing(trainer)}
         seed = os.environ.get("PL_GLOBAL_SEED")
-        content = manifest.build(
-            entries,
+        content = Manifest(
+            fp32=fp32 or Fp32(),
+            artifacts=tuple(entries),
+            selected=selected,
+            budget=budget,
             calibration={
                 name: vars(callback.candidate.provenance)
                 for name, callback in callbacks.items()
                 if callback.candidate is not None
             },
-            config={
-                "quantization": {name: callback.options() for name, callback in callbacks.items()},
-                "export": {"formats": list(self.formats), "output_dir": self.output_dir},
-                "evaluation": evaluation,
-                "run": self.run_config,
-            },
+            environment=manifest.environment(),
             seed=int(seed) if seed is not None else None,
-            **decided,
+            config=Config(
+                quantization={name: callback.options() for name, callback in callbacks.items()},
+                export={"formats": list(self.formats), "output_dir": self.output_dir},
+                evaluation=evaluation,
+                run=self.run_config,
+            ),
         )
         self.manifest = content
         try:
@@ -139,22 +145,22 @@ class ArtifactExport(CopyableCallback):
             reasons = {name: FORMATS[name].refuses[method] for name in self.formats}
             raise ConfigError(f"formats: none of {list(self.formats)} can be made of a {method} candidate: {reasons}.")
 
-    def _outcome(self, trainer: Any, pl_module: Any, callback: QuantizingCallback, format_name: str) -> Outcome:
+    def _entry(self, trainer: Any, pl_module: Any, callback: QuantizingCallback, format_name: str) -> Entry:
         assert self.folder is not None
         method = callback.scheme.method
-        outcome = Outcome(callback.name, method, format_name, FORMATS[format_name].runtime)
+        entry = Entry(callback.name, method, FORMATS[format_name].runtime, format_name)
         candidate = callback.build(trainer, pl_module)
         if candidate is None:
-            return replace(outcome, status="failed", error=callback.error)
+            return replace(entry, status="failed", error=callback.error)
         try:
             if method not in FORMATS[format_name].refuses:
-                note(f"exporting {outcome.label} …")
+                note(f"exporting {entry.label} …")
             artifact = export_one(candidate, self.folder / candidate.name / format_name, format_name)
         except UnsupportedError as error:
-            return replace(outcome, status="unsupported", error=str(error))
+            return replace(entry, status="unsupported", error=str(error))
         except Exception as error:
-            return replace(outcome, status="failed", error=say(f"{outcome.label} failed", error))
-        return replace(outcome, artifact=artifact)
+            return replace(entry, status="failed", error=say(f"{entry.label} failed", error))
+        return entry.exported(artifact, self.folder)
 
 
 def _check_writable(folder: Path) -> None:

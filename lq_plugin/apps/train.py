@@ -23,7 +23,6 @@ from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError, EvaluationError, ExportError
 from lq_plugin.printing import brief
 from lq_plugin.progress import note
-from lq_plugin.selection import label
 from lq_plugin.torch_file import foreign_in
 
 # What Lightning warns of and the user of this command cannot act on.
@@ -163,11 +162,11 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
-    made = manifest["artifacts"] if manifest is not None else ()
-    if made and all(entry["status"] in ("failed", "unsupported") for entry in made):
+    made = manifest.artifacts if manifest is not None else ()
+    if made and all(entry.status in ("failed", "unsupported") for entry in made):
         labels: dict[str, list[str]] = {}
         for entry in made:
-            labels.setdefault(f"{entry['status']}: {brief(entry['error'])}", []).append(label(entry))
+            labels.setdefault(f"{entry.status}: {brief(entry.error)}", []).append(entry.label)
         reasons = "; ".join(f"{', '.join(failed)} {reason}" for reason, failed in labels.items())
         raise ExportError(f"export: no artifact was made. {reasons}")
     for evaluation in trainer.callbacks:

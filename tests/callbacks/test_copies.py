@@ -137,8 +137,8 @@ def test_a_module_that_keeps_its_callbacks_and_its_trainer_is_quantized(tmp_path
     model = Keeping(static, dynamic, export, evaluation)
     fit(tmp_path, model, enable_progress_bar=True)
     assert (static.error, dynamic.error) == (None, None)
-    entries = evaluation.manifest["artifacts"]
-    assert [entry["status"] for entry in entries] == ["ok", "unsupported", "ok"]  # there is no pt2 of dynamic
+    entries = evaluation.manifest.artifacts
+    assert [entry.status for entry in entries] == ["ok", "unsupported", "ok"]  # there is no pt2 of dynamic
     assert "forward" not in vars(model)
 
 

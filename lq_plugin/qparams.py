@@ -70,8 +70,8 @@ def activation_qparams(bounds: tuple[float, float], spec: QuantSpec) -> tuple[fl
     """Return the scale and the zero point of an activation's range.
 
     Example:
-        >>> activation_qparams((-1.0, 1.55), QuantSpec(signed=False))
-        (0.01, 100)
+        >>> activation_qparams((-1.0, 2.984375), QuantSpec(signed=False))
+        (0.015625, 64)
     """
     low, high = torch.tensor(bounds, dtype=torch.float64)
     scale = scale_of(low, high, spec)

@@ -18,6 +18,7 @@ from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size, retyped
+from lq_plugin.graph.torch_patches import process_group_hidden
 from lq_plugin.targets import Forward, resolve_target
 
 SQNR_SAMPLES = 512
@@ -97,7 +98,7 @@ def scores(
         return probe.output
 
     logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[loop.BatchEnd(probe.update)])
-    with loop.alone():
+    with process_group_hidden():
         return Scores(logged | probe.computed(), sqnr.compute().item() if seen else None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -52,7 +51,7 @@ class StaticQuantization(QuantizingCallback):
         targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
 
     Attributes:
-        known: calibrations made before; one that fits the weights and the options is taken.
+        known: earlier calibrations; one that fits the weights and the options is reused.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
@@ -101,8 +100,8 @@ class StaticQuantization(QuantizingCallback):
         self._track_anew()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: not the observation of now, which only the original may end."""
-        return super().__getstate__() | {"_tracked": copy.copy(self._tracked), "_observation": None}
+        """Return what a copy has: not the running observation, which only the original may end."""
+        return super().__getstate__() | {"_observation": None}
 
     def _track_anew(self) -> None:
         """Drop what belongs to one run of one model."""
@@ -131,7 +130,7 @@ class StaticQuantization(QuantizingCallback):
         super().on_train_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start to observe the target."""
+        """Start observing the target."""
         self._stop()  # a pass may have ended without a hook
         if self.error is None and self.inability is None:
             target, batches = resolve_target(pl_module, self.target), numbers_of_batches(trainer)
@@ -142,12 +141,12 @@ class StaticQuantization(QuantizingCallback):
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Tell the observation of the batch."""
+        """Count the batches of a pass."""
         if self._observation is not None:
             self._observation.next_batch(repeats_in(trainer.val_dataloaders, batch_idx, dataloader_idx))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Stop to observe, and keep the statistics of this pass."""
+        """Stop observing, and keep the statistics of this pass."""
         observation, calibration = self._observation, self._stop()
         if observation is not None:
             self.inability = observation.failure

@@ -42,7 +42,7 @@ def evaluate(
     metrics: Mapping[str, Metric] | None = None,
     label: int | str = 1,
 ) -> dict[str, float]:
-    """Run a LightningModule's own loop with an artifact, reloaded from disk, in the place of its target.
+    """Run a LightningModule's own loop with an artifact, reloaded from disk, in place of its target.
 
     Args:
         model: the LightningModule; neither it nor the random state is changed.
@@ -77,7 +77,7 @@ def scores(
     metrics: Mapping[str, Metric] | None = None,
     label: int | str = 1,
 ) -> Scores:
-    """Evaluate ``model`` with ``module`` in the place of its target; see :func:`evaluate`.
+    """Evaluate ``model`` with ``module`` in place of its target; see :func:`evaluate`.
 
     The fidelity is measured on the first 512 samples, where the float target runs beside the artifact.
     """

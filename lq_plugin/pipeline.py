@@ -18,7 +18,7 @@ from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, formats_of, read
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
-from lq_plugin.errors import ArtifactError, ConfigError, LqError, UnsupportedError
+from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
 from lq_plugin.evaluation.loop import Data
@@ -107,7 +107,7 @@ def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
         job.name: attempt(
             f"candidate {job.name!r} could not be made",
             partial(job.candidate, store),
-            expected=(LqError,) if job.failure_logged else (),
+            Step[None](error=job.failure),
         )
         for job in plan.jobs
     }

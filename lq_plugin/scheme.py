@@ -10,6 +10,7 @@ from typing import Any
 from lq_plugin import cpu
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.observers import OBSERVERS, Observer
+from lq_plugin.qparams import QuantSpec
 
 METHODS = ("static", "dynamic")
 DEFAULT_OBSERVER = "histogram"
@@ -88,6 +89,17 @@ class Scheme:
             object.__setattr__(self, "reduce_range", _reduced_for(self.targets_cpu))
         for field in ("skip", "only"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+
+    @property
+    def activations(self) -> QuantSpec:
+        """Which integers activations become."""
+        return QuantSpec(signed=self.activation_dtype == "int8", symmetric=self.activation_symmetric)
+
+    @property
+    def weights(self) -> QuantSpec:
+        """Which integers weights become."""
+        per_channel = self.weight_granularity == "per_channel"
+        return QuantSpec(7 if self.reduce_range else 8, symmetric=self.weight_symmetric, per_channel=per_channel)
 
 
 def _check_dynamic(scheme: Scheme) -> None:

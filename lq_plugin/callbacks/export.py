@@ -16,6 +16,7 @@ from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
+from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
 from lq_plugin.selection import Budget
 
@@ -123,7 +124,7 @@ class ArtifactExport(CopyableCallback):
                 for name, callback in callbacks.items()
                 if callback.candidate is not None
             },
-            environment=manifest.environment(),
+            environment=environment(),
             seed=int(seed) if seed is not None else None,
             config=Config(
                 quantization={name: callback.options() for name, callback in callbacks.items()},

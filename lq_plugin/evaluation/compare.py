@@ -170,7 +170,8 @@ def _measured(
     return replace(
         entry,
         latency_ms=_record(timing, timing.median, protocol.latency, inputs),
-        speedup=fp32.speedup(timing.median),
+        # Where eager torch could not be timed, the fastest runtime may be missing too.
+        speedup=fp32.speedup(timing.median) if EAGER in fp32.latency_ms else None,
         reload_max_difference=_reload_difference(module, inputs, timing),
     )
 

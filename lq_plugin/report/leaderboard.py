@@ -17,7 +17,8 @@ from lq_plugin.report import page
 from lq_plugin.report.board import Leaderboard, Row, columns
 from lq_plugin.report.decoder import encode
 from lq_plugin.report.files import MISSING
-from lq_plugin.report.manifest import LONGEST_VALUE, replace_file
+from lq_plugin.report.limits import LONGEST_VALUE
+from lq_plugin.report.manifest import replace_file
 from lq_plugin.report.runs import find, flat, read
 
 FILE = "leaderboard"

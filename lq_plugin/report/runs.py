@@ -15,7 +15,7 @@ from lq_plugin.errors import ConfigError
 from lq_plugin.printing import line, plain
 from lq_plugin.report import files, manifest
 from lq_plugin.report.board import Failed, Row, reference
-from lq_plugin.report.decoder import ContentError
+from lq_plugin.report.limits import ContentError
 from lq_plugin.report.manifest import Config, Manifest, reckoned
 from lq_plugin.untrusted import read_bytes, read_json
 

@@ -18,8 +18,9 @@ from lq_plugin.apps.report import main, show
 from lq_plugin.printing import plain
 from lq_plugin.report import manifest
 from lq_plugin.report.board import Leaderboard
-from lq_plugin.report.decoder import DEEPEST, LONGEST_NAME, MOST
+from lq_plugin.report.environment import environment
 from lq_plugin.report.leaderboard import leaderboard, save
+from lq_plugin.report.limits import DEEPEST, LONGEST_NAME, MOST
 from lq_plugin.report.manifest import Entry, Manifest
 
 
@@ -363,7 +364,7 @@ def test_what_a_run_writes_is_what_a_report_reads(tmp_path: Path) -> None:
     file = manifest.write(tmp_path / "quantized", Manifest.from_json(good()))
     assert manifest.read(file).to_json() == good()
     failed = Entry("a", "static", "onnxruntime", "onnx", status="failed", error="why")
-    unmeasured = Manifest(artifacts=(failed,), environment=manifest.environment())
+    unmeasured = Manifest(artifacts=(failed,), environment=environment())
     assert manifest.read(manifest.write(tmp_path / "quantized", unmeasured)) == unmeasured
 
 

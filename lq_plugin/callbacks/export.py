@@ -24,7 +24,7 @@ from lq_plugin.selection import Budget
 class ArtifactExport(CopyableCallback):
     """Export every candidate when fit ends, to ``<folder of the run>/quantized/<candidate>/<format>``.
 
-    A format that fails is listed in the manifest with its reason; the others are made all the same.
+    A format that fails is listed in the manifest with its reason, and does not stop the others.
 
     Args:
         formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``. Dynamic candidates are exported as
@@ -112,7 +112,6 @@ class ArtifactExport(CopyableCallback):
             evaluation: options of the evaluation, where there was one.
         """
         assert self.folder is not None
-        callbacks = {callback.name: callback for callback in quantizing(trainer)}
         seed = os.environ.get("PL_GLOBAL_SEED")
         content = Manifest(
             fp32=fp32 or Fp32(),
@@ -120,18 +119,13 @@ class ArtifactExport(CopyableCallback):
             selected=selected,
             budget=budget,
             calibration={
-                name: vars(callback.candidate.provenance)
-                for name, callback in callbacks.items()
+                callback.name: vars(callback.candidate.provenance)
+                for callback in quantizing(trainer)
                 if callback.candidate is not None
             },
             environment=environment(),
             seed=int(seed) if seed is not None else None,
-            config=Config(
-                quantization={name: callback.options() for name, callback in callbacks.items()},
-                export={"formats": list(self.formats), "output_dir": self.output_dir},
-                evaluation=evaluation,
-                run=self.run_config,
-            ),
+            config=self._config(trainer, evaluation),
         )
         self.manifest = content
         try:
@@ -140,6 +134,14 @@ class ArtifactExport(CopyableCallback):
             place = self.folder / manifest.FILE
             say(f"{str(place)!r} cannot be written; what it would hold is in ArtifactExport.manifest", error)
         return content
+
+    def _config(self, trainer: Any, evaluation: Mapping[str, Any] | None) -> Config:
+        return Config(
+            quantization={callback.name: callback.options() for callback in quantizing(trainer)},
+            export={"formats": list(self.formats), "output_dir": self.output_dir},
+            evaluation=evaluation,
+            run=self.run_config,
+        )
 
     def _check_method(self, method: str) -> None:
         if all(method in FORMATS[name].refuses for name in formats_of(method, self.formats)):

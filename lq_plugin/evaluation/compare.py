@@ -115,7 +115,7 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
         subject: what is compared.
         data: the batches of the splits.
         protocol: which splits and metrics, and how latency is measured.
-        note: told what is going on.
+        note: called with a line of text at each step.
     """
     labels = [entry.label for entry in subject.entries]
     timings: dict[str, Timing] = {}

@@ -39,13 +39,13 @@ from lq_plugin.selection import MODES, Budget
 from lq_plugin.untrusted import read_json
 
 if TYPE_CHECKING:
-    from lq_plugin.artifacts.base import Artifact
+    from lq_plugin.artifacts.description import Artifact
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "over_budget", "not_evaluated", "failed", "unsupported")
 EAGER = "torch"  # the runtime that FP32 is measured on in any case
-_RECKONED = (1e-100, 1e100)  # sizes of numbers whose differences and quotients fit a float
+_COMPUTABLE = (1e-100, 1e100)  # sizes of numbers whose differences and quotients fit a float
 
 
 def _check_budget(value: Any, where: str) -> None:
@@ -186,8 +186,8 @@ class Entry:
 
     def drop(self, budget: Budget) -> float | None:
         """Return the drop of a budget's metric, in the budget's terms; ``None`` where that is no number."""
-        value, change = (reckoned(of.get(budget.metric or "")) for of in (self.metrics, self.delta))
-        return None if value is None or change is None else reckoned(budget.drop(value - change, value))
+        value, change = (computable(of.get(budget.metric or "")) for of in (self.metrics, self.delta))
+        return None if value is None or change is None else computable(budget.drop(value - change, value))
 
     def exported(self, artifact: Artifact, root: Path) -> Entry:
         """Return it with what its artifact is.
@@ -308,9 +308,9 @@ class _Versioned:
     schema_version: Version
 
 
-def reckoned(value: float | None) -> float | None:
-    """Return a figure whose differences and quotients are finite; ``None`` for nan, infinity and what comes near it."""
-    smallest, largest = _RECKONED
+def computable(value: float | None) -> float | None:
+    """Return a figure to compute with; ``None`` for nan, infinity, and what is too large or small for its quotients."""
+    smallest, largest = _COMPUTABLE
     return value if value is not None and (value == 0 or smallest <= abs(value) <= largest) else None
 
 

@@ -84,7 +84,7 @@ def _problems(manifest: Manifest) -> list[str]:
     for entry in manifest.artifacts:
         if entry.error:
             reasons.setdefault(entry.error, []).append(entry.label)
-    # Whole they were logged when they happened, and stand in the manifest.
+    # The first line of each: all of it was logged when it happened, and is in the manifest.
     lines = [f"{', '.join(labels)}: {brief(error)}" for error, labels in reasons.items()]
     groups = _groups(manifest)
     for fp32, _ in groups:

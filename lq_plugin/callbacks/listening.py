@@ -19,7 +19,7 @@ from lq_plugin.evaluation import loop
 from lq_plugin.graph.calibration import Recording
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.graph.placement import place_everywhere
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.observers import Statistic
 from lq_plugin.scheme import Scheme
@@ -116,9 +116,8 @@ class Listener:
             if not self._rehearsal:
                 self._observe(target, args, kwargs)
             elif self.example is None:
-                graph = self._prepared(target, args, kwargs)
-                for runtime in RUNTIMES:  # finds patterns that match nothing now, and not when fit ends
-                    place(graph, self._scheme, runtime)
+                # Finds patterns that match nothing now, and not when fit ends.
+                place_everywhere(self._prepared(target, args, kwargs), self._scheme)
         except Exception as error:
             if self._rehearsal:
                 self.failure = inability(error)

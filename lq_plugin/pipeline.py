@@ -25,6 +25,7 @@ from lq_plugin.evaluation.loop import Data
 from lq_plugin.jobs import Job
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
+from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt, say
@@ -218,7 +219,7 @@ def _with_manifest(
         calibration={
             name: vars(step.result.provenance) for name, step in finished.candidates.items() if step.result is not None
         },
-        environment=manifest.environment(),
+        environment=environment(),
         seed=plan.seed,
         config=replace(plan.config, quantization={job.name: job.options for job in plan.jobs}),
     )

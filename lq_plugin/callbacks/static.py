@@ -38,8 +38,8 @@ class StaticQuantization(QuantizingCallback):
         seed: of the private generator that chooses the batches.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [2, 3]}``.
         observer: see :class:`~lq_plugin.Scheme`, as are all that follow.
-        activation_dtype: ``"uint8"`` or ``"int8"``.
-        activation_symmetric: zero point in the middle of the range.
+        activation_dtype: ``"uint8"`` or ``"int8"``; by default what the kernels of each runtime want.
+        activation_symmetric: zero point in the middle of the range; by default as those kernels want it.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
         weight_symmetric: zero point 0.
         reduce_range: weights use 7 bits; by default as ``targets_cpu`` says.
@@ -61,8 +61,8 @@ class StaticQuantization(QuantizingCallback):
         seed: int = 0,
         dynamic_dims: Mapping[str, Sequence[int]] | None = None,
         observer: Observer | str = DEFAULT_OBSERVER,
-        activation_dtype: str = Scheme.activation_dtype,
-        activation_symmetric: bool = Scheme.activation_symmetric,
+        activation_dtype: str | None = Scheme.activation_dtype,
+        activation_symmetric: bool | None = Scheme.activation_symmetric,
         weight_granularity: str = Scheme.weight_granularity,
         weight_symmetric: bool = Scheme.weight_symmetric,
         reduce_range: bool | None = Scheme.reduce_range,

@@ -18,7 +18,6 @@ from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.noise import muted
 from lq_plugin.observers import Range
 from lq_plugin.qparams import QuantSpec, activation_qparams, weight_qparams
-from lq_plugin.scheme import Scheme
 
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed
@@ -30,20 +29,19 @@ _DEQUANTIZE = (
 )
 
 
-def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> Graph:
+def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range]) -> Graph:
     """Insert quantize/dequantize pairs and turn weights into integers.
 
     Args:
         graph: a folded graph; it is not changed.
-        placement: where the pairs go.
+        placement: where the pairs go, and which integers they make.
         ranges: lowest and highest value, by the names of ``placement.scales``'s values.
-        scheme: dtypes and granularity.
 
     Returns:
         A graph without the float weights that nothing uses any more.
     """
     with muted(), isolated():
-        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges, scheme))
+        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges))
         _observe_weights(prepared)
         converted = pt2e.convert_pt2e(prepared)
         _look_up_integers(converted)
@@ -55,9 +53,9 @@ def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range], sch
 class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
     """Annotates a graph as a placement says, with fixed scales for activations."""
 
-    def __init__(self, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> None:
+    def __init__(self, placement: Placement, ranges: Mapping[str, Range]) -> None:
         super().__init__()
-        self.placement, self.ranges, self.scheme = placement, ranges, scheme
+        self.placement, self.ranges = placement, ranges
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         nodes = {node.name: node for node in model.graph.nodes}
@@ -76,7 +74,7 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
         pass
 
     def _activation(self, value: str) -> pt2e.FixedQParamsQuantizationSpec:
-        spec = self.scheme.activations
+        spec = self.placement.activation_spec
         scale, zero_point = activation_qparams(self.ranges[self.placement.scales[value]], spec)
         limits = torch.iinfo(spec.dtype)  # where kernels saturate, whatever the levels
         return pt2e.FixedQParamsQuantizationSpec(
@@ -89,7 +87,7 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
         )
 
     def _weight(self, axis: int) -> pt2e.QuantizationSpec:
-        spec = self.scheme.weights
+        spec = self.placement.weight_spec
         return pt2e.QuantizationSpec(spec.dtype, _WeightObserver.with_args(spec=spec, axis=axis))
 
 

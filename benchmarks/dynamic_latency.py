@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def main() -> None:
     args = parser.parse_args()
     options = lq_plugin.Latency(threads=args.threads, rounds=args.rounds, seconds=args.seconds)
     settings = {"threads": args.threads, "rounds": args.rounds, "seconds": args.seconds}
-    report: dict[str, Any] = {"environment": environment(), **settings, "models": {}}
+    report: dict[str, Any] = {"environment": asdict(environment()), **settings, "models": {}}
     for name in track(args.models, "models", transient=True):
         report["models"][name] = measure(name, options)
     args.out.parent.mkdir(parents=True, exist_ok=True)

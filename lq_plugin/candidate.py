@@ -14,13 +14,14 @@ from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration, Provenance, Recording, calls, uncalibrated
-from lq_plugin.graph.capture import Call, FloatGraph, capture, duplicate, fold, private_call
+from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.graph import Graph, duplicate
 from lq_plugin.graph.placement import Placement, place
+from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
-from lq_plugin.identity import graph_digest
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme
@@ -46,7 +47,7 @@ class Candidate(Protocol):
         """Whose weights these are, and what was calibrated."""
 
     @property
-    def graph(self) -> FloatGraph:
+    def graph(self) -> Graph:
         """The folded float graph on its own copy of the weights, on the CPU.
 
         Raises:
@@ -56,7 +57,7 @@ class Candidate(Protocol):
     def placed(self, runtime: str) -> Placement:
         """Return where quantize/dequantize pairs go for a runtime."""
 
-    def converted(self, runtime: str) -> FloatGraph:
+    def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
 
 
@@ -72,7 +73,7 @@ class StaticCandidate:
     """
 
     name: str
-    graph: FloatGraph
+    graph: Graph
     calibration: Calibration
     scheme: Scheme
 
@@ -90,7 +91,7 @@ class StaticCandidate:
         """Return where quantize/dequantize pairs go for a runtime."""
         return place(self.graph, self.scheme, runtime)
 
-    def converted(self, runtime: str) -> FloatGraph:
+    def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
         assert isinstance(self.scheme.observer, Observer)
         if self.provenance.structure != self.graph.structure:
@@ -132,9 +133,9 @@ class DynamicCandidate:
     measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
-    def graph(self) -> FloatGraph:
+    def graph(self) -> Graph:
         """The module's folded float graph, captured at first use."""
-        return fold(capture(self.module, *self.example, self.dynamic_dims))
+        return prepare(self.module, *self.example, self.dynamic_dims)
 
     @cached_property
     def survey(self) -> swap.Survey:
@@ -145,11 +146,11 @@ class DynamicCandidate:
         """Return where weights are integers for a runtime."""
         return place(self.graph, swap.by_path(self.module, self.scheme), runtime)
 
-    def converted(self, runtime: str) -> FloatGraph:
+    def converted(self, runtime: str) -> Graph:
         """Return the graph with integer weights, for a runtime that quantizes what they are multiplied with itself."""
         return convert(self.graph, self.placed(runtime), {}, self.scheme)
 
-    def with_integer_tables(self, runtime: str) -> FloatGraph:
+    def with_integer_tables(self, runtime: str) -> Graph:
         """Return the float graph with embeddings alone as integers, for a runtime that does the rest itself."""
         placement = self.placed(runtime)
         tables = {name: op for name, op in placement.quantized.items() if op.op == "embedding"}
@@ -230,15 +231,14 @@ def _calibrated(
     batches: Iterable[Any],
     scheme: Scheme,
     dynamic_dims: Mapping[str, Sequence[int]] | None,
-) -> tuple[FloatGraph, Calibration]:
+) -> tuple[Graph, Calibration]:
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))
     first = _first(inputs)
-    captured = capture(model, *first, dynamic_dims)
-    graph = fold(captured)
+    graph = prepare(model, *first, dynamic_dims)
     recording = Recording.start(duplicate(graph), scheme)
     for args, kwargs in itertools.chain([first], inputs):
-        recording.see(graph.signature.flatten(args, kwargs))
+        recording.observe(graph.signature.flatten(args, kwargs))
     provenance = Provenance(
         checkpoint="live",
         global_step=None,
@@ -248,8 +248,8 @@ def _calibrated(
         batches=recording.batches,
         observer=scheme.observer.name,
         seed=None,
-        digest=graph_digest(captured.module),
-        structure=captured.structure,
+        digest=graph.digest,
+        structure=graph.structure,
     )
     return graph, Calibration(recording.statistics(), provenance)
 

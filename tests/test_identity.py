@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from zoo import ZOO, settled
 
-from lq_plugin.graph.capture import capture
-from lq_plugin.identity import graph_digest, state_tensors, structure_digest, weights_digest
+from lq_plugin.graph.prepare import prepare
+from lq_plugin.identity import state_tensors, weights_digest
 
 
 class Net(nn.Module):
@@ -36,8 +36,8 @@ class Net(nn.Module):
 
 def digests(module: nn.Module, batch: int = 3) -> tuple[str, str]:
     """Of the graph and of its structure."""
-    captured = capture(module, [torch.ones(batch, 4)]).module
-    return graph_digest(captured), structure_digest(captured)
+    graph = prepare(module, [torch.ones(batch, 4)])
+    return graph.digest, graph.structure
 
 
 def flip(tensor: Tensor) -> None:
@@ -47,7 +47,7 @@ def flip(tensor: Tensor) -> None:
 def test_equal_content_has_equal_digests_whatever_was_captured_before_and_however_it_is_called() -> None:
     net = Net()
     expected = digests(net)
-    capture(settled(ZOO["resnet"]), [torch.ones(5, 3, 32, 32)])  # other names of symbols are in use now
+    prepare(settled(ZOO["resnet"]), [torch.ones(5, 3, 32, 32)])  # other names of symbols are in use now
     assert digests(copy.deepcopy(net), batch=7) == expected
     assert digests(torch.compile(Net(), backend="eager")) == expected
     shift = net.shift
@@ -65,7 +65,7 @@ def digest_of(specimen: str, device: str = "cpu") -> str:
     made = ZOO[specimen]
     batch = tree_map(lambda tensor: tensor.to(device), made.batch(torch.Generator().manual_seed(0), 3))
     args, kwargs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
-    return graph_digest(capture(settled(made).to(device), args, kwargs).module)
+    return prepare(settled(made).to(device), args, kwargs).digest
 
 
 CHANGES: dict[str, tuple[Callable[[Net], object], bool]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Stati
 from lq_plugin.apps import sources
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.artifacts.base import sha256
-from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.progress import note
 
 # Callbacks that leave a training bit for bit as it is.
@@ -93,25 +92,6 @@ class KeepFit(Callback):
             self.fit.keep(trainer)
         except Exception as error:  # the run itself goes on
             note(f"the fit is not kept for other jobs ({type(error).__name__}: {error})")
-
-
-def reuse(fit: Fit, callbacks: Sequence[Callback]) -> None:
-    """Let quantizing callbacks take a fit's checkpoints and calibrations."""
-    for callback in callbacks:
-        if isinstance(callback, QuantizingCallback):
-            callback.given = fit.checkpoint(callback.checkpoint)
-        if isinstance(callback, StaticQuantization):
-            callback.known = fit.calibrations()
-
-
-def keep_calibrations(fit: Fit, trainer: Any) -> None:
-    """Keep the calibrations that a run's candidates were made with, beside a fit that was kept."""
-    for callback in quantizing(trainer):
-        if fit.done and isinstance(callback, StaticQuantization) and callback.candidate is not None:
-            try:
-                fit.keep_calibration(callback.candidate.calibration)
-            except OSError as error:  # the run itself is finished
-                note(f"the calibration of {callback.name!r} is not kept for other jobs ({error})")
 
 
 def shared(trainer: Any, options: Mapping[str, Any]) -> bool:

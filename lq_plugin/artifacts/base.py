@@ -26,7 +26,7 @@ from lq_plugin.artifacts.description import Artifact as Artifact
 from lq_plugin.artifacts.description import sha256 as sha256
 from lq_plugin.coverage import Coverage
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.signature import Signature
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Format:
     packages: tuple[str, ...]
     files: tuple[str, ...]
     further_files: tuple[str, ...] = ()
-    export: Callable[[FloatGraph, Path], None] | None = None
+    export: Callable[[Graph, Path], None] | None = None
     dynamic: Callable[[DynamicCandidate, Path], Coverage] | None = None
     load: Callable[[Path, int | None], Run] | None = None
     module: Callable[[Path], nn.Module] | None = None

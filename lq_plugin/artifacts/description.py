@@ -173,13 +173,18 @@ def _artifact(folder: Path, content: Any) -> Artifact:
     return Artifact(
         path=folder,
         saturates_without_vnni=saturates,
-        measured=_measured(content.get("measured", {})),
+        measured=decisions(content.get("measured", {})),
         signature=None if content["signature"] is None else Signature.from_json(content["signature"]),
         **{key: content[key] for key in (*_TEXTS, *_OPERATORS, "files")},
     )
 
 
-def _measured(content: Any) -> dict[str, Measured]:
+def decisions(content: Any) -> dict[str, Measured]:
+    """Return what was decided by measuring, as it was written.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
     if not isinstance(content, dict) or not all(map(_is_sha256, content)):
         raise ValueError("measured must hold a decision for each sha256")
     for decision in content.values():

@@ -14,7 +14,7 @@ from lq_plugin.artifacts.onnx_passes import PASSES
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
 from lq_plugin.errors import ArtifactError, require
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.graph import Graph
 from lq_plugin.noise import muted
 
 FILE = "model.onnx"
@@ -22,7 +22,7 @@ WEIGHTS = f"{FILE}.data"
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 
 
-def export(graph: FloatGraph, folder: Path, runtime: str = "onnxruntime") -> None:
+def export(graph: Graph, folder: Path, runtime: str = "onnxruntime") -> None:
     """Write ``model.onnx`` (with ``model.onnx.data`` for weights beyond 2 GB) and check it."""
     checker = require("onnx", "onnx", "formats: 'onnx'").checker
     program = exported(graph, runtime)
@@ -32,7 +32,7 @@ def export(graph: FloatGraph, folder: Path, runtime: str = "onnxruntime") -> Non
     checker.check_model(str(folder / FILE), full_check=True)
 
 
-def exported(graph: FloatGraph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:
+def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:
     """Return a graph in ONNX, rewritten for the runtime that will execute it."""
     names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
     with muted():

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.errors import UnsupportedError, require
-from lq_plugin.graph.capture import FloatGraph, duplicate
-from lq_plugin.graph.folding import attribute
+from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.nodes import attribute
 from lq_plugin.graph.recurrent import OPERATORS
 
 PREFIX = "onnx_"  # of the module that computes a recurrent operator of the graph
@@ -21,7 +21,7 @@ PREFIX = "onnx_"  # of the module that computes a recurrent operator of the grap
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
 
-def with_onnx_layers(graph: FloatGraph) -> FloatGraph:
+def with_onnx_layers(graph: Graph) -> Graph:
     """Return the graph with a node for each recurrent layer, in the form of ONNX; the given one is not changed."""
     kinds = {operator.default: kind for kind, operator in OPERATORS.items()}
     if not any(node.target in kinds for node in graph.module.graph.nodes):

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lq_plugin.artifacts import onnx
 from lq_plugin.errors import require
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.graph import Graph
 
 FILE = "model.xml"
 FILES = (FILE, "model.bin")
 
 
-def export(graph: FloatGraph, folder: Path) -> None:
+def export(graph: Graph, folder: Path) -> None:
     """Write ``model.xml`` and ``model.bin``."""
     ov = require("openvino", "openvino", "formats: 'openvino'")
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,14 +12,14 @@ from torch.export import Dim, ExportedProgram
 
 from lq_plugin.artifacts.pt2_archive import checked
 from lq_plugin.errors import ArtifactError, ExportError
-from lq_plugin.graph.capture import FloatGraph
+from lq_plugin.graph.graph import Graph
 from lq_plugin.noise import muted
 
 FILE = "model.pt2"
 _KEPT_META = ("val", "tensor_meta")  # the rest is stack traces: paths of the machine, and most of a small file
 
 
-def program_of(graph: FloatGraph) -> ExportedProgram:
+def program_of(graph: Graph) -> ExportedProgram:
     """Export a converted graph again, with the dynamic dimensions of its signature and without traces of its origin."""
     shapes = tuple(
         {axis: Dim.AUTO for axis, size in enumerate(structure["shape"]) if size is None}
@@ -34,7 +34,7 @@ def program_of(graph: FloatGraph) -> ExportedProgram:
     return program
 
 
-def export(graph: FloatGraph, folder: Path) -> None:
+def export(graph: Graph, folder: Path) -> None:
     """Write ``model.pt2``.
 
     Raises:

@@ -14,10 +14,11 @@ from lq_plugin import patterns
 from lq_plugin.coverage import Coverage, FloatOp, QuantizedOp
 from lq_plugin.eager.layers import KINDS, quantized, resembling, unfit_call
 from lq_plugin.errors import CaptureError, UnsupportedError
-from lq_plugin.graph.capture import Call, isolated, private_call
+from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy, module_names
 from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.padding import leave_fast_path
+from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.scheme import Scheme
 
 _ROUNDING = 1e-3  # of the largest value: far more than rounding makes, far less than a lost activation

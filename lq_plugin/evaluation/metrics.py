@@ -18,6 +18,7 @@ from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size, retyped
+from lq_plugin.targets import Forward, resolve_target
 
 SQNR_SAMPLES = 512
 
@@ -60,7 +61,7 @@ def evaluate(
         ConfigError: unknown split, target or label.
     """
     path = artifact.path if isinstance(artifact, Artifact) else artifact
-    module = None if path is None else load(path, factory=lambda: detached_copy(loop.resolve_target(model, target)))
+    module = None if path is None else load(path, factory=lambda: detached_copy(resolve_target(model, target)))
     data = Data(loaders={split: dataloaders})
     return dict(scores(model, data, split, module, target=target, metrics=metrics, label=label).metrics)
 
@@ -84,7 +85,7 @@ def scores(
     seen = 0
     reference: Any = None
 
-    def forward(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
+    def forward(original: Forward, *args: Any, **kwargs: Any) -> Any:
         nonlocal seen, reference
         output = original(*args, **kwargs) if module is None else module(*args, **kwargs)
         if module is not None and seen < SQNR_SAMPLES:

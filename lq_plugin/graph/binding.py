@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lq_plugin.graph.capture import CAPTURED_AS, FloatGraph
+from lq_plugin.graph.capture import CAPTURED_AS
+from lq_plugin.graph.graph import Graph
 
 
-def follow(graph: FloatGraph, before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
+def follow(graph: Graph, before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
     """Let a graph read the tensors that its module has now, in place of those that it had.
 
     Args:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.errors import CalibrationError
-from lq_plugin.graph.capture import Call, FloatGraph, isolated
+from lq_plugin.graph.capture import Call
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.identity import weights_digest
 from lq_plugin.observers import Observer, Range, Statistic
 from lq_plugin.scheme import Scheme
@@ -95,15 +97,15 @@ class Calibration:
 
 @dataclass
 class Recording:
-    """A graph with observers in it, and what they have seen so far."""
+    """A graph with observers in it, and the statistics that they have gathered so far."""
 
-    graph: FloatGraph
+    graph: Graph
     recorders: dict[str, _Recorder]
     samples: int = 0
     batches: int = 0
 
     @classmethod
-    def start(cls, graph: FloatGraph, scheme: Scheme) -> Recording:
+    def start(cls, graph: Graph, scheme: Scheme) -> Recording:
         """Put observers on every value that a placement of some runtime may quantize.
 
         Args:
@@ -123,7 +125,7 @@ class Recording:
         module.recompile()
         return cls(graph, recorders)
 
-    def see(self, tensors: Sequence[Tensor]) -> None:
+    def observe(self, tensors: Sequence[Tensor]) -> None:
         """Run the graph on one batch of inputs; they are cloned first, so that nothing is shared with the caller."""
         with isolated():
             self.graph.module(*(tensor.detach().clone() for tensor in tensors))
@@ -131,10 +133,10 @@ class Recording:
         self.batches += 1
 
     def statistics(self) -> dict[str, Statistic]:
-        """Return the statistic of every value that was seen.
+        """Return the statistic of every value that was observed.
 
         Raises:
-            CalibrationError: nothing was seen.
+            CalibrationError: nothing was observed.
         """
         if not self.batches:
             raise CalibrationError("calibration: not a single batch was seen. Give at least one batch of inputs.")

@@ -1,20 +1,17 @@
-"""From a module and one real batch to a float graph with BatchNorm folded."""
+"""From a module and one real call to a graph that shares its weights. Called by prepare.py alone."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.modules import transformer
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
 from lq_plugin.graph import nesting, signature
@@ -22,10 +19,10 @@ from lq_plugin.graph.batch import BatchDims, doubled, find_batch_dims
 from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
-from lq_plugin.graph.folding import drop_identities, fold_batch_norm, fold_constants
-from lq_plugin.graph.padding import padding_zeroed
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.recurrent import kept_whole
 from lq_plugin.graph.signature import Parameter, Signature, Structure
+from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
 from lq_plugin.progress import note
@@ -34,57 +31,6 @@ Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments and keyword argument
 CAPTURED_AS = "target"  # what the module is called in its graph: parameter "0.weight" is "target.0.weight" there
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FloatGraph:
-    """A target's forward as a float graph over flat lists of tensors.
-
-    Args:
-        module: takes the input tensors in the signature's order and returns a tuple of tensors. It shares the weights
-            of the module it was captured from until :func:`fold` makes a snapshot.
-        signature: how the target is called and what it returns.
-        example: the captured inputs on the CPU, a batch of one doubled unless the model takes no other.
-        batch_dims: which dimensions of each input are the batch; none of an input without samples.
-        modules: names of the target's submodules, for patterns.
-        structure: digest of what was captured, without the values of its weights. Statistics are those of the values
-            of one structure: names of values mean nothing elsewhere.
-    """
-
-    module: fx.GraphModule
-    signature: Signature
-    example: tuple[Tensor, ...]
-    batch_dims: tuple[tuple[int, ...], ...]
-    modules: tuple[str, ...]
-    structure: str
-
-    @property
-    def batch_size(self) -> int:
-        """How many samples the example has."""
-        return self.samples(self.example)
-
-    def samples(self, tensors: Sequence[Tensor]) -> int:
-        """How many samples a call with these inputs has."""
-        sizes = (tensor.shape[dims[0]] for tensor, dims in zip(tensors, self.batch_dims, strict=True) if dims)
-        return next(sizes, 1)
-
-    def resized(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Return the example at another batch size; the example as it is where its batch is fixed or not the first."""
-        tensors = []
-        for (_, structure), tensor, dims in zip(self.signature.tensors(), self.example, self.batch_dims, strict=True):
-            if None not in structure["shape"]:
-                tensors.append(tensor)
-            elif dynamic := [dim for dim in dims if structure["shape"][dim] is None]:
-                copies = -(-batch_size // self.batch_size)
-                tensors.append(torch.cat([tensor] * copies, dynamic[0]).narrow(dynamic[0], 0, batch_size).contiguous())
-            else:
-                return self.example
-        try:
-            with isolated():
-                self.module(*tensors)
-        except Exception:  # the first dimensions are alike by chance, or are time
-            return self.example
-        return tuple(tensors)
 
 
 class _FlatForward(nn.Module):
@@ -114,7 +60,7 @@ def capture(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     dynamic_dims: Mapping[str, Sequence[int]] | None = None,
-) -> FloatGraph:
+) -> Graph:
     """Capture the forward of ``target`` with ``torch.export``.
 
     The module itself is not changed, nor is the state of any random generator. The batch of every input becomes dynamic
@@ -154,7 +100,7 @@ def _captured_of_one(
     given: Sequence[Tensor],
     batch_dims: BatchDims,
     dynamic_dims: Mapping[str, Sequence[int]],
-) -> FloatGraph:
+) -> Graph:
     """Capture a batch of one, doubled, for torch.export would bake a one into the graph.
 
     Where the model takes no batch of two, or does something else with it, the graph is that of the real batch, and
@@ -182,13 +128,13 @@ def _captured(
     given: Sequence[Tensor],
     batch_dims: BatchDims,
     dynamic_dims: Mapping[str, Sequence[int]],
-) -> FloatGraph:
+) -> Graph:
     tensors = doubled(given, [()] * len(given))
     outputs: list[Structure] = []
     flat = _FlatForward(module, inputs, outputs.append)
     program = _export(flat, tensors, _dynamic_shapes(inputs.tensors(), tensors, batch_dims, dynamic_dims))
     graph_module = program.module(check_guards=False)
-    return FloatGraph(
+    return Graph(
         module=graph_module,
         signature=Signature(_with_shapes(inputs.parameters, _input_shapes(program)), outputs[-1]),
         example=tuple(tensor.cpu() for tensor in tensors),
@@ -203,63 +149,6 @@ def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
     with torch.inference_mode(False):
         copied: Call = nesting.mapped(lambda tensor: tensor.detach().cpu().clone(), (tuple(args), dict(kwargs)))
     return copied
-
-
-def fold(graph: FloatGraph) -> FloatGraph:
-    """Return a snapshot of the graph on its own weights, with constants and BatchNorm folded and values renamed.
-
-    The names of values (``conv2d``, ``conv2d_1``, …) depend on the graph alone, so statistics gathered in one process
-    fit the graph captured in another.
-    """
-    with muted(), torch.inference_mode(False), torch.no_grad():
-        snapshot = duplicate(graph)
-        for parameter in snapshot.module.parameters():
-            parameter.requires_grad_(False)
-        drop_identities(snapshot.module)
-        fold_constants(snapshot.module)
-        fold_batch_norm(snapshot.module)
-        return replace(snapshot, module=_renamed(snapshot.module))
-
-
-def duplicate(graph: FloatGraph) -> FloatGraph:
-    """Copy a graph together with its weights, so that the copy can be changed."""
-    with muted(), torch.inference_mode(False):
-        return replace(graph, module=copy.deepcopy(graph.module))
-
-
-def _renamed(module: fx.GraphModule) -> fx.GraphModule:
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        target = node.target if isinstance(node.target, str) else operator_type(node)
-        name = node.name if node.op == "placeholder" else target.replace(".", "_")
-        args = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-        copies[node] = graph.create_node(node.op, node.target, *args, name=name)
-        copies[node].meta = node.meta.copy()
-    graph._codegen = module.graph._codegen
-    module.graph = graph
-    return module
-
-
-def operator_type(node: fx.Node) -> str:
-    """Name of the operator that a node calls, such as ``"conv2d"`` for ``aten.conv2d.default``."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(packet.__name__ if packet is not None else getattr(node.target, "__name__", node.target))
-
-
-def module_path(node: fx.Node) -> str:
-    """Dotted name, below the target, of the module that a node was captured in; ``""`` for the target itself."""
-    return _paths(node)[-1] if _paths(node) else ""
-
-
-def module_stack(node: fx.Node) -> list[str]:
-    """Dotted names of all modules that a node was captured in, outermost first."""
-    return [path for path in _paths(node) if path]
-
-
-def _paths(node: fx.Node) -> list[str]:
-    stack = (path.split("@")[0] for path, _ in node.meta.get("nn_module_stack", {}).values())
-    return [path.removeprefix("target").removeprefix(".") for path in stack if path.split(".")[0] == "target"]
 
 
 def _dynamic_shapes(
@@ -326,30 +215,3 @@ def _cells() -> dict[Any, Any]:
     table, aten = torch.export.default_decompositions(), torch.ops.aten
     cells = (aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
     return {cell: table[cell] for cell in cells}
-
-
-@contextmanager
-def isolated() -> Iterator[None]:
-    """Run graph work in the middle of somebody's training: no gradients, no autocast, and no trace left behind.
-
-    The random state is restored. The fast path of attention, an operator that no runtime knows, is off (padding.py does
-    what it does to padding), and a mask is taken as it is given: whether it happens to be causal depends on its values,
-    and no graph can branch on them.
-    """
-    fastpath, is_causal = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
-    torch.backends.mha.set_fastpath_enabled(False)
-    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            padding_zeroed(),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        transformer._detect_is_causal_mask = is_causal

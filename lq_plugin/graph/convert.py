@@ -9,9 +9,11 @@ import torch
 from torch import fx
 
 from lq_plugin.graph import pt2e
-from lq_plugin.graph.capture import FloatGraph, duplicate, isolated
-from lq_plugin.graph.folding import arguments, attribute, share_equal
+from lq_plugin.graph.folding import share_equal
+from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.nodes import arguments, attribute
 from lq_plugin.graph.placement import Placement
+from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.noise import muted
 from lq_plugin.observers import Range
 from lq_plugin.scheme import Scheme
@@ -26,7 +28,7 @@ _DEQUANTIZE = (
 )
 
 
-def convert(graph: FloatGraph, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> FloatGraph:
+def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> Graph:
     """Insert quantize/dequantize pairs and turn weights into integers.
 
     Args:

@@ -10,11 +10,17 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
+
+from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.nodes import arguments, attribute, operator_type
+from lq_plugin.identity import graph_digest
+from lq_plugin.noise import muted
 
 aten = torch.ops.aten
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -32,6 +38,23 @@ _ABSORBING = (
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 _CASTS = (aten.detach.default, aten.alias.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
 _GROUPS = 3  # position of this argument in transposed convolutions, after the bias
+
+
+def fold(graph: Graph) -> Graph:
+    """Return a snapshot of the graph on its own weights, with constants and BatchNorm folded and values renamed.
+
+    The names of values (``conv2d``, ``conv2d_1``, …) depend on the graph alone, so statistics gathered in one process
+    fit the graph captured in another. The digest is that of the graph before folding, which is float arithmetic and
+    rounds differently from one machine to another.
+    """
+    with muted(), torch.inference_mode(False), torch.no_grad():
+        snapshot = duplicate(graph)
+        for parameter in snapshot.module.parameters():
+            parameter.requires_grad_(False)
+        drop_identities(snapshot.module)
+        fold_constants(snapshot.module)
+        fold_batch_norm(snapshot.module)
+        return replace(snapshot, module=_renamed(snapshot.module), digest=graph_digest(graph.module))
 
 
 def drop_identities(module: fx.GraphModule) -> None:
@@ -96,14 +119,6 @@ def strip_unused(module: fx.GraphModule) -> None:
             delattr(module.get_submodule(path), attribute)
 
 
-def attribute(module: fx.GraphModule, node: fx.Node) -> Tensor:
-    """The tensor that a ``get_attr`` node reads."""
-    path, _, name = str(node.target).rpartition(".")
-    tensor = getattr(module.get_submodule(path), name)
-    assert isinstance(tensor, Tensor)
-    return tensor
-
-
 def share_equal(module: fx.GraphModule) -> None:
     """Let ``get_attr`` nodes that read equal tensors read the same one, so that tied weights are stored once."""
     owners: dict[tuple[object, ...], Any] = {}
@@ -114,11 +129,6 @@ def share_equal(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """A node's positional arguments, of which the operator's schema says what they are."""
-    return node.args
-
-
 def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node) -> fx.Node:
     """Insert a node that reads ``value``, described like the node it stands in for."""
     module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
@@ -126,6 +136,20 @@ def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node) ->
     fake = next(n.meta["val"].fake_mode for n in module.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
     node.meta = {**like.meta, "val": fake.from_tensor(value, static_shapes=True)}
     return node
+
+
+def _renamed(module: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        target = node.target if isinstance(node.target, str) else operator_type(node)
+        name = node.name if node.op == "placeholder" else target.replace(".", "_")
+        args = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        copies[node] = graph.create_node(node.op, node.target, *args, name=name)
+        copies[node].meta = node.meta.copy()
+    graph._codegen = module.graph._codegen
+    module.graph = graph
+    return module
 
 
 def _attributes(module: fx.GraphModule) -> dict[fx.Node, Any]:

@@ -11,8 +11,8 @@ from torch import fx
 from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.errors import UnsupportedError
-from lq_plugin.graph.capture import FloatGraph, module_path, module_stack, operator_type
-from lq_plugin.graph.folding import arguments, attribute
+from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.nodes import arguments, attribute, module_path, module_stack, operator_type
 from lq_plugin.graph.recurrent import OPERATORS as OPERATORS_OF_LAYERS
 from lq_plugin.scheme import Scheme
 
@@ -134,7 +134,7 @@ class Placement:
     float_ops: tuple[FloatOp, ...] = ()
 
 
-def place(graph: FloatGraph, scheme: Scheme, runtime: str) -> Placement:
+def place(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
     """Decide where quantize/dequantize pairs go for one runtime.
 
     Args:
@@ -218,7 +218,7 @@ def display_name(node: fx.Node) -> str:
     return f"{path}.{node.name}" if path else node.name
 
 
-def check_patterns(graph: FloatGraph, scheme: Scheme) -> None:
+def check_patterns(graph: Graph, scheme: Scheme) -> None:
     """Check that every pattern of the scheme matches something.
 
     Raises:

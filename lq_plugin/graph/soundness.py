@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from lq_plugin.graph import nesting
 from lq_plugin.graph.calibration import Calibration
-from lq_plugin.graph.capture import Call, FloatGraph, isolated, module_path
+from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.nodes import module_path
+from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.observers import Observer, Range
 from lq_plugin.scheme import Scheme
 
@@ -27,7 +30,7 @@ _TOLERANCE = 1e-4  # of the largest value: kernels that sum in another order eac
 logger = logging.getLogger("lq_plugin")
 
 
-def warn_of_ranges(name: str, graph: FloatGraph, calibration: Calibration, scheme: Scheme) -> None:
+def warn_of_ranges(name: str, graph: Graph, calibration: Calibration, scheme: Scheme) -> None:
     """Name the values of a candidate that INT8 cannot represent with the ranges that were seen.
 
     Args:

@@ -22,7 +22,8 @@ from lq_plugin.artifacts import pt2
 from lq_plugin.artifacts.pt2_graph import is_operator
 from lq_plugin.artifacts.pt2_sizes import is_expression
 from lq_plugin.errors import ArtifactError, ExportError
-from lq_plugin.graph.capture import FloatGraph, capture, fold
+from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.prepare import prepare
 
 LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
@@ -440,8 +441,8 @@ class Selecting(nn.Module):
         return self.linear(x[x.sum(-1) > 0])
 
 
-def graph_of(module: nn.Module, x: Tensor, axes: list[int]) -> FloatGraph:
-    return fold(capture(module.eval(), (x,), {}, {"x": axes}))
+def graph_of(module: nn.Module, x: Tensor, axes: list[int]) -> Graph:
+    return prepare(module.eval(), (x,), {}, {"x": axes})
 
 
 @pytest.mark.parametrize(

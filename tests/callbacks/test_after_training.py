@@ -117,8 +117,8 @@ def test_a_disk_that_is_full_after_training_costs_nothing_of_it(
     fit(tmp_path, Wide(), *callbacks, ModelCheckpoint(tmp_path, "kept"))
     assert torch.load(tmp_path / "kept.ckpt", weights_only=True)["global_step"] == 3
     assert evaluation.manifest is not None
-    failed = [entry for entry in evaluation.manifest["artifacts"] if entry["status"] == "failed"]
-    assert [f"{entry['candidate']}/{entry['format']}" for entry in failed] == ["static/pt2", "dynamic/torch"]
+    failed = [entry for entry in evaluation.manifest.artifacts if entry.status == "failed"]
+    assert [entry.label for entry in failed] == ["static/pt2", "dynamic/torch"]
     assert [text for text in said(caplog) if "manifest.json' cannot be written" in text and "File too large" in text]
     assert [path for path in (tmp_path / "quantized").rglob("*") if path.is_file()] == []
 
@@ -137,7 +137,7 @@ def test_a_disk_that_is_full_after_the_export_leaves_its_manifest_and_the_figure
     assert (written["status"], written["metrics"]) == ("not_evaluated", {})
     assert lq_plugin.load(tmp_path / "quantized" / written["path"])
     assert export.manifest is evaluation.manifest is not None
-    assert export.manifest["artifacts"][0]["metrics"].keys() == {"val/loss", "val/acc", "test/loss", "test/acc"}
+    assert export.manifest.artifacts[0].metrics.keys() == {"val/loss", "val/acc", "test/loss", "test/acc"}
     assert len([text for text in said(caplog) if "cannot be written" in text]) == 1
     assert "val/loss" in capsys.readouterr().out
 
@@ -147,8 +147,8 @@ class Broken(ArtifactExport):
 
     raised: type[BaseException] = ZeroDivisionError
 
-    def outcomes(self, trainer: Any, pl_module: Any) -> Any:
-        raise self.raised("in outcomes")
+    def entries(self, trainer: Any, pl_module: Any) -> Any:
+        raise self.raised("in entries")
 
 
 class Stopped(Broken):
@@ -161,11 +161,11 @@ def test_an_error_that_nobody_thought_of_is_said_and_costs_nothing(
     made = fit(tmp_path, Tiny(), DynamicQuantization(), Int8Evaluation(latency=None), Broken(["pt2"]))
     assert made.state.finished
     assert [text.partition(" did not")[0] for text in said(caplog)] == ["Int8Evaluation", "Broken"]
-    assert all("ZeroDivisionError: in outcomes" in text for text in said(caplog))
+    assert all("ZeroDivisionError: in entries" in text for text in said(caplog))
 
 
 def test_the_user_can_stop_what_comes_after_training(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="in outcomes"):
+    with pytest.raises(SystemExit, match="in entries"):
         fit(tmp_path, Tiny(), DynamicQuantization(), Stopped(["pt2"]), enable_checkpointing=False)
 
 

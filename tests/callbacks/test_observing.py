@@ -192,7 +192,7 @@ def test_a_stream_of_unknown_length_is_observed_from_its_start(tmp_path: Path, s
     ],
     ids=["called", "forward", "keyword", "forward with keywords", "positions"],
 )
-def test_every_way_of_calling_the_target_is_heard(
+def test_every_way_of_calling_the_target_is_observed(
     call: Callable[[Any, Tensor], Tensor], tmp_path: Path, seen: list[tuple[int, int]]
 ) -> None:
     callback = observe(tmp_path, model=Line(call))
@@ -200,7 +200,7 @@ def test_every_way_of_calling_the_target_is_heard(
     assert len(seen) == 5
 
 
-def test_a_submodule_is_heard_where_validation_goes_around_the_forward(
+def test_a_submodule_is_observed_where_validation_goes_around_the_forward(
     tmp_path: Path, seen: list[tuple[int, int]]
 ) -> None:
     callback = observe(tmp_path, model=Line(lambda module, x: module.net(x)), target="net")

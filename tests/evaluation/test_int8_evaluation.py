@@ -26,8 +26,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import lq_plugin
 from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization, evaluate
 from lq_plugin.errors import ConfigError
-from lq_plugin.graph.capture import capture
-from lq_plugin.identity import graph_digest
+from lq_plugin.graph.prepare import prepare
 
 FORMATS = ("onnx", "openvino", "pt2")
 ENTRY = {
@@ -140,7 +139,7 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         assert {op["op"] for op in entry["quantized_ops"]} == {"conv2d", "linear"}
         assert all(op.keys() == {"name", "op", "reason"} for op in entry["float_ops"])
     assert manifest["fp32"]["size_bytes"] == sum(t.nbytes for t in Tiny().state_dict().values())
-    calibration, captured = manifest["calibration"]["static"], capture(weights, [torch.ones(4, 1, SIDE, SIDE)])
+    calibration, graph = manifest["calibration"]["static"], prepare(weights, [torch.ones(4, 1, SIDE, SIDE)])
     assert calibration == {
         "checkpoint": "best.ckpt",
         "global_step": 3,
@@ -152,8 +151,8 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         "seed": 0,
         "observed": StaticQuantization().observed(),
         "extra_pass": False,
-        "digest": graph_digest(captured.module),
-        "structure": captured.structure,
+        "digest": graph.digest,
+        "structure": graph.structure,
     }
     assert manifest["budget"] == {"metric": "val/acc", "max_drop": 0.01, "relative": True, "mode": "max"}
     assert manifest["environment"]["versions"].keys() >= {"python", "torch", "torchao", "lightning", "onnxruntime"}
@@ -163,7 +162,7 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
 
 def test_the_attribute_holds_what_is_on_disk(run: Run) -> None:
     assert run.evaluation.manifest is not None
-    assert json.loads(json.dumps(run.evaluation.manifest)) == run.manifest
+    assert run.evaluation.manifest.to_json() == run.manifest
 
 
 def test_nothing_is_selected_without_latency(run: Run) -> None:
@@ -221,7 +220,7 @@ def quantized(folder: Path, model: Any, data: Any = None, **options: Any) -> dic
     callbacks = [StaticQuantization(), ArtifactExport(["pt2"]), evaluation]
     fit(folder, model, *callbacks, ModelCheckpoint(folder, "kept"), data=data)
     assert evaluation.manifest is not None
-    return dict(evaluation.manifest)
+    return evaluation.manifest.to_json()
 
 
 class Silent(Tiny):
@@ -257,7 +256,7 @@ def test_checkpoints_of_one_name_in_two_folders_have_an_fp32_each(tmp_path: Path
     callbacks = [Scaling(), *kept, *made, same, ArtifactExport(["pt2"]), evaluation]
     fit(tmp_path, Scored(), *callbacks, max_epochs=2)
     assert evaluation.manifest is not None
-    found = {entry["candidate"]: entry for entry in evaluation.manifest["artifacts"] if entry["fp32"]}
+    found = {entry["candidate"]: entry for entry in evaluation.manifest.to_json()["artifacts"] if entry["fp32"]}
     assert found.keys() == {*names, "same"}
     for name in names:
         model = Tiny()
@@ -314,9 +313,9 @@ def test_an_output_has_its_class_in_the_loop_and_its_fields_elsewhere(tmp_path: 
     dynamic = DynamicQuantization()
     fit(tmp_path, Scoring(), StaticQuantization(), dynamic, ArtifactExport((*FORMATS, "torch")), evaluation)
     assert evaluation.manifest is not None
-    made = [entry for entry in evaluation.manifest["artifacts"] if entry["status"] != "unsupported"]
-    assert [entry["error"] for entry in made] == [None] * 6
-    assert all(entry["sqnr_db"] > 20 for entry in made)
+    made = [entry for entry in evaluation.manifest.artifacts if entry.status != "unsupported"]
+    assert [entry.error for entry in made] == [None] * 6
+    assert all(entry.sqnr_db is not None and entry.sqnr_db > 20 for entry in made)
     loaded = lq_plugin.load(tmp_path / "quantized" / "static" / "onnx")
     scored = loaded(images(8).tensors[0])
     assert scored.logits.shape == scored["logits"].shape == (8, CLASSES)
@@ -347,7 +346,7 @@ def test_a_module_may_use_its_loggers_experiment(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, "", "")
     fit(tmp_path, Drawing(), StaticQuantization(), ArtifactExport(["pt2"]), evaluation, logger=logger)
     assert evaluation.manifest is not None
-    assert [entry["error"] for entry in evaluation.manifest["artifacts"]] == [None]
+    assert [entry.error for entry in evaluation.manifest.artifacts] == [None]
 
 
 class Bright(Images):

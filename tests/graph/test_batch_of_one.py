@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin.errors import ArtifactError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
-from lq_plugin.graph.capture import FloatGraph, capture
+from lq_plugin.graph.capture import capture
 from lq_plugin.graph.signature import Signature
 
 
@@ -162,7 +162,7 @@ def test_a_model_that_takes_neither_batch_says_why_it_does_not_take_the_doubled_
 def test_a_random_forward_keeps_its_dynamic_batch_and_is_not_called_on_the_live_module() -> None:
     model = Counting().eval()
     state = torch.get_rng_state()
-    graph: FloatGraph = capture(model, [torch.ones(1, 4)])
+    graph = capture(model, [torch.ones(1, 4)])
     assert graph.batch_size == 2
     assert graph.signature.tensors()[0][1]["shape"] == [None, 4]
     assert model.calls == 0

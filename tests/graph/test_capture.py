@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from zoo import ZOO, settled
 
 from lq_plugin.errors import CaptureError, ConfigError
-from lq_plugin.graph.capture import FloatGraph, capture, fold
-from lq_plugin.identity import graph_digest
+from lq_plugin.graph.capture import capture
+from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.prepare import prepare
 
 
 class Branching(nn.Module):
@@ -43,11 +44,11 @@ class Noisy(nn.Module):
         return self.body(x + 0.1 * torch.randn_like(x))
 
 
-def shapes(graph: FloatGraph) -> dict[str, list[int | None]]:
+def shapes(graph: Graph) -> dict[str, list[int | None]]:
     return {name: structure["shape"] for name, structure in graph.signature.tensors()}
 
 
-def names(graph: FloatGraph) -> list[str]:
+def names(graph: Graph) -> list[str]:
     return [node.name for node in graph.module.graph.nodes]
 
 
@@ -105,7 +106,7 @@ def test_the_live_module_and_the_random_state_stay_bit_identical() -> None:
     given = x.detach().clone()
     random_state = torch.get_rng_state()
 
-    fold(capture(module, [x]))
+    prepare(module, [x])
 
     assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.equal(x, given)
@@ -135,22 +136,21 @@ def test_capture_works_within_autocast_and_stays_in_float32() -> None:
 def test_the_names_of_values_are_the_same_in_every_capture() -> None:
     model = settled(ZOO["mobilenet"])
     images = ZOO["mobilenet"].batch(torch.Generator().manual_seed(0), 2)
-    assert names(fold(capture(model, [images]))) == names(fold(capture(copy.deepcopy(model), [images])))
+    assert names(prepare(model, [images])) == names(prepare(copy.deepcopy(model), [images]))
 
 
 def test_the_names_of_values_and_the_digest_are_the_same_in_another_process() -> None:
     code = (
-        "import torch; from zoo import ZOO, settled; from lq_plugin.graph.capture import capture, fold\n"
-        "from lq_plugin.identity import graph_digest\n"
-        "fold(capture(settled(ZOO['resnet']), [torch.ones(5, 3, 32, 32)]))  # other names were in use already\n"
-        "graph = capture(settled(ZOO['mobilenet']), [torch.ones(5, 3, 32, 32)])\n"
-        "print(graph_digest(graph.module), *(node.name for node in fold(graph).module.graph.nodes))"
+        "import torch; from zoo import ZOO, settled; from lq_plugin.graph.prepare import prepare\n"
+        "prepare(settled(ZOO['resnet']), [torch.ones(5, 3, 32, 32)])  # other names were in use already\n"
+        "graph = prepare(settled(ZOO['mobilenet']), [torch.ones(5, 3, 32, 32)])\n"
+        "print(graph.digest, *(node.name for node in graph.module.graph.nodes))"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
-    here = capture(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)])
-    assert process.stdout.split() == [graph_digest(here.module), *names(fold(here))]
+    here = prepare(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)])
+    assert process.stdout.split() == [here.digest, *names(here)]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
@@ -163,7 +163,7 @@ def test_the_batch_is_dynamic_whatever_its_size_in_the_example(batch: int) -> No
 
 def test_a_batch_of_one_is_enough_for_a_model_with_batch_norm() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
-    graph = fold(capture(module, [torch.ones(1, 4)]))
+    graph = prepare(module, [torch.ones(1, 4)])
     assert graph.module(torch.ones(3, 4))[0].shape == (3, 4)
 
 

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq_plugin.graph.capture import FloatGraph, capture, fold, operator_type
+from lq_plugin.graph.capture import capture
+from lq_plugin.graph.folding import fold
+from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.nodes import operator_type
+from lq_plugin.graph.prepare import prepare
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # folding BatchNorm changes the last bits of float32
 
@@ -27,8 +31,8 @@ def trained(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def folded(module: nn.Module, *inputs: Tensor) -> FloatGraph:
-    graph = fold(capture(module, inputs))
+def folded(module: nn.Module, *inputs: Tensor) -> Graph:
+    graph = prepare(module, inputs)
     with torch.no_grad():
         wanted = module(*inputs)
         given = graph.signature.unflatten(graph.module(*inputs))
@@ -36,7 +40,7 @@ def folded(module: nn.Module, *inputs: Tensor) -> FloatGraph:
     return graph
 
 
-def operators(graph: FloatGraph) -> list[str]:
+def operators(graph: Graph) -> list[str]:
     return [operator_type(node) for node in graph.module.graph.nodes if node.op == "call_function"]
 
 
@@ -137,7 +141,7 @@ def test_a_buffer_that_the_forward_writes_is_no_constant() -> None:
             return self.linear(x) * self.count
 
     module = Counting().eval()
-    graph = fold(capture(module, [torch.ones(2, 4)]))
+    graph = prepare(module, [torch.ones(2, 4)])
     first, second = (graph.module(torch.ones(2, 4))[0] for _ in range(2))
     torch.testing.assert_close(second, 2 * first)
     assert module.count == 0

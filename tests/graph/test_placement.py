@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from zoo import ZOO, settled
 
 from lq_plugin.errors import ConfigError
-from lq_plugin.graph.capture import FloatGraph, capture, fold
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.placement import RUNTIMES, Placement, place
+from lq_plugin.graph.prepare import prepare
 from lq_plugin.scheme import Scheme
 
 
@@ -31,18 +32,18 @@ class Written(nn.Module):
         return self.written(self, x)
 
 
-def graph_of(forward: Callable[[Written, Tensor], Tensor]) -> FloatGraph:
-    return fold(capture(Written(forward).eval(), [torch.ones(2, 3, 8, 8)]))
+def graph_of(forward: Callable[[Written, Tensor], Tensor]) -> Graph:
+    return prepare(Written(forward).eval(), [torch.ones(2, 3, 8, 8)])
 
 
 @pytest.fixture(scope="module")
-def mobilenet() -> FloatGraph:
-    return fold(capture(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)]))
+def mobilenet() -> Graph:
+    return prepare(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)])
 
 
 @pytest.fixture(scope="module")
-def encoder() -> FloatGraph:
-    return fold(capture(settled(ZOO["encoder"]), [torch.ones(2, 12, 32)]))
+def encoder() -> Graph:
+    return prepare(settled(ZOO["encoder"]), [torch.ones(2, 12, 32)])
 
 
 def quantized(placement: Placement) -> Counter[str]:
@@ -100,14 +101,14 @@ def test_what_stays_float_is_listed_with_its_reason(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_residual_sums_on_the_way_to_a_layer_norm_stay_float(encoder: FloatGraph, runtime: str) -> None:
+def test_residual_sums_on_the_way_to_a_layer_norm_stay_float(encoder: Graph, runtime: str) -> None:
     placement = place(encoder, Scheme(), runtime)
     assert quantized(placement) == {"linear": 9}
     left = Counter(op.op for op in placement.float_ops)
     assert left == {"add": 4, "layer_norm": 4, "scaled_dot_product_attention": 2, "mean": 1}
 
 
-def test_an_activation_that_the_runtime_computes_along_is_not_listed(mobilenet: FloatGraph) -> None:
+def test_an_activation_that_the_runtime_computes_along_is_not_listed(mobilenet: Graph) -> None:
     assert "hardswish" in reasons(place(mobilenet, Scheme(), "onnxruntime"))
     assert "hardswish" not in reasons(place(mobilenet, Scheme(), "openvino"))
     for runtime in RUNTIMES:
@@ -127,7 +128,7 @@ def test_nearest_upsampling_keeps_the_scale_of_its_input() -> None:
     assert place(graph, Scheme(), "onnxruntime").scales["upsample_nearest2d"] == "conv2d"
 
 
-def test_every_quantized_value_is_one_that_calibration_observes(mobilenet: FloatGraph) -> None:
+def test_every_quantized_value_is_one_that_calibration_observes(mobilenet: Graph) -> None:
     names = {node.name for node in mobilenet.module.graph.nodes}
     for runtime in RUNTIMES:
         placement = place(mobilenet, Scheme(), runtime)
@@ -137,13 +138,13 @@ def test_every_quantized_value_is_one_that_calibration_observes(mobilenet: Float
 
 
 def test_a_product_with_a_constant_matrix_has_a_weight() -> None:
-    placement = place(fold(capture(settled(ZOO["matrices"]), [torch.ones(2, 16)])), Scheme(), "openvino")
+    placement = place(prepare(settled(ZOO["matrices"]), [torch.ones(2, 16)]), Scheme(), "openvino")
     assert sorted(axis for _, axis in placement.weights.values()) == [1, 1]
     assert all(len(values) == 1 for values in placement.inputs.values())
 
 
 @pytest.mark.parametrize("pattern", ["blocks.0", "blocks.[0]", "blocks.0*"])
-def test_skip_leaves_a_module_and_all_below_it_float(mobilenet: FloatGraph, pattern: str) -> None:
+def test_skip_leaves_a_module_and_all_below_it_float(mobilenet: Graph, pattern: str) -> None:
     placement = place(mobilenet, Scheme(skip=[pattern]), "openvino")
     assert not [op for op in placement.quantized.values() if op.name.startswith("blocks.0")]
     assert quantized(placement)["conv2d"] == 6
@@ -151,23 +152,23 @@ def test_skip_leaves_a_module_and_all_below_it_float(mobilenet: FloatGraph, patt
     assert Counter(op.op for op in skipped)["conv2d"] == 5
 
 
-def test_skip_by_glob_picks_single_modules(mobilenet: FloatGraph) -> None:
+def test_skip_by_glob_picks_single_modules(mobilenet: Graph) -> None:
     placement = place(mobilenet, Scheme(skip=["blocks.*.excite.reduce"]), "openvino")
     assert quantized(placement)["conv2d"] == 9
 
 
-def test_skip_by_operator_type_leaves_only_that_type_float(mobilenet: FloatGraph) -> None:
+def test_skip_by_operator_type_leaves_only_that_type_float(mobilenet: Graph) -> None:
     every, fewer = (place(mobilenet, scheme, "openvino") for scheme in (Scheme(), Scheme(skip=["op:mul"])))
     assert quantized(every) - quantized(fewer) == {"mul": 2}
 
 
-def test_only_quantizes_nothing_else(mobilenet: FloatGraph) -> None:
+def test_only_quantizes_nothing_else(mobilenet: Graph) -> None:
     placement = place(mobilenet, Scheme(only=["blocks.1"]), "openvino")
     assert {op.name.startswith("blocks.1") for op in placement.quantized.values()} == {True}
     assert "not named by only" in {op.reason for op in placement.float_ops}
 
 
-def test_skip_wins_over_only(mobilenet: FloatGraph) -> None:
+def test_skip_wins_over_only(mobilenet: Graph) -> None:
     placement = place(mobilenet, Scheme(only=["blocks.1", "op:linear"], skip=["blocks.1.excite"]), "openvino")
     assert quantized(placement)["linear"] == 1
     assert not [op for op in placement.quantized.values() if "excite" in op.name]
@@ -184,18 +185,18 @@ def test_skip_wins_over_only(mobilenet: FloatGraph) -> None:
     ],
 )
 def test_a_pattern_that_matches_nothing_names_the_nearest(
-    mobilenet: FloatGraph, argument: str, pattern: str, message: str
+    mobilenet: Graph, argument: str, pattern: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"{argument}: {message}"):
         place(mobilenet, Scheme(**{argument: [pattern]}), "onnxruntime")
 
 
 def test_a_model_without_anything_to_quantize_is_refused_with_what_it_has() -> None:
-    graph = fold(capture(nn.LayerNorm(4), [torch.ones(2, 4)]))
+    graph = prepare(nn.LayerNorm(4), [torch.ones(2, 4)])
     with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*layer_norm: no INT8 form"):
         place(graph, Scheme(), "torch")
 
 
-def test_a_model_of_which_everything_is_skipped_is_refused(mobilenet: FloatGraph) -> None:
+def test_a_model_of_which_everything_is_skipped_is_refused(mobilenet: Graph) -> None:
     with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*skipped by '\*'.*relax skip"):
         place(mobilenet, Scheme(skip=["*"]), "torch")

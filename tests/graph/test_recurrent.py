@@ -14,16 +14,18 @@ import lq_plugin
 from lq_plugin.artifacts import onnx
 from lq_plugin.artifacts.base import export_one
 from lq_plugin.errors import UnsupportedError
-from lq_plugin.graph.capture import FloatGraph, capture, fold
+from lq_plugin.graph.capture import capture
+from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.prepare import prepare
 
 SIZES = ((3, 5), (2, 7), (4, 3))
 
 
-def captured(module: nn.Module, configuration: Configuration) -> FloatGraph:
-    return fold(capture(module, (), configuration.call(3, 5), configuration.dynamic_dims))
+def captured(module: nn.Module, configuration: Configuration) -> Graph:
+    return prepare(module, (), configuration.call(3, 5), configuration.dynamic_dims)
 
 
-def assert_same(module: nn.Module, configuration: Configuration, graph: FloatGraph, run: object) -> None:
+def assert_same(module: nn.Module, configuration: Configuration, graph: Graph, run: object) -> None:
     for batch, steps in SIZES:
         call = configuration.call(batch, steps)
         flat = [tensor.contiguous() for tensor in graph.signature.flatten((), call)]
@@ -50,7 +52,7 @@ def test_packing_knows_the_total_length_and_sorted_batches(total: bool, enforce_
     configuration = Configuration("gru", 1, True, True, packed=True, state=False, bias=True)
     module = Recurrent(configuration, total, enforce_sorted).eval()
     x = torch.randn(3, 5, 4)
-    graph = fold(capture(module, (x, torch.tensor([4, 2, 1])), {}, {"x": [1]}))
+    graph = prepare(module, (x, torch.tensor([4, 2, 1])), {}, {"x": [1]})
     onnx.export(graph, tmp_path)
     run, given = onnx.load(tmp_path, 1), (torch.randn(3, 6, 4), torch.tensor([5, 5, 2]))
     for results in (graph.module(*given), run(given)):
@@ -96,7 +98,7 @@ def test_cells_are_linear_layers_of_a_graph(method: str, tmp_path: Path) -> None
 def test_a_projection_stays_in_torch_and_onnx_says_why(tmp_path: Path) -> None:
     module = nn.Sequential(nn.LSTM(4, 6, proj_size=3), First(), nn.Linear(3, 2)).eval()
     x = torch.randn(5, 2, 4)
-    graph = fold(capture(module, [x]))
+    graph = prepare(module, [x])
     with torch.no_grad():
         torch.testing.assert_close(graph.module(x)[0], module(x))
     candidate = lq_plugin.quantize(module, [x], "dynamic")

@@ -1,8 +1,8 @@
-"""What the sanity check shows before training: a candidate that a model does not allow stops no other candidate.
+"""What the sanity check shows before training: a candidate that cannot be made stops no other candidate.
 
 A user's mistake (a name that does not exist, a pattern that matches nothing) stops the run wherever it is found before
-training. What the model cannot do is recorded, and stops the run only where no callback of the Trainer is left that
-could make a candidate.
+training. What the model does not allow is recorded. It stops the run only if no callback of the Trainer is left that
+can make a candidate.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lq_plugin.errors import CalibrationError, LqError, UnsupportedError, is_mistake
+from lq_plugin.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from lq_plugin.callbacks.quantizing import QuantizingCallback
@@ -19,29 +19,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lq_plugin")
 
 
-def inability(error: Exception) -> LqError:
-    """Return an error as what a model cannot do; one that is not ours is the cause of the one that is returned.
-
-    Raises:
-        ConfigError: the error, where it is the user's mistake.
-    """
-    if is_mistake(error):
-        raise error
-    if isinstance(error, LqError):
-        return error
-    named = CalibrationError(f"calibration: {error}")
-    named.__cause__ = error
-    return named
-
-
 def decide(callbacks: Sequence[QuantizingCallback]) -> None:
-    """Say which candidates the model does not allow, and stop the run where it allows none.
+    """Record which candidates the model does not allow, and stop the run if it allows none.
 
     Args:
-        callbacks: all that make candidates, each with its ``inability`` as far as it is known.
+        callbacks: all that make candidates, each with its ``inability`` if one is known.
 
     Raises:
-        LqError: what the model cannot do, of all callbacks.
+        LqError: why no candidate can be made, for every callback.
     """
     unable = {callback.name: callback.inability for callback in callbacks if callback.inability is not None}
     if len(unable) == len(callbacks):

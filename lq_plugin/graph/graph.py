@@ -1,0 +1,74 @@
+"""The graph of a target: what is observed, quantized and exported."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from lq_plugin.graph.signature import Signature
+from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.noise import muted
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A target's forward as a graph over flat lists of tensors, be it float or with quantize/dequantize pairs.
+
+    Args:
+        module: takes the input tensors in the signature's order and returns a tuple of tensors. It shares the weights
+            of the module it was captured from until :func:`~lq_plugin.graph.folding.fold` makes a snapshot.
+        signature: how the target is called and what it returns.
+        example: the captured inputs on the CPU, a batch of one doubled unless the model takes no other.
+        batch_dims: which dimensions of each input are the batch; none of an input without samples.
+        modules: names of the target's submodules, for patterns.
+        structure: digest of what was captured, without the values of its weights. Statistics are those of the values
+            of one structure: names of values mean nothing elsewhere.
+        digest: of what was captured and of its weights, before folding; see :func:`~lq_plugin.identity.graph_digest`.
+            Empty until a snapshot is made, for until then the weights may change.
+    """
+
+    module: fx.GraphModule
+    signature: Signature
+    example: tuple[Tensor, ...]
+    batch_dims: tuple[tuple[int, ...], ...]
+    modules: tuple[str, ...]
+    structure: str
+    digest: str = ""
+
+    @property
+    def batch_size(self) -> int:
+        """How many samples the example has."""
+        return self.samples(self.example)
+
+    def samples(self, tensors: Sequence[Tensor]) -> int:
+        """How many samples a call with these inputs has."""
+        sizes = (tensor.shape[dims[0]] for tensor, dims in zip(tensors, self.batch_dims, strict=True) if dims)
+        return next(sizes, 1)
+
+    def resized(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Return the example at another batch size; the example as it is where its batch is fixed or not the first."""
+        tensors = []
+        for (_, structure), tensor, dims in zip(self.signature.tensors(), self.example, self.batch_dims, strict=True):
+            if None not in structure["shape"]:
+                tensors.append(tensor)
+            elif dynamic := [dim for dim in dims if structure["shape"][dim] is None]:
+                copies = -(-batch_size // self.batch_size)
+                tensors.append(torch.cat([tensor] * copies, dynamic[0]).narrow(dynamic[0], 0, batch_size).contiguous())
+            else:
+                return self.example
+        try:
+            with isolated():
+                self.module(*tensors)
+        except Exception:  # the first dimensions are alike by chance, or are time
+            return self.example
+        return tuple(tensors)
+
+
+def duplicate(graph: Graph) -> Graph:
+    """Copy a graph together with its weights, so that the copy can be changed."""
+    with muted(), torch.inference_mode(False):
+        return replace(graph, module=copy.deepcopy(graph.module))

@@ -1,0 +1,41 @@
+"""What a node of a graph is: its operator, arguments and tensor, and the module that it was captured in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """A node's positional arguments, of which the operator's schema says what they are."""
+    return node.args
+
+
+def attribute(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that a ``get_attr`` node reads."""
+    path, _, name = str(node.target).rpartition(".")
+    tensor = getattr(module.get_submodule(path), name)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def operator_type(node: fx.Node) -> str:
+    """Name of the operator that a node calls, such as ``"conv2d"`` for ``aten.conv2d.default``."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(packet.__name__ if packet is not None else getattr(node.target, "__name__", node.target))
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted name, below the target, of the module that a node was captured in; ``""`` for the target itself."""
+    return _paths(node)[-1] if _paths(node) else ""
+
+
+def module_stack(node: fx.Node) -> list[str]:
+    """Dotted names of all modules that a node was captured in, outermost first."""
+    return [path for path in _paths(node) if path]
+
+
+def _paths(node: fx.Node) -> list[str]:
+    stack = (path.split("@")[0] for path, _ in node.meta.get("nn_module_stack", {}).values())
+    return [path.removeprefix("target").removeprefix(".") for path in stack if path.split(".")[0] == "target"]

@@ -1,0 +1,87 @@
+"""The one way to a graph: a target's forward is captured and folded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lq_plugin.graph.binding import follow
+from lq_plugin.graph.capture import Call, capture
+from lq_plugin.graph.folding import fold
+from lq_plugin.graph.graph import Graph
+from lq_plugin.identity import state_tensors
+
+
+def prepare(
+    target: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_dims: Mapping[str, Sequence[int]] | None = None,
+) -> Graph:
+    """Capture the forward of ``target``, and fold it on a copy of its weights.
+
+    Args:
+        target: the module whose forward is captured; taken in eval mode and without ``torch.compile``. It is not
+            changed.
+        args: positional arguments of one real call.
+        kwargs: keyword arguments of that call.
+        dynamic_dims: dynamic dimensions besides the batch, by the name of the input: ``{"x": [2, 3]}``.
+
+    Raises:
+        CaptureError: the forward cannot be captured.
+        ConfigError: ``dynamic_dims`` names an input or a dimension that does not exist.
+
+    Example:
+        >>> import torch
+        >>> layer, x = nn.Linear(4, 2), torch.ones(3, 4)
+        >>> graph = prepare(layer, [x])
+        >>> _ = layer.weight.data.mul_(2)
+        >>> prepare(layer, [x]).structure == graph.structure, prepare(layer, [x]).digest == graph.digest
+        (True, False)
+    """
+    return fold(capture(target, args, kwargs, dynamic_dims))
+
+
+class TrackedTarget:
+    """Prepares one target again and again while its weights change, and captures it only where it must.
+
+    The graph that was captured shares the target's tensors, so changes in place reach it by themselves, and tensors
+    that were assigned anew are exchanged in it. A copy of this captures anew.
+
+    Args:
+        dynamic_dims: see :func:`prepare`.
+
+    Attributes:
+        example: the call that was captured, on the CPU; copies have it too.
+    """
+
+    def __init__(self, dynamic_dims: Mapping[str, Sequence[int]] | None = None) -> None:
+        self._dynamic_dims = dict(dynamic_dims or {})
+        self.example: Call | None = None
+        self._captured: Graph | None = None
+        self._tensors: Mapping[str, Tensor] = {}  # that the captured graph reads
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: nothing of the live weights."""
+        return vars(self) | {"_captured": None, "_tensors": {}}
+
+    def prepared(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Graph:
+        """Return the graph of the target with the weights that it has now, on a copy of them.
+
+        Args:
+            target: always the same module, whatever has happened to it since.
+            args: positional arguments of the call that is captured where there is no graph of it yet.
+            kwargs: keyword arguments of that call.
+
+        Raises:
+            CaptureError: the forward cannot be captured.
+            ConfigError: ``dynamic_dims`` names an input or a dimension that does not exist.
+        """
+        tensors = state_tensors(target)
+        if self._captured is None or not follow(self._captured, self._tensors, tensors):
+            self._captured = capture(target, args, kwargs, self._dynamic_dims)
+            self.example = self._captured.signature.call(self._captured.example)
+        self._tensors = tensors
+        return fold(self._captured)

@@ -27,7 +27,7 @@ from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.progress import note
 from lq_plugin.torch_file import read
-from lq_plugin.untrusted import read_json, regular_file
+from lq_plugin.untrusted import naming, read_json, regular_file
 
 _ABANDONED = 3600.0  # seconds after which what was half written is taken for that of a killed run
 _STALE = 7 * 24 * 3600.0  # seconds after which nobody runs an interrupted run again
@@ -179,19 +179,6 @@ def inside(folder: Path, name: str) -> Path:
     if os.path.realpath(file) != os.path.join(os.path.realpath(folder.parent), folder.name, *name.split("/")):
         raise ValueError("is a link, or lies outside of the folder")
     return regular_file(file)
-
-
-@contextmanager
-def naming(piece: str) -> Iterator[None]:
-    """Say which piece is damaged."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ValueError(f"{piece} is missing") from None
-    except OSError as error:
-        raise ValueError(f"{piece} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"{piece} {error}") from error
 
 
 def remove(path: Path) -> None:

@@ -6,7 +6,6 @@ damage; it does not prove who wrote a file. Beside it is a store of what was mad
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,15 +17,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lq_plugin.artifacts.base import sha256
+from lq_plugin import checksums
 from lq_plugin.callbacks.checkpoint import model_checkpoints
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.checkpoints import content
 from lq_plugin.errors import ConfigError
 from lq_plugin.progress import note
-from lq_plugin.store import Store, inside, naming, put_aside, remove, write_whole
+from lq_plugin.store import Store, inside, put_aside, remove, write_whole
 from lq_plugin.torch_file import foreign_in, write
-from lq_plugin.untrusted import read_json
+from lq_plugin.untrusted import naming, read_json
 
 RECORD = "fit.json"
 LIVE = "live.ckpt"
@@ -103,7 +102,7 @@ class Fit:
         scratch.mkdir(parents=True)
         try:
             kept = self._fill(scratch, trainer)
-            sums = {file: sha256(scratch / file) for file in kept.values()}
+            sums = {file: checksums.of_file(scratch / file) for file in kept.values()}
             record = {"checkpoints": kept, "sha256": sums}
             write_whole(scratch / RECORD, json.dumps(record | {"digest": _digest(record)}, indent=1).encode())
             remove(self.folder)
@@ -153,7 +152,7 @@ class Fit:
                 raise ValueError("was changed since it was kept: its digest is another one")
         for file in dict.fromkeys(kept.values()):
             with naming(repr(file)):
-                if sha256(inside(self.folder, file)) != sums[file]:
+                if checksums.of_file(inside(self.folder, file)) != sums[file]:
                     raise ValueError("was changed since it was kept: its sha256 is another one")
         return kept
 
@@ -202,8 +201,4 @@ def _copy(source: Path, file: Path, trainer: Any) -> None:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    return _short(json.dumps(record, sort_keys=True).encode())
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return checksums.of_json(record)[:16]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import lq_plugin
-from lq_plugin import cpu
+from lq_plugin import checksums, cpu
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.identity import tensors_digest
 from lq_plugin.scheme import as_dict
@@ -37,7 +36,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         content["statistics"] = tensors_digest(
             {f"{value}.{part}": tensor for value, parts in statistics.items() for part, tensor in parts.items()}
         )
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return checksums.of_json(content)
 
 
 @functools.cache

@@ -6,8 +6,6 @@ has at its first call in it, so each pass has an object of its own.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq_plugin import checksums
 from lq_plugin.errors import LqError, as_calibration_error, is_mistake
 from lq_plugin.graph.calibration import Calibration, Provenance, Recording
 from lq_plugin.graph.capture import Call
@@ -63,7 +62,7 @@ class ObservationPlan:
             "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
             **{name: value for name, value in as_dict(self.scheme).items() if name in _OF_SCHEME},
         }
-        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+        return checksums.of_json(options)[:16]
 
     def fits(self, calibration: Calibration | None, graph_digest: str) -> bool:
         """Whether a calibration is one of this graph and its weights, gathered the way that this plan says."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
+from lq_plugin import checksums
 from lq_plugin.report.manifest import Entry
-from lq_plugin.untrusted import opened, regular_file
+from lq_plugin.untrusted import naming, opened, regular_file
 
 LARGEST = 1 << 32  # bytes that are read of one run; a manifest may name files of any size, and sparse ones cost nothing
 MISSING = "missing"
@@ -51,19 +50,17 @@ def _difference(root: Path, folder: Path, sums: Mapping[str, str], size: int) ->
     links = [place for place in (folder, *folder.parents) if place.is_relative_to(root) and place.is_symlink()]
     if links:
         return f"{links[0].name} is a link; put the folder itself in its place"
-    name = folder.name
     try:
         found = 0
         for name in sums:
-            found += regular_file(folder / name).stat().st_size
+            with naming(name):
+                found += regular_file(folder / name).stat().st_size
         if found != size:
             return f"its files have {found} bytes, and {size} were measured"
         for name, expected in sums.items():
-            with opened(folder / name) as stream:
-                if hashlib.file_digest(cast(Any, stream), "sha256").hexdigest() != expected:
-                    return f"{name} has another sha256"
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
+            with naming(name), opened(folder / name) as stream:
+                if checksums.of_stream(stream) != expected:
+                    raise ValueError("has another sha256")
     except ValueError as error:
-        return f"{name} {error}"
+        return str(error)
     return None

@@ -320,7 +320,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit": (flipped, "model.onnx has another sha256"),
     "truncated": (lambda file: os.truncate(file, 100), "its files have 100 bytes, and"),
     "sparse": (lambda file: os.truncate(file, 1 << 40), "its files have 1099511627776 bytes, and"),
-    "gone": (Path.unlink, "model.onnx cannot be read (No such file or directory)"),
+    "gone": (Path.unlink, "model.onnx is missing"),
     "pipe": (endless, "model.onnx is not a regular file"),
     "link": (elsewhere, "model.onnx is a link; put the file itself in its place"),
     "linked folder": (folder_elsewhere, "onnx is a link; put the folder itself in its place"),

@@ -88,7 +88,7 @@ class StaticJob(Job):
     def _known(self, digest: str, store: Store) -> Calibration | None:
         """A calibration of the graph with this digest that was made before, wherever it is kept."""
         saved = (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
-        places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": store.calibrations()}
+        places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": store.calibrations(digest)}
         for place, calibrations in places.items():
             found = next((one for one in calibrations if self.plan.fits(one, digest)), None)
             if found is not None:

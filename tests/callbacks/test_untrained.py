@@ -88,7 +88,7 @@ class Training(Callback):
 
 
 def test_hooks_run_as_in_fit_and_other_callbacks_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str]
+    calls: list[str] = []
     for kind in (Recording, Static):
         monkeypatch.setattr(kind, "calls", calls, raising=False)
     static, model = Static(), Model()

@@ -1,4 +1,4 @@
-"""The folder of one finished fit: which job works on it, what is kept in it, and whether that is undamaged.
+"""One fit in the cache of finished fits: which job works on it, what is kept in it, and whether that is undamaged.
 
 It holds the checkpoints and ``fit.json``, which names them with their sha256 and has a digest of its own. This finds
 damage; it does not prove who wrote a file. Beside it is a store of what was made of these checkpoints.
@@ -29,13 +29,13 @@ from lq_plugin.untrusted import naming, read_json
 
 RECORD = "fit.json"
 LIVE = "live.ckpt"
-IGNORED = "fit.reuse=false ignores what is kept"
+IGNORED = "fit.reuse=false ignores the cache"
 _OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")  # in a checkpoint, to resume from it
 _HOLDER_LIMIT = 1 << 14
 
 
 class Fit:
-    """One fit, done or to be done.
+    """One fit, finished or still to be run.
 
     Args:
         folder: what is kept of it.
@@ -53,12 +53,12 @@ class Fit:
 
     @property
     def done(self) -> bool:
-        """Whether it was done to the end."""
+        """Whether it finished."""
         return (self.folder / RECORD).is_file()
 
     @contextmanager
     def claimed(self, run: str) -> Iterator[None]:
-        """Wait until no other job does this very fit, and keep the others waiting until it is done.
+        """Wait until no other job runs this very fit, and keep the others waiting until it is finished.
 
         Args:
             run: folder of this run, to be told to the others.
@@ -75,7 +75,7 @@ class Fit:
             self._release()
             raise ConfigError(
                 f"fit.folder: {str(self.folder.parent)!r} cannot be written to ({error}). Choose another folder, or "
-                "fit anew and keep nothing with fit.reuse=false."
+                "train without the cache: fit.reuse=false."
             ) from error
         try:
             yield
@@ -83,13 +83,13 @@ class Fit:
             self._release()
 
     def usable(self) -> bool:
-        """Whether it was done before and is undamaged; a damaged one is put aside. Ask while it is claimed."""
+        """Whether it is finished and undamaged; a damaged one is put aside. Ask while it is claimed."""
         if not os.path.lexists(self.folder):
             return False
         try:
             self._checkpoints = self._checked()
         except ValueError as error:
-            put_aside(self.folder, f"the fit kept in {self.folder}: {error}", "done anew", IGNORED)
+            put_aside(self.folder, f"the cached fit in {self.folder}: {error}", "run again", IGNORED)
             return False
         return True
 
@@ -158,7 +158,7 @@ class Fit:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            note(f"waiting for {self._who()}, which does the fit in {self.folder}; fit.reuse=false waits for nobody …")
+            note(f"waiting for {self._who()}, which runs the fit for {self.folder}; fit.reuse=false does not wait …")
             self._lock.acquire()
 
     def _release(self) -> None:
@@ -171,7 +171,7 @@ class Fit:
         try:
             told = read_json(self._holder, _HOLDER_LIMIT)
             return f"process {int(told['pid'])} on {told['host']!r} (run folder {told['run']!r})"
-        except (OSError, ValueError, TypeError, KeyError):  # it has not yet said so
+        except (OSError, ValueError, TypeError, KeyError):  # it has not written so yet
             return "another job"
 
     def _sweep(self) -> None:
@@ -184,7 +184,7 @@ class Fit:
                 try:
                     with FileLock(self.folder.parent / f"{name[1]}.lock").acquire(timeout=0):
                         remove(scratch)
-                except Timeout:  # that fit is just being kept
+                except Timeout:  # that fit is just being written
                     continue
 
 

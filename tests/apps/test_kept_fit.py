@@ -144,7 +144,7 @@ def test_a_damaged_fit_is_put_aside(damage: str, kept: Fit, said: Callable[[], s
     assert not usable(kept)
     told = said()
     assert re.search(message, told), told
-    assert f"the fit kept in {kept.folder}: " in told
+    assert f"the cached fit in {kept.folder}: " in told
     assert f"It was put aside as {NAME}.damaged" in told
     assert "fit.reuse=false" in told
     assert not kept.folder.exists()

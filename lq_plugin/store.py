@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -48,19 +48,22 @@ class Store:
         self._advice = advice
         self._used: set[Path] = set()
 
-    def calibrations(self) -> list[Calibration]:
-        """Return what was calibrated before; what is damaged is put aside."""
+    def take_calibration(self, fits: Callable[[Calibration], bool]) -> Calibration | None:
+        """Return a calibration that was made before and fits; what is damaged is put aside."""
         folder = self.folder / "calibrations"
         if folder.is_symlink():
             put_aside(folder, f"the calibrations kept in {folder}: it is a link", "made anew", self._advice)
-        found = []
         for file in sorted(folder.glob("*.pt")):
             try:
-                found.append(self._calibration(file))
+                calibration = self._calibration(file)
             except (CalibrationError, ValueError) as error:
                 what = f"the calibration kept in {file}: {error}"
                 put_aside(file, what, "made anew where it is needed", self._advice)
-        return found
+                continue
+            if fits(calibration):
+                self._use_calibration(file)
+                return calibration
+        return None
 
     def keep_calibration(self, calibration: Calibration) -> None:
         """Keep a calibration."""
@@ -71,8 +74,11 @@ class Store:
         with _noted(f"the calibration of {name}"):
             if not any(file.parent.glob(f"{name}-*.pt")):
                 write_whole(file, content.getvalue())
-                if not self._keeps_calibrations:
-                    self._used.add(file)
+                self._use_calibration(file)
+
+    def _use_calibration(self, file: Path) -> None:
+        if not self._keeps_calibrations:
+            self._used.add(file)
 
     def take_artifact(self, digest: str, path: Path) -> bool:
         """Put an artifact that was exported before at a path; whoever reads it there checks it.
@@ -117,7 +123,8 @@ class Store:
 
     def _left_behind(self) -> Iterator[Path]:
         now = time.time()
-        for path in (*self.folder.glob("artifacts/*"), *self.folder.glob("*/.*")):
+        of_one_run = ["artifacts/*"] if self._keeps_calibrations else ["artifacts/*", "calibrations/*"]
+        for path in (path for pattern in (*of_one_run, "*/.*") for path in self.folder.glob(pattern)):
             with suppress(OSError):  # another run was faster
                 if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else _STALE):
                     yield path

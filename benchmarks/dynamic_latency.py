@@ -28,7 +28,7 @@ import lq_plugin
 from lq_plugin.artifacts import onnx, openvino
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
-from lq_plugin.report.manifest import environment
+from lq_plugin.report.environment import environment
 
 HERE = Path(__file__).resolve().parent
 

@@ -18,7 +18,7 @@ from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.placement import Placement, place
+from lq_plugin.graph.placement import Placement, place_dynamic, place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
@@ -89,7 +89,11 @@ class StaticCandidate:
 
     def placed(self, runtime: str) -> Placement:
         """Return where quantize/dequantize pairs go for a runtime."""
-        return place(self.graph, self.scheme, runtime)
+        return self._placements[runtime]
+
+    @cached_property
+    def _placements(self) -> dict[str, Placement]:
+        return place_everywhere(self.graph, self.scheme)
 
     def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
@@ -107,7 +111,7 @@ class StaticCandidate:
                 f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with other skip "
                 "and only patterns; calibrate again."
             )
-        return convert(self.graph, placement, ranges, self.scheme)
+        return convert(self.graph, placement, ranges)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class DynamicCandidate:
     provenance: Provenance
     dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
+    _placements: dict[str, Placement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @cached_property
     def graph(self) -> Graph:
@@ -144,18 +149,20 @@ class DynamicCandidate:
 
     def placed(self, runtime: str) -> Placement:
         """Return where weights are integers for a runtime."""
-        return place(self.graph, swap.by_path(self.module, self.scheme), runtime)
+        if runtime not in self._placements:
+            self._placements[runtime] = place_dynamic(self.graph, swap.by_path(self.module, self.scheme), runtime)
+        return self._placements[runtime]
 
     def converted(self, runtime: str) -> Graph:
         """Return the graph with integer weights, for a runtime that quantizes what they are multiplied with itself."""
-        return convert(self.graph, self.placed(runtime), {}, self.scheme)
+        return convert(self.graph, self.placed(runtime), {})
 
     def with_integer_tables(self, runtime: str) -> Graph:
         """Return the float graph with embeddings alone as integers, for a runtime that does the rest itself."""
         placement = self.placed(runtime)
         tables = {name: op for name, op in placement.quantized.items() if op.op == "embedding"}
         weights = {name: placement.weights[name] for name in tables}
-        return convert(self.graph, replace(placement, quantized=tables, weights=weights), {}, self.scheme)
+        return convert(self.graph, replace(placement, quantized=tables, weights=weights), {})
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "static") -> Calibration:

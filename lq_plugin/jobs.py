@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
-from lq_plugin.errors import CalibrationError, LqError
+from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, uncalibrated
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
@@ -30,8 +30,7 @@ class Job(ABC):
         source: the target and its weights.
         options: the exact configuration as builtins, for the manifest.
         example: a call of the target that was seen; the first one in validation by default.
-        failure: why there can be no candidate, as far as it is known already.
-        failure_logged: whether that was said before training.
+        failure: why there can be no candidate, where that is known, and was said, already.
     """
 
     name: str
@@ -39,8 +38,7 @@ class Job(ABC):
     source: Source
     options: Mapping[str, Any]
     example: Call | None = None
-    failure: LqError | None = None
-    failure_logged: bool = False
+    failure: Exception | None = None
 
     def candidate(self, store: Store) -> Candidate:
         """Make the candidate.
@@ -51,8 +49,6 @@ class Job(ABC):
         Raises:
             LqError: there can be none.
         """
-        if self.failure is not None:
-            raise self.failure
         example = self.source.first_call() if self.example is None else self.example
         candidate = self._made(example, store)
         warn_of_random_forward(self.name, self.source.float_target, example)

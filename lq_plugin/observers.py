@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from lq_plugin.errors import ConfigError
+from lq_plugin.qparams import QuantSpec, scale_of, zero_point_of
 from lq_plugin.renamed import refuse_old
 
 Statistic = dict[str, Tensor]
 Range = tuple[float, float]  # lowest and highest value to represent
 _BINS = 4096
 _CLIP_STEPS = 100
+_SEARCHED = QuantSpec(signed=False)  # what a histogram's range is best for; int8 gives the same
 _FURTHEST = 2.0**110  # what is further from zero counts as this: float32 arithmetic on ranges and bins would overflow
 
 
@@ -201,11 +203,11 @@ def _occupied(statistic: Statistic) -> tuple[Tensor, Tensor, float, float]:
 
 
 def _least_error(centers: Tensor, counts: Tensor, ranges: Sequence[Range]) -> Range:
-    """The range with the least squared error over the histogram when its 256 levels are spread over it."""
-    bounds = torch.tensor([(min(low, 0.0), max(high, 0.0)) for low, high in ranges], dtype=torch.float64)
-    low, high = bounds[:, :1], bounds[:, 1:]
-    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
-    zero = (-low / scale).round()
-    represented = ((centers / scale + zero).round().clamp(0, 255) - zero) * scale
+    """The range with the least squared error over the histogram when the levels are spread over it."""
+    low, high = torch.tensor(ranges, dtype=torch.float64).hsplit(2)
+    scale = scale_of(low, high, _SEARCHED).clamp(min=torch.finfo(torch.float32).tiny)
+    zero = zero_point_of(low, scale, _SEARCHED)
+    levels = (centers / scale + zero).round().clamp(_SEARCHED.lowest, _SEARCHED.highest)
+    represented = (levels - zero) * scale
     errors = ((represented - centers) ** 2 * counts).sum(1)
     return ranges[int(errors.argmin())]

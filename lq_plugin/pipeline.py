@@ -18,13 +18,14 @@ from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, formats_of, read
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
-from lq_plugin.errors import ArtifactError, ConfigError, LqError, UnsupportedError
+from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.jobs import Job
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
+from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt, say
@@ -107,7 +108,7 @@ def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
         job.name: attempt(
             f"candidate {job.name!r} could not be made",
             partial(job.candidate, store),
-            expected=(LqError,) if job.failure_logged else (),
+            Step[None](error=job.failure),
         )
         for job in plan.jobs
     }
@@ -218,7 +219,7 @@ def _with_manifest(
         calibration={
             name: vars(step.result.provenance) for name, step in finished.candidates.items() if step.result is not None
         },
-        environment=manifest.environment(),
+        environment=environment(),
         seed=plan.seed,
         config=replace(plan.config, quantization={job.name: job.options for job in plan.jobs}),
     )

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lq_plugin import cpu
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.observers import OBSERVERS, Observer
+from lq_plugin.qparams import QuantSpec
 
-METHODS = ("static", "dynamic")
 DEFAULT_OBSERVER = "histogram"
 ACTIVATION_DTYPES = ("uint8", "int8")
 GRANULARITIES = ("per_channel", "per_tensor")
 TARGETS_CPU = ("this", "any", "vnni")
-# What dynamic kernels do and no option changes: they take the range of each batch themselves, as uint8.
-_FIXED_FOR_DYNAMIC = {
-    "observer": None,
-    "activation_dtype": "uint8",
-    "activation_symmetric": False,
-    "weight_symmetric": True,
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What a method does where a scheme does not say it, and what no scheme can change."""
+
+    observer: str | None
+    embeddings: bool
+    fixed: Mapping[str, Any]
+
+
+_METHODS: Mapping[str, _Method] = {
+    "static": _Method(observer=DEFAULT_OBSERVER, embeddings=True, fixed={}),
+    # Its kernels take the range of each batch themselves, as uint8.
+    "dynamic": _Method(
+        observer=None,
+        embeddings=False,
+        fixed={"observer": None, "activation_dtype": "uint8", "activation_symmetric": False, "weight_symmetric": True},
+    ),
 }
+METHODS = tuple(_METHODS)
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,9 @@ class Scheme:
             computed from each batch at run time, and nothing is calibrated.
         observer: how a range is taken from the values seen: a name of ``observers.OBSERVERS`` or an observer itself;
             ``"histogram"`` by default. Dynamic has none.
-        activation_dtype: ``"uint8"`` (fastest on x86) or ``"int8"``.
-        activation_symmetric: zero point in the middle of the range instead of where it fits best.
+        activation_dtype: ``"uint8"`` or ``"int8"``; by default what the kernels of each runtime want.
+        activation_symmetric: zero point in the middle of the range instead of where it fits best; by default as the
+            kernels of each runtime want it.
         weight_granularity: one scale for each output channel, or one for the tensor. Weights are int8.
         weight_symmetric: zero point 0 (fastest) instead of where it fits best.
         reduce_range: weights use 7 of their 8 bits. On x86 CPUs without VNNI, kernels add products in pairs in 16
@@ -57,8 +72,8 @@ class Scheme:
 
     method: str = "static"
     observer: Observer | str | None = None
-    activation_dtype: str = "uint8"
-    activation_symmetric: bool = False
+    activation_dtype: str | None = None
+    activation_symmetric: bool | None = None
     weight_granularity: str = "per_channel"
     weight_symmetric: bool = True
     reduce_range: bool | None = None
@@ -68,34 +83,39 @@ class Scheme:
     targets_cpu: str = "this"
 
     def __post_init__(self) -> None:
-        if self.method == "dynamic":
-            _check_dynamic(self)
-        else:
-            object.__setattr__(
-                self, "observer", _observer(DEFAULT_OBSERVER if self.observer is None else self.observer)
-            )
-        if self.embeddings is None:
-            object.__setattr__(self, "embeddings", self.method == "static")
         for field, allowed in (
             ("method", METHODS),
             ("activation_dtype", ACTIVATION_DTYPES),
             ("weight_granularity", GRANULARITIES),
             ("targets_cpu", TARGETS_CPU),
         ):
-            if getattr(self, field) not in allowed:
-                raise unknown_name(field, str(getattr(self, field)), allowed)
+            given = getattr(self, field)
+            if given not in allowed and not (field == "activation_dtype" and given is None):
+                raise unknown_name(field, str(given), allowed)
+        method = _METHODS[self.method]
+        _check_fixed(self, method.fixed)
+        if method.observer is not None:
+            object.__setattr__(self, "observer", _observer(method.observer if self.observer is None else self.observer))
+        if self.embeddings is None:
+            object.__setattr__(self, "embeddings", method.embeddings)
         if self.reduce_range is None:
             object.__setattr__(self, "reduce_range", _reduced_for(self.targets_cpu))
         for field in ("skip", "only"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
 
+    @property
+    def weights(self) -> QuantSpec:
+        """Which integers weights become."""
+        per_channel = self.weight_granularity == "per_channel"
+        return QuantSpec(7 if self.reduce_range else 8, symmetric=self.weight_symmetric, per_channel=per_channel)
 
-def _check_dynamic(scheme: Scheme) -> None:
-    for field, value in _FIXED_FOR_DYNAMIC.items():
-        if getattr(scheme, field) != value:
+
+def _check_fixed(scheme: Scheme, fixed: Mapping[str, Any]) -> None:
+    for field, value in fixed.items():
+        if getattr(scheme, field) not in (value, getattr(Scheme, field)):
             raise ConfigError(
-                f"{field}: {getattr(scheme, field)!r} is not available for dynamic quantization, whose kernels take "
-                "the range of each batch as uint8. Leave it out, or use method='static'."
+                f"{field}: {getattr(scheme, field)!r} is not available for {scheme.method} quantization, whose kernels "
+                "take the range of each batch as uint8. Leave it out, or use method='static'."
             )
 
 

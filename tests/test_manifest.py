@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from lq_plugin.report import manifest
+from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import SCHEMA_VERSION, Config, Entry, Fp32, Manifest
 
 FAILED = Entry("static", "static", "onnxruntime", "onnx", status="failed", error="why")
 
 
 def built(**changes: Any) -> Manifest:
-    return Manifest(artifacts=(FAILED,), environment=manifest.environment(), **changes)
+    return Manifest(artifacts=(FAILED,), environment=environment(), **changes)
 
 
 def test_a_failed_artifact_has_every_key_and_its_reason() -> None:
@@ -47,11 +48,11 @@ def test_a_manifest_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path
 
 
 def test_the_environment_names_what_was_used() -> None:
-    environment = built().to_json()["environment"]
-    assert environment["versions"].keys() >= {"python", "torch", "torchao", "lightning"}
-    assert isinstance(environment["cpu"], str)
-    assert isinstance(environment["isa"], list)
-    json.dumps(environment)
+    found = built().to_json()["environment"]
+    assert found["versions"].keys() >= {"python", "torch", "torchao", "lightning"}
+    assert isinstance(found["cpu"], str)
+    assert isinstance(found["isa"], list)
+    json.dumps(found)
 
 
 def test_what_a_killed_run_left_is_removed_when_a_manifest_is_written(tmp_path: Path) -> None:

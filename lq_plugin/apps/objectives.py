@@ -59,6 +59,6 @@ def check_directions(directions: Sequence[str] | str | None, names: Sequence[str
             more = "more" if better[name] == "max" else "less"
             metric = budget.metric if name == "metric" else name
             raise ConfigError(
-                f"hydra.sweeper.direction: {direction!r} for {name!r}, and {more} is better of {metric}. "
+                f"hydra.sweeper.direction: {direction!r} for {name!r}, but {more} {metric} is better. "
                 f"Give one of maximize, minimize for each of {list(names)}."
             )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lq_plugin.coverage import Coverage
 from lq_plugin.eager import swap
-from lq_plugin.eager.layers import KINDS, Tensors, misfits, put_together, quantized, resembling, taken_apart
+from lq_plugin.eager.layers import KINDS, Tensors, flatten, misfits, quantized, resembling, unflatten
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.untrusted import read_json
@@ -37,10 +37,8 @@ def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
     described: list[dict[str, Any]] = []
     tensors: Tensors = {}
     for number, layer in enumerate(found.chosen):
-        made = quantized(
-            layer.module, layer.kind, candidate.scheme.weight_granularity, bool(candidate.scheme.reduce_range)
-        )
-        options, parts = taken_apart(made, layer.kind)
+        made = quantized(layer.module, layer.kind, candidate.scheme.weights)
+        options, parts = flatten(made, layer.kind)
         described.append({"paths": list(layer.paths), "kind": layer.kind, "options": options})
         tensors |= {f"int8.{number}.{name}": tensor.contiguous() for name, tensor in parts.items()}
     rest, aliases = _rest(candidate.module, [path for layer in found.chosen for path in layer.paths])
@@ -72,7 +70,7 @@ def rebuild(folder: Path, factory: Callable[[], nn.Module]) -> nn.Module:
         parts = _below(f"int8.{number}.", tensors)
         _check(module, entry, parts)
         made[entry["paths"][0]] = resembling(
-            put_together(entry["kind"], entry["options"], parts), module.get_submodule(entry["paths"][0])
+            unflatten(entry["kind"], entry["options"], parts), module.get_submodule(entry["paths"][0])
         )
     _check_sharing(module, layers)
     around = swap.swapped(module, {path: nn.Identity() for path in made})

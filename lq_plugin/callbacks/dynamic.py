@@ -89,18 +89,17 @@ class DynamicQuantization(QuantizingCallback):
         try:
             swap.check_layers(resolve_target(pl_module, self.target), self.scheme)
         except UnsupportedError as error:
-            self.inability = error
+            self.failure = error
 
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Check, before training, that the target is called and that something in it can be quantized."""
-        if self.inability is None and _VALIDATION in self._examples:
+        if self.failure is None and _VALIDATION in self._examples:
             try:
                 self._check(pl_module)
             except Exception as error:
                 if is_mistake(error):
                     raise
-                self.inability = as_calibration_error(error)
-        super().on_sanity_check_end(trainer, pl_module)
+                self.failure = as_calibration_error(error)
 
     def _check(self, pl_module: Any) -> None:
         example = self._examples[_VALIDATION]
@@ -139,15 +138,14 @@ class DynamicQuantization(QuantizingCallback):
             source=source,
             options=self.options(),
             example=self._examples.get(_VALIDATION) or self._examples.get(_TRAINING),
-            failure=self.inability,
-            failure_logged=self.error is not None,
+            failure=self.failure,
             dynamic_dims=self.dynamic_dims,
         )
 
     def _remember_call(self, model: nn.Module, phase: str) -> None:
         """Remember the target's next call."""
         self._examples.setdefault(phase, None)
-        if self.error is not None:
+        if self.failure is not None:
             return
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -44,7 +44,7 @@ class Int8Evaluation(FinishingCallback):
 
     Attributes:
         manifest: the content of ``manifest.json`` after fit.
-        error: what kept every artifact from being evaluated or judged; ``None`` unless it is a mistake or failure.
+        error: why no artifact could be evaluated or judged, where that is a mistake or a failure; else ``None``.
 
     Raises:
         ConfigError: an unknown split, a budget where validation is not among the splits, or no

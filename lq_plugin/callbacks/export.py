@@ -19,7 +19,7 @@ from lq_plugin.report.manifest import Manifest
 class ArtifactExport(FinishingCallback):
     """Export every candidate when fit ends, to ``<folder of the run>/quantized/<candidate>/<format>``.
 
-    A format that fails is listed in the manifest with its reason; the others are made nevertheless.
+    A format that fails is listed in the manifest with its reason, and does not stop the others.
 
     Args:
         formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``. Dynamic candidates are exported as

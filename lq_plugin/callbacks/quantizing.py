@@ -12,7 +12,6 @@ from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks import ranks, sanity
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import LqError
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
@@ -20,6 +19,7 @@ from lq_plugin.names import check_distinct, check_name
 from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.scheme import Scheme, as_dict
 from lq_plugin.source import Source
+from lq_plugin.steps import reason_of
 from lq_plugin.targets import resolve_target
 
 
@@ -36,8 +36,7 @@ class QuantizingCallback(FinishingCallback):
 
     Attributes:
         candidate: what artifacts are made from; there after fit, and not in copies of this callback.
-        error: why there is no candidate.
-        inability: what the model cannot do, as far as it is known before training.
+        failure: why there can be no candidate, as far as it is known.
     """
 
     def __init__(
@@ -54,12 +53,16 @@ class QuantizingCallback(FinishingCallback):
         self.dynamic_dims = dict(dynamic_dims or {})
         self.scheme = scheme
         self.candidate: Candidate | None = None
-        self.error: str | None = None
-        self.inability: LqError | None = None
+        self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has: no graphs and modules, for not all of them can be pickled."""
         return super().__getstate__() | {"candidate": None}
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no candidate, as manifests record it."""
+        return None if self.failure is None else reason_of(self.failure)
 
     @property
     def state_key(self) -> str:
@@ -70,7 +73,7 @@ class QuantizingCallback(FinishingCallback):
         """Check what can be known before training."""
         if stage != "fit":
             return
-        self.candidate, self.error, self.inability = None, None, None
+        self.candidate = self.failure = None
         check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
@@ -81,15 +84,8 @@ class QuantizingCallback(FinishingCallback):
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
 
-    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
-        """Stop the run, before training, where the model allows no candidate at all; record where it allows others."""
-        self._decide(trainer)
-
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """The same, where there was no sanity check."""
-        self._decide(trainer)
-
-    def _decide(self, trainer: Any) -> None:
+        """Stop the run, before training, where the model allows no candidate at all; say where it allows others."""
         callbacks = quantizing(trainer)
         if callbacks[-1] is self:  # so every one has looked at the model
             sanity.decide(callbacks)
@@ -108,7 +104,7 @@ class QuantizingCallback(FinishingCallback):
     def receive(self, finished: Finished) -> None:
         """Take the candidate, or why there is none."""
         step = finished.candidates[self.name]
-        self.candidate, self.error = step.result, step.reason
+        self.candidate, self.failure = step.result, step.error
 
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""

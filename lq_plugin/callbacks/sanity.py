@@ -20,15 +20,15 @@ logger = logging.getLogger("lq_plugin")
 
 
 def decide(callbacks: Sequence[QuantizingCallback]) -> None:
-    """Record which candidates the model does not allow, and stop the run if it allows none.
+    """Say which candidates the model does not allow, and stop the run if it allows none.
 
     Args:
-        callbacks: all that make candidates, each with its ``inability`` if one is known.
+        callbacks: all that make candidates, each with its ``failure`` if one is known.
 
     Raises:
         LqError: why no candidate can be made, for every callback.
     """
-    unable = {callback.name: callback.inability for callback in callbacks if callback.inability is not None}
+    unable = {callback.name: callback.failure for callback in callbacks if callback.failure is not None}
     if len(unable) == len(callbacks):
         first, *others = unable.values()
         if not others:
@@ -36,7 +36,11 @@ def decide(callbacks: Sequence[QuantizingCallback]) -> None:
         reasons = " ".join(f"{name!r}: {error}" for name, error in unable.items())
         raise UnsupportedError(f"no callback of this Trainer can make a candidate of this model. {reasons}") from first
     for callback in callbacks:
-        if callback.inability is not None and callback.error is None:
-            callback.error = f"{type(callback.inability).__name__}: {callback.inability}"
-            text = "candidate %r of %s cannot be made; training goes on, and the other candidates are made. %s"
-            logger.warning(text, callback.name, type(callback).__name__, callback.error)
+        if callback.failure is not None:
+            say(callback)
+
+
+def say(callback: QuantizingCallback) -> None:
+    """Warn once of a candidate that cannot be made."""
+    text = "candidate %r of %s cannot be made; training goes on, and the other candidates are made. %s"
+    logger.warning(text, callback.name, type(callback).__name__, callback.error)

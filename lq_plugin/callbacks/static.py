@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from lq_plugin.callbacks import sanity
 from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.loaders import numbers_of_batches
@@ -38,8 +38,8 @@ class StaticQuantization(QuantizingCallback):
         seed: of the private generator that chooses the batches.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [2, 3]}``.
         observer: see :class:`~lq_plugin.Scheme`, as are all that follow.
-        activation_dtype: ``"uint8"`` or ``"int8"``.
-        activation_symmetric: zero point in the middle of the range.
+        activation_dtype: ``"uint8"`` or ``"int8"``; by default what the kernels of each runtime want.
+        activation_symmetric: zero point in the middle of the range; by default as those kernels want it.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
         weight_symmetric: zero point 0.
         reduce_range: weights use 7 bits; by default as ``targets_cpu`` says.
@@ -61,8 +61,8 @@ class StaticQuantization(QuantizingCallback):
         seed: int = 0,
         dynamic_dims: Mapping[str, Sequence[int]] | None = None,
         observer: Observer | str = DEFAULT_OBSERVER,
-        activation_dtype: str = Scheme.activation_dtype,
-        activation_symmetric: bool = Scheme.activation_symmetric,
+        activation_dtype: str | None = Scheme.activation_dtype,
+        activation_symmetric: bool | None = Scheme.activation_symmetric,
         weight_granularity: str = Scheme.weight_granularity,
         weight_symmetric: bool = Scheme.weight_symmetric,
         reduce_range: bool | None = Scheme.reduce_range,
@@ -93,8 +93,8 @@ class StaticQuantization(QuantizingCallback):
         self._track_anew()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: not the observation of now, which only the original may end."""
-        return super().__getstate__() | {"_tracked": copy.copy(self._tracked), "_observation": None}
+        """Return what a copy has: not the running observation, which only the original may end."""
+        return super().__getstate__() | {"_observation": None}
 
     def _track_anew(self) -> None:
         """Drop what belongs to one run of one model."""
@@ -123,9 +123,9 @@ class StaticQuantization(QuantizingCallback):
         super().on_train_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start to observe the target."""
+        """Start observing the target."""
         self._stop()  # a pass may have ended without a hook
-        if self.error is None and self.inability is None:
+        if self.failure is None:
             target, batches = resolve_target(pl_module, self.target), numbers_of_batches(trainer)
             self._observation = Observation(
                 self.plan, target, self._tracked, batches, trainer.world_size, trainer.sanity_checking
@@ -134,20 +134,23 @@ class StaticQuantization(QuantizingCallback):
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Tell the observation of the batch."""
+        """Count the batches of a pass."""
         if self._observation is not None:
             self._observation.next_batch(repeats_in(trainer.val_dataloaders, batch_idx, dataloader_idx))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Stop to observe, and keep the statistics of this pass."""
-        observation, calibration = self._observation, self._stop()
+        """Stop observing, and keep the statistics of this pass."""
+        known, observation, calibration = self.failure, self._observation, self._stop()
         if observation is not None:
-            self.inability = observation.failure
+            self.failure = observation.failure
         if not trainer.sanity_checking:
             self._merge(trainer, calibration)
+            if known is None and self.failure is not None and trainer.is_global_zero:
+                sanity.say(self)
         elif observation is not None and not observation.called:
-            message = never_called(pl_module, self.target, "validation_step", type(self).__name__)
-            self.inability = UnsupportedError(message)
+            self.failure = UnsupportedError(
+                never_called(pl_module, self.target, "validation_step", type(self).__name__)
+            )
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run breaks off."""
@@ -159,10 +162,10 @@ class StaticQuantization(QuantizingCallback):
 
     def _merge(self, trainer: Any, calibration: Calibration | None) -> None:
         """Keep what all processes observed in this pass, unless one of them failed."""
-        parts = _of_every_process(trainer, (calibration, "" if self.inability is None else str(self.inability)))
-        self.inability = self.inability or _failed_elsewhere(parts)
+        parts = _of_every_process(trainer, (calibration, "" if self.failure is None else str(self.failure)))
+        self.failure = self.failure or _failed_elsewhere(parts)
         found = [part for part, _ in parts if part is not None]
-        if found and self.inability is None:
+        if found and self.failure is None:
             self.calibration = merged(self.plan, found, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,8 +184,7 @@ class StaticQuantization(QuantizingCallback):
             source=source,
             options=self.options(),
             example=self._tracked.example,
-            failure=self.inability,
-            failure_logged=self.error is not None,
+            failure=self.failure,
             plan=self.plan,
             calibration=self.calibration,
         )

@@ -27,10 +27,11 @@ from torch.ao.quantization import (
     quantize_dynamic,
 )
 
+from lq_plugin.qparams import QuantSpec
+
 Tensors = dict[str, Tensor]
 _WEIGHTS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _PLAIN = (types.NoneType, bool, int, float, str)
-_SEVEN_BITS = 63
 _SCALE, _ZERO = ".scale", ".zero_point"
 
 
@@ -55,19 +56,20 @@ class Kind:
     build: Callable[[type[Any], Mapping[str, Any], Tensors], nn.Module]
 
 
-def quantized(layer: nn.Module, kind: str, granularity: str, reduce_range: bool = False) -> nn.Module:
+def quantized(layer: nn.Module, kind: str, weights: QuantSpec) -> nn.Module:
     """Return the INT8 form of a float layer, which is not changed.
 
     Args:
         layer: of the kind's class or of a subclass that inherits its forward.
         kind: a key of ``KINDS``.
-        granularity: ``"per_channel"`` or ``"per_tensor"``; tables always have a scale for each row.
-        reduce_range: weights use 7 of their 8 bits. Tables are not multiplied, and keep all 8.
+        weights: how many bits they have, and whether a scale for each channel. Tables always have one for each row,
+            and all 8 bits, for they are not multiplied.
     """
     chosen = KINDS[kind]
-    config: QConfig = per_channel_dynamic_qconfig if granularity == "per_channel" else default_dynamic_qconfig
-    if reduce_range:
-        config = config._replace(weight=config.weight.with_args(quant_min=-_SEVEN_BITS, quant_max=_SEVEN_BITS))
+    config: QConfig = per_channel_dynamic_qconfig if weights.per_channel else default_dynamic_qconfig
+    if weights.bits < 8:  # with 8, torch spreads its 256 levels, half a step wider than qparams.py does
+        limits = {"quant_min": weights.lowest, "quant_max": weights.highest}
+        config = config._replace(weight=config.weight.with_args(**limits))
     if kind.startswith("embedding"):
         config = float_qparams_weight_only_qconfig
     container = nn.Sequential(_plain(layer, chosen.float_class)).eval()
@@ -77,7 +79,7 @@ def quantized(layer: nn.Module, kind: str, granularity: str, reduce_range: bool 
     return container[0]
 
 
-def taken_apart(layer: nn.Module, kind: str) -> tuple[dict[str, Any], Tensors]:
+def flatten(layer: nn.Module, kind: str) -> tuple[dict[str, Any], Tensors]:
     """Return an INT8 layer's options and plain tensors: integers, float scales and biases.
 
     They are copies: scales that torch gives out refer to memory that goes with the layer.
@@ -98,8 +100,8 @@ def taken_apart(layer: nn.Module, kind: str) -> tuple[dict[str, Any], Tensors]:
     return {name: getattr(layer, name) for name in chosen.options}, tensors
 
 
-def put_together(kind: str, options: Mapping[str, Any], tensors: Tensors) -> nn.Module:
-    """Return the INT8 layer that :func:`taken_apart` took apart."""
+def unflatten(kind: str, options: Mapping[str, Any], tensors: Tensors) -> nn.Module:
+    """Return the INT8 layer that :func:`flatten` flattened."""
     chosen = KINDS[kind]
     with _packing():
         weights = {name: _requantized(name, tensors) for name in tensors if not name.endswith((_SCALE, _ZERO))}
@@ -126,7 +128,7 @@ def misfits(layer: nn.Module, kind: str, tensors: Tensors) -> list[str]:
     Args:
         layer: the float layer.
         kind: a key of ``KINDS``.
-        tensors: what :func:`put_together` would be given.
+        tensors: what :func:`unflatten` would be given.
     """
     table = kind.startswith("embedding")
     wanted: dict[str, tuple[torch.dtype, Sequence[tuple[int, ...]]]] = {}

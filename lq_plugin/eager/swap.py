@@ -19,6 +19,7 @@ from lq_plugin.graph.copying import detached_copy, module_names
 from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.padding import leave_fast_path
 from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.qparams import QuantSpec
 from lq_plugin.scheme import Scheme
 
 _ROUNDING = 1e-3  # of the largest value: far more than rounding makes, far less than a lost activation
@@ -246,7 +247,7 @@ def _change(
 
 def _stand_in(layer: Layer) -> nn.Module:
     """An INT8 layer that computes what the float one does."""
-    made = resembling(quantized(layer.module, layer.kind, "per_tensor"), layer.module)
+    made = resembling(quantized(layer.module, layer.kind, QuantSpec()), layer.module)
     made.forward = layer.module.forward
     return made
 

@@ -116,7 +116,7 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
         subject: what is compared.
         data: the batches of the splits.
         protocol: which splits and metrics, and how latency is measured.
-        note: told what is going on.
+        note: called with a line of text at each step.
     """
     labels = [entry.label for entry in subject.entries]
     timings: dict[str, Timing] = {}
@@ -171,7 +171,8 @@ def _measured(
     return replace(
         entry,
         latency_ms=_record(timing, timing.median, protocol.latency, inputs),
-        speedup=fp32.speedup(timing.median),
+        # Where eager torch could not be timed, the fastest runtime may be missing too.
+        speedup=fp32.speedup(timing.median) if EAGER in fp32.latency_ms else None,
         reload_max_difference=_reload_difference(module, inputs, timing),
     )
 

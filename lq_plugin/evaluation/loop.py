@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -20,6 +19,7 @@ from torch import nn
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.observation import Observation
 from lq_plugin.graph.repeats import repeats_in
+from lq_plugin.graph.torch_patches import process_group_hidden
 from lq_plugin.targets import Forward, replaced_forward, resolve_target
 
 SPLITS = ("validate", "test")
@@ -115,7 +115,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(random_state_kept())
-        stack.enter_context(alone())
+        stack.enter_context(process_group_hidden())
         if forward is not None:
             stack.enter_context(replaced_forward(resolve_target(module, target), forward))
         trainer = _trainer_class(model)(
@@ -169,20 +169,6 @@ class Observed(Callback):
     ) -> None:
         assert self.observation is not None
         self.observation.next_batch(repeats_in(trainer.val_dataloaders, batch_idx, dataloader_idx))
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Hide the process group: one process evaluates while the others wait, so nothing may talk to them."""
-    group = torch.distributed.group.WORLD if torch.distributed.is_available() else None
-    if group is None:
-        yield
-        return
-    torch.distributed.group.WORLD = None
-    try:
-        yield
-    finally:
-        torch.distributed.group.WORLD = group
 
 
 @contextmanager

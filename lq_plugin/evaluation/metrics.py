@@ -18,6 +18,7 @@ from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size, retyped
+from lq_plugin.graph.torch_patches import process_group_hidden
 from lq_plugin.targets import Forward, resolve_target
 
 SQNR_SAMPLES = 512
@@ -41,7 +42,7 @@ def evaluate(
     metrics: Mapping[str, Metric] | None = None,
     label: int | str = 1,
 ) -> dict[str, float]:
-    """Run a LightningModule's own loop with an artifact, reloaded from disk, in the place of its target.
+    """Run a LightningModule's own loop with an artifact, reloaded from disk, in place of its target.
 
     Args:
         model: the LightningModule; neither it nor the random state is changed.
@@ -76,7 +77,7 @@ def scores(
     metrics: Mapping[str, Metric] | None = None,
     label: int | str = 1,
 ) -> Scores:
-    """Evaluate ``model`` with ``module`` in the place of its target; see :func:`evaluate`.
+    """Evaluate ``model`` with ``module`` in place of its target; see :func:`evaluate`.
 
     The fidelity is measured on the first 512 samples, where the float target runs beside the artifact.
     """
@@ -97,7 +98,7 @@ def scores(
         return probe.output
 
     logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[loop.BatchEnd(probe.update)])
-    with loop.alone():
+    with process_group_hidden():
         return Scores(logged | probe.computed(), sqnr.compute().item() if seen else None)
 
 

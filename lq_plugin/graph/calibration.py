@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.placement import RUNTIMES, place
+from lq_plugin.graph.placement import place_everywhere
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.identity import weights_digest
 from lq_plugin.observers import Observer, Range, Statistic
@@ -113,7 +113,7 @@ class Recording:
             scheme: which observer, and what is skipped.
         """
         assert isinstance(scheme.observer, Observer)
-        values = {value for runtime in RUNTIMES for value in place(graph, scheme, runtime).scales.values()}
+        values = {value for placed in place_everywhere(graph, scheme).values() for value in placed.scales.values()}
         recorders: dict[str, _Recorder] = {}
         module = graph.module
         for node in list(module.graph.nodes):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from lq_plugin.graph import pt2e
 from lq_plugin.graph.folding import share_equal
@@ -16,7 +17,7 @@ from lq_plugin.graph.placement import Placement
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.noise import muted
 from lq_plugin.observers import Range
-from lq_plugin.scheme import Scheme
+from lq_plugin.qparams import QuantSpec, activation_qparams, weight_qparams
 
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed
@@ -28,20 +29,19 @@ _DEQUANTIZE = (
 )
 
 
-def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> Graph:
+def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range]) -> Graph:
     """Insert quantize/dequantize pairs and turn weights into integers.
 
     Args:
         graph: a folded graph; it is not changed.
-        placement: where the pairs go.
+        placement: where the pairs go, and which integers they make.
         ranges: lowest and highest value, by the names of ``placement.scales``'s values.
-        scheme: dtypes and granularity.
 
     Returns:
         A graph without the float weights that nothing uses any more.
     """
     with muted(), isolated():
-        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges, scheme))
+        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges))
         _observe_weights(prepared)
         converted = pt2e.convert_pt2e(prepared)
         _look_up_integers(converted)
@@ -53,9 +53,9 @@ def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range], sch
 class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
     """Annotates a graph as a placement says, with fixed scales for activations."""
 
-    def __init__(self, placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> None:
+    def __init__(self, placement: Placement, ranges: Mapping[str, Range]) -> None:
         super().__init__()
-        self.placement, self.ranges, self.scheme = placement, ranges, scheme
+        self.placement, self.ranges = placement, ranges
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         nodes = {node.name: node for node in model.graph.nodes}
@@ -63,7 +63,7 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
             inputs = {nodes[value]: self._activation(value) for value in self.placement.inputs.get(name, ())}
             if name in self.placement.weights:
                 weight, axis = self.placement.weights[name]
-                inputs[nodes[weight]] = _weight_spec(self.scheme, axis)
+                inputs[nodes[weight]] = self._weight(axis)
             output = self._activation(name) if name in self.placement.outputs else None
             nodes[name].meta["quantization_annotation"] = pt2e.QuantizationAnnotation(
                 input_qspec_map=inputs, output_qspec=output, _annotated=True
@@ -74,50 +74,45 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
         pass
 
     def _activation(self, value: str) -> pt2e.FixedQParamsQuantizationSpec:
-        scale, zero_point, lowest, highest = activation_qparams(self.ranges[self.placement.scales[value]], self.scheme)
+        spec = self.placement.activation_spec
+        scale, zero_point = activation_qparams(self.ranges[self.placement.scales[value]], spec)
+        limits = torch.iinfo(spec.dtype)  # where kernels saturate, whatever the levels
         return pt2e.FixedQParamsQuantizationSpec(
-            dtype=getattr(torch, self.scheme.activation_dtype),
+            dtype=spec.dtype,
             scale=scale,
             zero_point=zero_point,
-            quant_min=lowest,
-            quant_max=highest,
-            qscheme=torch.per_tensor_symmetric if self.scheme.activation_symmetric else torch.per_tensor_affine,
+            quant_min=limits.min,
+            quant_max=limits.max,
+            qscheme=torch.per_tensor_symmetric if spec.symmetric else torch.per_tensor_affine,
         )
 
-
-def activation_qparams(bounds: Range, scheme: Scheme) -> tuple[float, int, int, int]:
-    """Scale, zero point and the smallest and largest integer that represent a range; zero is always exact."""
-    lowest, highest = (0, 255) if scheme.activation_dtype == "uint8" else (-128, 127)
-    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
-    if scheme.activation_symmetric:
-        scale = max(-low, high) / 127
-        zero_point = lowest + 128
-    else:
-        scale = (high - low) / 255
-        zero_point = lowest + (round(-low / scale) if scale > 0 else 0)
-    smallest = torch.finfo(torch.float32).eps
-    return max(scale, smallest), min(max(zero_point, lowest), highest), lowest, highest
+    def _weight(self, axis: int) -> pt2e.QuantizationSpec:
+        spec = self.placement.weight_spec
+        return pt2e.QuantizationSpec(spec.dtype, _WeightObserver.with_args(spec=spec, axis=axis))
 
 
-def _weight_spec(scheme: Scheme, axis: int) -> pt2e.QuantizationSpec:
-    per_channel = scheme.weight_granularity == "per_channel"
-    highest = 63 if scheme.reduce_range else 127
-    kind = "symmetric" if scheme.weight_symmetric else "affine"
-    return pt2e.QuantizationSpec(
-        dtype=torch.int8,
-        observer_or_fake_quant_ctr=pt2e.PerChannelMinMaxObserver if per_channel else pt2e.MinMaxObserver,
-        quant_min=-highest if scheme.weight_symmetric else -highest - 1,
-        quant_max=highest,
-        qscheme=getattr(torch, f"{scheme.weight_granularity}_{kind}"),
-        ch_axis=axis if per_channel else None,
-    )
+class _WeightObserver(pt2e.ObserverBase):  # type: ignore[misc]
+    """Gives PT2E the scale and the zero point of a weight, of which it asks an observer."""
+
+    def __init__(self, spec: QuantSpec, axis: int, **_: Any) -> None:
+        super().__init__(spec.dtype)
+        self.spec, self.ch_axis, self.quant_min, self.quant_max = spec, axis, spec.lowest, spec.highest
+        self.qscheme = torch.per_channel_affine if spec.per_channel else torch.per_tensor_affine
+        self.qparams: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.qparams = weight_qparams(weight, self.spec, self.ch_axis)
+        return weight
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor] | None:
+        return self.qparams
 
 
 def _observe_weights(prepared: fx.GraphModule) -> None:
     for node in prepared.graph.nodes:
         if node.op == "call_module" and node.args and getattr(node.args[0], "op", None) == "get_attr":
             observer = prepared.get_submodule(node.target)
-            if isinstance(observer, pt2e.ObserverBase):
+            if isinstance(observer, _WeightObserver):
                 observer(attribute(prepared, node.args[0]))
 
 

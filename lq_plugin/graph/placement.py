@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -10,114 +10,39 @@ from torch import fx
 
 from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.errors import UnsupportedError
+from lq_plugin.errors import UnsupportedError, unknown_name
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import arguments, attribute, module_path, module_stack, operator_type
-from lq_plugin.graph.recurrent import OPERATORS as OPERATORS_OF_LAYERS
+from lq_plugin.graph.operators import (
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    MAX_POOLINGS,
+    OPERATOR_NAMES,
+    OPERATORS,
+    POINTWISE,
+    POOLINGS,
+    PRODUCTS,
+    QUANTIZATION_AGNOSTIC,
+    RECURRENT,
+    UNLISTED,
+    Operator,
+    operator_of,
+)
+from lq_plugin.qparams import QuantSpec
+from lq_plugin.runtimes import RUNTIMES, Runtime, activations
 from lq_plugin.scheme import Scheme
 
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Operator:
-    """How one operator is quantized.
-
-    Args:
-        name: the operator type, as users write it in ``op:conv2d``.
-        activations: positions of the arguments that are quantized as activations.
-        weight: position of the constant weight.
-        channel_axis: axis of the weight's output channels.
-    """
-
-    name: str
-    activations: tuple[int, ...] = (0,)
-    weight: int | None = None
-    channel_axis: int = 0
-
-
-CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-ELEMENTWISE = ("add", "mul", "cat")
-POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean")
-
-RECURRENT = ("lstm", "gru", "rnn")
-
-_OPERATORS: dict[Operator, tuple[object, ...]] = {
-    Operator("conv1d", weight=1): (aten.conv1d.default, aten.conv1d.padding),
-    Operator("conv2d", weight=1): (aten.conv2d.default, aten.conv2d.padding),
-    Operator("conv3d", weight=1): (aten.conv3d.default, aten.conv3d.padding),
-    Operator("conv_transpose1d", weight=1, channel_axis=1): (aten.conv_transpose1d.default,),
-    Operator("conv_transpose2d", weight=1, channel_axis=1): (aten.conv_transpose2d.input,),
-    Operator("conv_transpose3d", weight=1, channel_axis=1): (aten.conv_transpose3d.input,),
-    Operator("linear", weight=1): (aten.linear.default,),
-    Operator("matmul", (0, 1)): (aten.matmul.default, aten.mm.default),
-    Operator("addmm", (1,), weight=2, channel_axis=1): (aten.addmm.default,),
-    Operator("bmm", (0, 1)): (aten.bmm.default,),
-    Operator("embedding", (), weight=0): (aten.embedding.default,),
-    Operator("add", (0, 1)): (aten.add.Tensor,),
-    Operator("mul", (0, 1)): (aten.mul.Tensor,),
-    Operator("cat"): (aten.cat.default,),
-    Operator("avg_pool1d"): (aten.avg_pool1d.default,),
-    Operator("avg_pool2d"): (aten.avg_pool2d.default,),
-    Operator("avg_pool3d"): (aten.avg_pool3d.default,),
-    Operator("adaptive_avg_pool1d"): (aten.adaptive_avg_pool1d.default,),
-    Operator("adaptive_avg_pool2d"): (aten.adaptive_avg_pool2d.default,),
-    Operator("mean"): (aten.mean.dim,),
-    Operator("lstm", ()): (OPERATORS_OF_LAYERS["lstm"].default,),
-    Operator("gru", ()): (OPERATORS_OF_LAYERS["gru"].default,),
-    Operator("rnn", ()): (OPERATORS_OF_LAYERS["rnn"].default,),
-    Operator("max_pool1d"): (aten.max_pool1d.default,),
-    Operator("max_pool2d"): (aten.max_pool2d.default,),
-    Operator("max_pool3d"): (aten.max_pool3d.default,),
-}
-OPERATORS: dict[object, Operator] = {target: operator for operator, targets in _OPERATORS.items() for target in targets}
-OPERATOR_NAMES = tuple(operator.name for operator in _OPERATORS)
-
-# Products with a constant weight, and look-ups: what dynamic quantization covers wherever it is done.
-PRODUCTS = frozenset({"linear", "matmul", "addmm", "embedding"})
-
-# Activations a kernel can compute on its result before it is quantized. Others come out as float operators.
-CLIPPING = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
-POINTWISE = CLIPPING | {"hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu"}
-
-# Operators that hand values on unchanged: what leaves them has the scale of what went in.
-PASSING = frozenset(
-    "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone slice "
-    "select alias detach movedim narrow split unbind getitem chunk split_with_sizes max_pool1d max_pool2d max_pool3d "
-    "_to_copy dropout pixel_shuffle repeat roll upsample_nearest1d upsample_nearest2d upsample_nearest3d".split()
-)
-_UNLISTED = PASSING | frozenset("arange full zeros ones sym_size index_select constant_pad_nd pad".split())
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What one runtime needs for its INT8 kernels.
-
-    Args:
-        fuses: activations that its kernels compute on a convolution's result before quantizing it.
-        quantized_outputs: operators whose kernel is taken only when the result is quantized too.
-        dynamic: operators that it computes on integers with a scale from each batch.
-        dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
-    """
-
-    fuses: frozenset[str]
-    quantized_outputs: frozenset[str] = frozenset()
-    dynamic: frozenset[str] = frozenset()
-    dynamic_around_float_layers: bool = True
-
-
-RUNTIMES: dict[str, Rules] = {
-    "onnxruntime": Rules(CLIPPING, frozenset({*CONVOLUTIONS, *ELEMENTWISE, *POOLINGS}), PRODUCTS | {"lstm", "gru"}),
-    "openvino": Rules(POINTWISE, dynamic=PRODUCTS, dynamic_around_float_layers=False),
-    "torch": Rules(POINTWISE),
-}
+Chosen = dict[fx.Node, Operator]  # what is quantized, and how
+Refused = dict[fx.Node, str]  # what stays float, and why
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where quantize/dequantize pairs go in a folded graph, by the names of its nodes.
+    """Where quantize/dequantize pairs go in a folded graph, by the names of its nodes, and which integers they make.
 
     Args:
+        weight_spec: which integers weights become.
+        activation_spec: which integers activations become.
         inputs: for each quantized operator, the values quantized on their way in.
         weights: for each quantized operator with a weight, the weight's node and its channel axis.
         outputs: nodes whose result is quantized for all of its users.
@@ -126,6 +51,8 @@ class Placement:
         float_ops: what computes on floats and stays float.
     """
 
+    weight_spec: QuantSpec
+    activation_spec: QuantSpec
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     weights: dict[str, tuple[str, int]] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
@@ -134,82 +61,94 @@ class Placement:
     float_ops: tuple[FloatOp, ...] = ()
 
 
-def place(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
-    """Decide where quantize/dequantize pairs go for one runtime.
+def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = frozenset()) -> Placement:
+    """Decide where quantize/dequantize pairs go for one runtime, with scales that are fixed ahead of time.
 
     Args:
         graph: a folded graph.
-        scheme: what to skip.
+        scheme: what is quantized; ``skip`` and ``only`` are its user's patterns.
         runtime: a key of ``RUNTIMES``.
+        keep_float: names of operators (of the graph's nodes) that stay float besides.
 
     Raises:
         ConfigError: a pattern of the scheme matches nothing.
         UnsupportedError: nothing in the graph can be quantized.
     """
-    if scheme.method == "static":  # those of dynamic schemes are about layers, see eager/swap.py
-        check_patterns(graph, scheme)
+    check_patterns(graph, scheme)
+    nodes = graph.module.graph.nodes
+    if unknown := sorted(keep_float - {node.name for node in nodes}):
+        raise unknown_name("keep_float", unknown[0], [node.name for node in nodes])
+    convolutional = _convolutional_values(nodes)
+
+    def refusal(node: fx.Node, operator: Operator) -> str | None:
+        return (
+            patterns.exclusion(scheme, operator.name, module_stack(node))
+            or ("chosen to stay float" if node.name in keep_float else None)
+            or _of_its_constants(node, operator)
+            or _static_refusal(node, operator, convolutional)
+        )
+
+    chosen, refused = _choose(nodes, refusal)
+    if not any(o.weight is not None or o.name in ("matmul", "bmm") for o in chosen.values()):
+        raise _nothing_to_quantize(refused, "convolutions, linear layers, matrix products and embeddings")
     rules = RUNTIMES[runtime]
-    chosen, refused = _choose(graph.module.graph, scheme, rules)
-    _refuse_poor(chosen, refused, scheme, runtime)
-    inputs = {
-        node: () if scheme.method == "dynamic" else tuple(_activations(node, operator))
-        for node, operator in chosen.items()
-    }
+    inputs = {node: tuple(_activations(node, operator)) for node, operator in chosen.items()}
     outputs = {
         tail
         for node, operator in chosen.items()
         if operator.name in rules.quantized_outputs
         if not (tail := _chain(node, rules)[-1]).users or not all(tail in inputs.get(user, ()) for user in tail.users)
     }
-    fused = {tail for node in chosen for tail in _chain(node, rules)[1:]}
-    quantized_values = {value for values in inputs.values() for value in values} | outputs
+    values = {value for given in inputs.values() for value in given} | outputs
     return Placement(
-        inputs={node.name: tuple(value.name for value in values) for node, values in inputs.items()},
-        weights={
-            node.name: (arguments(node)[operator.weight].name, operator.channel_axis)
-            for node, operator in chosen.items()
-            if operator.weight is not None
-        },
+        scheme.weights,
+        activations(scheme, runtime),
+        inputs={node.name: tuple(value.name for value in given) for node, given in inputs.items()},
+        weights=_weights(chosen),
         outputs=frozenset(node.name for node in outputs),
-        scales={value.name: _origin(value).name for value in quantized_values},
-        quantized={node.name: QuantizedOp(display_name(node), operator.name) for node, operator in chosen.items()},
-        float_ops=tuple(
-            FloatOp(display_name(node), operator_type(node), reason)
-            for node, reason in refused.items()
-            if node not in fused
-        ),
+        scales={value.name: _origin(value).name for value in values},
+        quantized=_quantized(chosen),
+        float_ops=_float_ops(chosen, refused, rules),
     )
 
 
-def _choose(graph: fx.Graph, scheme: Scheme, rules: Rules) -> tuple[dict[fx.Node, Operator], dict[fx.Node, str]]:
-    """Say of everything that computes on floats how it is quantized, or why it stays float."""
-    chosen: dict[fx.Node, Operator] = {}
-    refused: dict[fx.Node, str] = {}
-    convolutional = _convolutional_values(graph)
-    for node in filter(_computes_on_floats, graph.nodes):
-        operator = _operator(node)
-        if operator is not None:
-            reason = _refusal(node, operator, scheme, rules, convolutional)
-            if reason is None:
-                chosen[node] = operator
-            else:
-                refused[node] = reason
-        elif operator_type(node) not in _UNLISTED:
-            refused[node] = _no_form(node)
-    return chosen, refused
+def place_everywhere(graph: Graph, scheme: Scheme, keep_float: Set[str] = frozenset()) -> dict[str, Placement]:
+    """Return a placement for each runtime, by its name; what checks a scheme against a graph. See :func:`place`."""
+    return {runtime: place(graph, scheme, runtime, keep_float) for runtime in RUNTIMES}
 
 
-def _refuse_poor(
-    chosen: Mapping[fx.Node, Operator], refused: Mapping[fx.Node, str], scheme: Scheme, runtime: str
-) -> None:
-    """Refuse a placement that leaves the heavy work float."""
-    if not any(o.weight is not None or o.name in ("matmul", "bmm", *RECURRENT) for o in chosen.values()):
-        raise UnsupportedError(_nothing_to_quantize(refused, scheme.method))
+def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
+    """Decide which weights become integers for a runtime that computes the scales of activations in every call.
+
+    Args:
+        graph: a folded graph.
+        scheme: what is quantized, with patterns that are about modules alone; see eager/swap.py.
+        runtime: a key of ``RUNTIMES``.
+
+    Raises:
+        UnsupportedError: nothing in the graph can be quantized, or what the runtime leaves float is not worth it.
+    """
+    rules = RUNTIMES[runtime]
+
+    def refusal(node: fx.Node, operator: Operator) -> str | None:
+        return patterns.exclusion(scheme, operator.name, module_stack(node)) or _dynamic_refusal(node, operator, rules)
+
+    chosen, refused = _choose(graph.module.graph.nodes, refusal)
+    if not any(o.weight is not None or o.name in RECURRENT for o in chosen.values()):
+        raise _nothing_to_quantize(refused, "linear layers and, where asked, embeddings")
     recurrent = [display_name(node) for node in refused if operator_type(node) in RECURRENT]
-    if scheme.method == "dynamic" and recurrent and not RUNTIMES[runtime].dynamic_around_float_layers:
+    if recurrent and not rules.dynamic_around_float_layers:
         raise UnsupportedError(
-            f"target: {recurrent} would stay float, for {runtime} has no INT8 form of recurrent layers."
+            f"target: {recurrent} would stay float, because {runtime} has no INT8 form of recurrent layers."
         )
+    return Placement(
+        scheme.weights,
+        activations(scheme, runtime),
+        inputs={node.name: () for node in chosen},
+        weights=_weights(chosen),
+        quantized=_quantized(chosen),
+        float_ops=_float_ops(chosen, refused, rules),
+    )
 
 
 def display_name(node: fx.Node) -> str:
@@ -229,19 +168,51 @@ def check_patterns(graph: Graph, scheme: Scheme) -> None:
     patterns.check_types(scheme, present, OPERATOR_NAMES)
 
 
-def _refusal(
-    node: fx.Node, operator: Operator, scheme: Scheme, rules: Rules, convolutional: Set[fx.Node]
-) -> str | None:
-    """Why an operator stays float, or ``None`` when it is quantized."""
-    excluded = patterns.exclusion(scheme, operator.name, module_stack(node))
-    if excluded is not None:
-        return excluded
-    if scheme.method == "dynamic" and operator.name in CONVOLUTIONS:
-        return "dynamic INT8 convolutions are slower than float ones"
+def _choose(nodes: Iterable[fx.Node], refusal: Callable[[fx.Node, Operator], str | None]) -> tuple[Chosen, Refused]:
+    """Say of everything that computes on floats how it is quantized, or why it stays float."""
+    chosen: Chosen = {}
+    refused: Refused = {}
+    for node in filter(_computes_on_floats, nodes):
+        operator = operator_of(node)
+        if operator is not None:
+            reason = refusal(node, operator)
+            if reason is None:
+                chosen[node] = operator
+            else:
+                refused[node] = reason
+        elif operator_type(node) not in UNLISTED:
+            refused[node] = _no_form(node)
+    return chosen, refused
+
+
+def _weights(chosen: Chosen) -> dict[str, tuple[str, int]]:
+    return {
+        node.name: (arguments(node)[operator.weight].name, operator.channel_axis)
+        for node, operator in chosen.items()
+        if operator.weight is not None
+    }
+
+
+def _quantized(chosen: Chosen) -> dict[str, QuantizedOp]:
+    return {node.name: QuantizedOp(display_name(node), operator.name) for node, operator in chosen.items()}
+
+
+def _float_ops(chosen: Chosen, refused: Refused, rules: Runtime) -> tuple[FloatOp, ...]:
+    """What stays float, but for activations that an INT8 kernel computes on its result."""
+    fused = {tail for node in chosen for tail in _chain(node, rules)[1:]}
+    left = {node: reason for node, reason in refused.items() if node not in fused}
+    return tuple(FloatOp(display_name(node), operator_type(node), reason) for node, reason in left.items())
+
+
+def _of_its_constants(node: fx.Node, operator: Operator) -> str | None:
     if (operator.weight is not None or operator.name in RECURRENT) and not _has_finite_constants(node):
         return "its weights hold nan or infinity"
-    if operator.name in RECURRENT or scheme.method == "dynamic":
-        return _dynamic_refusal(node, operator, scheme, rules)
+    return None
+
+
+def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Node]) -> str | None:
+    if operator.name in RECURRENT:
+        return "no static INT8 form of this operator"
     if operator.weight is not None and not _is_constant(node.args[operator.weight]):
         return "its weight is computed in the forward"
     if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
@@ -253,9 +224,11 @@ def _refusal(
     return policy(node, values, convolutional) if policy is not None else None
 
 
-def _dynamic_refusal(node: fx.Node, operator: Operator, scheme: Scheme, rules: Rules) -> str | None:
-    if scheme.method != "dynamic":
-        return "no static INT8 form of this operator"
+def _dynamic_refusal(node: fx.Node, operator: Operator, rules: Runtime) -> str | None:
+    if operator.name in CONVOLUTIONS:
+        return "dynamic INT8 convolutions are slower than float ones"
+    if reason := _of_its_constants(node, operator):
+        return reason
     if operator.name not in rules.dynamic:
         return "no dynamic INT8 form of this operator"
     if operator.name in PRODUCTS and (operator.weight is None or not _is_constant(node.args[operator.weight])):
@@ -263,16 +236,6 @@ def _dynamic_refusal(node: fx.Node, operator: Operator, scheme: Scheme, rules: R
     if _dtype(node) != torch.float32:
         return "it does not compute in float32"
     return None
-
-
-def _operator(node: fx.Node) -> Operator | None:
-    """How a node is quantized; a product with a constant matrix is like a linear layer."""
-    operator = OPERATORS.get(node.target)
-    if operator is not None and operator.name == "matmul" and _is_constant(node.args[1]):
-        weight = node.args[1]
-        if isinstance(weight, fx.Node) and weight.meta["val"].dim() == 2:
-            return Operator("matmul", weight=1, channel_axis=1)
-    return operator
 
 
 def _no_form(node: fx.Node) -> str:
@@ -302,21 +265,21 @@ _POLICIES: dict[str, Callable[[fx.Node, list[fx.Node], Set[fx.Node]], str | None
     "add": _sum_or_product,
     "mul": _sum_or_product,
     "cat": _between_convolutions,
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", *POOLINGS), _after_convolution),
+    **dict.fromkeys(MAX_POOLINGS | POOLINGS, _after_convolution),
 }
 
 
-def _convolutional_values(graph: fx.Graph) -> Set[fx.Node]:
+def _convolutional_values(nodes: Iterable[fx.Node]) -> Set[fx.Node]:
     """Values that come from a convolution through activations, poolings, sums and the like alone."""
     found: set[fx.Node] = set()
-    for node in graph.nodes:
+    for node in nodes:
         operator = OPERATORS.get(node.target)
         if operator is not None and operator.name in ELEMENTWISE:
             values = list(_activations(node, operator))
             moving = [value for value in values if not _is_constant(value)]
             policy = _POLICIES[operator.name]
             convolutional = moving[0] in found if len(moving) == 1 else policy(node, values, found) is None
-        elif operator_type(node) in POINTWISE | PASSING | set(POOLINGS):
+        elif operator_type(node) in POINTWISE | QUANTIZATION_AGNOSTIC | POOLINGS:
             convolutional = bool(node.args) and node.args[0] in found
         else:
             convolutional = operator is not None and operator.name in CONVOLUTIONS
@@ -333,7 +296,7 @@ def _activations(node: fx.Node, operator: Operator) -> Iterable[fx.Node]:
                 yield value
 
 
-def _chain(node: fx.Node, rules: Rules) -> list[fx.Node]:
+def _chain(node: fx.Node, rules: Runtime) -> list[fx.Node]:
     """An operator and the activations that its kernel computes on its result."""
     chain = [node]
     while len(chain[-1].users) == 1:
@@ -346,7 +309,7 @@ def _chain(node: fx.Node, rules: Rules) -> list[fx.Node]:
 
 def _origin(value: fx.Node) -> fx.Node:
     """The value whose range a value has: what went into the operators that only hand it on."""
-    while operator_type(value) in PASSING and value.op == "call_function" and _is_float(value.args[0]):
+    while operator_type(value) in QUANTIZATION_AGNOSTIC and value.op == "call_function" and _is_float(value.args[0]):
         value = value.args[0]  # type: ignore[assignment]
     return value
 
@@ -379,12 +342,9 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
     return first.dtype if isinstance(first, torch.Tensor) else None
 
 
-def _nothing_to_quantize(refused: Mapping[fx.Node, str], method: str) -> str:
+def _nothing_to_quantize(refused: Refused, allowed: str) -> UnsupportedError:
     reasons = "; ".join(f"{display_name(node)}: {reason}" for node, reason in list(refused.items())[:5])
-    allowed = "convolutions, linear layers, matrix products and embeddings"
-    if method == "dynamic":
-        allowed = "linear layers and, where asked, embeddings"
-    return (
+    return UnsupportedError(
         f"target: nothing in it can be quantized. Quantizable are {allowed}. It has: "
         f"{reasons or 'no operator on float tensors'}. Choose another target, or relax skip and only."
     )

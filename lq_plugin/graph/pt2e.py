@@ -5,8 +5,7 @@ from __future__ import annotations
 from lq_plugin.noise import muted
 
 with muted():
-    from torchao.quantization.pt2e import PerChannelMinMaxObserver
-    from torchao.quantization.pt2e.observer import MinMaxObserver, ObserverBase
+    from torchao.quantization.pt2e.observer import ObserverBase
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import (
         FixedQParamsQuantizationSpec,
@@ -17,9 +16,7 @@ with muted():
 
 __all__ = [
     "FixedQParamsQuantizationSpec",
-    "MinMaxObserver",
     "ObserverBase",
-    "PerChannelMinMaxObserver",
     "QuantizationAnnotation",
     "QuantizationSpec",
     "Quantizer",

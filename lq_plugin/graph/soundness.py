@@ -20,10 +20,11 @@ from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import module_path
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.observers import Observer, Range
+from lq_plugin.qparams import QuantSpec
 from lq_plugin.scheme import Scheme
 
 WIDEST = 1e30  # float32 ends at 3.4e38, and the square of this is beyond it
-_LEVELS = 255
+_STEPS = QuantSpec().steps
 _SHOWN = 5
 _TOLERANCE = 1e-4  # of the largest value: kernels that sum in another order each time are below it
 
@@ -82,10 +83,10 @@ def warn_of_random_forward(name: str, target: nn.Module, example: Call) -> None:
 def _degenerate(extremes: Range) -> str | None:
     low, high = extremes
     if not max(high, 0.0) - min(low, 0.0) <= WIDEST:
-        return f"spans {low:.3g} to {high:.3g}, so all that is below {WIDEST / _LEVELS:.0e} becomes 0"
+        return f"spans {low:.3g} to {high:.3g}, so all that is below {WIDEST / _STEPS:.0e} becomes 0"
     if max(abs(low), abs(high)) < 1 / WIDEST:  # a histogram's narrowest bin is wider than 0
         return "was 0, nan or infinite in every batch"
-    if high - low < (max(high, 0.0) - min(low, 0.0)) / _LEVELS:
+    if high - low < (max(high, 0.0) - min(low, 0.0)) / _STEPS:
         return f"was constant ({high:.3g}) in every batch"
     return None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lq_plugin.report.manifest import EAGER, Entry, Fp32, LatencyRecord, Manifest, Speedup, reckoned
+from lq_plugin.report.manifest import EAGER, Entry, Fp32, LatencyRecord, Manifest, Speedup, computable
 from lq_plugin.selection import Budget
 
 FP32 = "fp32"
@@ -93,7 +93,7 @@ class Row:
     @property
     def accuracy(self) -> float | None:
         """What to minimize: the budget's metric in its direction; where that is unknown, how far it is from FP32."""
-        value = reckoned(self.entry.metrics.get(self.budget.metric or ""))
+        value = computable(self.entry.metrics.get(self.budget.metric or ""))
         if value is None or self.budget.mode is None:
             return self.entry.drop(Budget(self.budget.metric))
         return -value if self.budget.mode == "max" else value

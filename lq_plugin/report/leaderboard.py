@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from lq_plugin.report import page
 from lq_plugin.report.board import Leaderboard, Row, columns
 from lq_plugin.report.decoder import encode
 from lq_plugin.report.files import MISSING
-from lq_plugin.report.manifest import LONGEST_VALUE, replace_file
+from lq_plugin.report.limits import LONGEST_VALUE
+from lq_plugin.report.manifest import replace_file
 from lq_plugin.report.runs import find, flat, read
 
 FILE = "leaderboard"
@@ -73,7 +74,7 @@ def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
         The page, ``leaderboard.html``.
 
     Raises:
-        MissingExtraError: the page needs jinja2; the other two files are written all the same.
+        MissingExtraError: the page needs jinja2; the other two files are written first.
     """
     base = Path(out) / FILE
     base.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
         "schema_version": SCHEMA_VERSION,
         "artifacts": [columns(row) for row in board.artifacts],
         "fp32": [columns(row) for row in board.fp32],
-        "failed": [asdict(job) for job in board.failed],
+        "failed": board.failed,
         "notes": board.notes,
     }
     replace_file(base.with_suffix(".json"), json.dumps(encode(content), indent=1, allow_nan=False))
@@ -136,14 +137,14 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     if len(models) > 1:
         yield f"The runs are of different models: {', '.join(sorted(models))}. Each drop is from the run's own FP32."
     for metric in sorted({row.budget.metric for row in timed if row.budget.metric and row.budget.mode is None}):
-        yield f"Whether more or less {metric} is better is not known, so every difference from FP32 counts as a drop."
+        yield f"It is not known whether more or less {metric} is better: every difference from FP32 counts as a drop."
     for row in timed:
         if row.winner and row.entry.slower_than_fp32:
             yield f"The winner {row.label} of run {row.run} is slower than the fastest FP32 runtime."
     missing = [f"{row.label} of run {row.run}" for row in rows if row.files == MISSING]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        yield f"Only figures are there of {len(missing)} artifacts, whose files are gone: {named}."
+        yield f"The files of {len(missing)} artifacts are gone, and only their figures are left: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
 
@@ -151,7 +152,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 def _hidden(folders: Sequence[Path]) -> Iterator[str]:
     if folders:
         named = ", ".join(map(plain, folders[:3])) + (", …" if len(folders) > 3 else "")
-        yield f"What could not be looked into may hold more runs, {len(folders)} folders: {named}."
+        yield f"{len(folders)} folders cannot be read, and may hold more runs: {named}."
 
 
 def _csv(rows: Sequence[Row]) -> str:

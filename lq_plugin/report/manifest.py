@@ -6,27 +6,31 @@ Lightning.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lq_plugin import cpu
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.report.decoder import (
-    LONGEST_NAME,
-    REQUIRED,
+from lq_plugin.report.decoder import REQUIRED, decode, encode
+from lq_plugin.report.limits import (
+    Below,
     ContentError,
+    Count,
+    FileName,
+    Milliseconds,
+    Name,
+    Ratio,
+    Sha256,
+    Size,
+    Table,
+    Version,
+    WeightsSize,
     check_tree,
-    decode,
-    encode,
+    few_options,
     is_a,
-    is_below,
     not_many,
     number,
     one_of,
@@ -35,52 +39,18 @@ from lq_plugin.selection import MODES, Budget
 from lq_plugin.untrusted import read_json
 
 if TYPE_CHECKING:
-    from lq_plugin.artifacts.base import Artifact
+    from lq_plugin.artifacts.description import Artifact
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "over_budget", "not_evaluated", "failed", "unsupported")
 EAGER = "torch"  # the runtime that FP32 is measured on in any case
-LONGEST_VALUE = 1000  # characters of an option that are shown
-OPTIONS_LIMIT = 1 << 18  # characters of all options together, which stand in every row
-_RECKONED = (1e-100, 1e100)  # sizes of numbers whose differences and quotients fit a float
-_CORE = ("lq_plugin", "torch", "torchao", "lightning", "torchmetrics")
-
-
-def _check_options(value: Any, where: str) -> None:
-    length, waiting = 0, [(value, 0)] if isinstance(value, Mapping) else []  # and the length of the key before each
-    while waiting:
-        mapping, before = waiting.pop()
-        for key, item in mapping.items():
-            if isinstance(item, Mapping):
-                waiting.append((item, before + len(key) + 1))
-            else:
-                length += before + len(key) + min(len(str(item)), LONGEST_VALUE)
-        if length > OPTIONS_LIMIT:
-            raise ContentError(f"{where} takes more than {OPTIONS_LIMIT} characters as a list of options")
+_COMPUTABLE = (1e-100, 1e100)  # sizes of numbers whose differences and quotients fit a float
 
 
 def _check_budget(value: Any, where: str) -> None:
     if value is not None:
         decode(_ResolvedBudget, value, where)
-
-
-T = TypeVar("T")
-Table = Annotated[Mapping[str, T], not_many]
-Name = Annotated[
-    str, is_a(f"a name of up to {LONGEST_NAME} characters", lambda v: isinstance(v, str) and len(v) <= LONGEST_NAME)
-]
-FileName = Annotated[str, is_a("the name of a file", lambda value: is_below(value) and "/" not in value)]
-Below = Annotated[
-    str, is_a("a path below the manifest's folder", lambda v: isinstance(v, str) and len(v) < 1024 and is_below(v))
-]
-Sha256 = Annotated[str, is_a("a sha256", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None)]
-Version = Annotated[int, is_a("a version, such as 1", number(1, 2**31, int))]
-Size = Annotated[int, is_a("a number of bytes", number(1, 2**63, int))]
-WeightsSize = Annotated[int, is_a("a number of bytes", number(0, 2**63, int))]  # a model without weights takes none
-Count = Annotated[int, is_a("a number of things", number(1, 2**31, int))]
-Milliseconds = Annotated[float, is_a("a duration in milliseconds, above 0", number(1e-9, 1e12))]
-Ratio = Annotated[float, is_a("a ratio, above 0", number(1e-24, 1e24))]
 
 
 @dataclass(frozen=True)
@@ -135,11 +105,10 @@ class Fp32:
         """The latency of the runtime that is fastest with it."""
         return min(self.latency_ms.values(), default=None)
 
-    def speedup(self, median: float) -> Speedup | None:
-        """Return how many times as fast a call is; ``None`` unless FP32 was timed in eager torch, and so everywhere."""
-        if self.best is None or EAGER not in self.latency_ms:
-            return None
-        return Speedup(self.latency_ms[EAGER] / median, self.best / median)
+    def speedup(self, median: float) -> Speedup:
+        """Return how many times as fast a call of so many milliseconds is."""
+        eager, best = self.latency_ms.get(EAGER), self.best
+        return Speedup(eager and eager / median, best and best / median)
 
 
 @dataclass(frozen=True)
@@ -217,8 +186,8 @@ class Entry:
 
     def drop(self, budget: Budget) -> float | None:
         """Return the drop of a budget's metric, in the budget's terms; ``None`` where that is no number."""
-        value, change = (reckoned(of.get(budget.metric or "")) for of in (self.metrics, self.delta))
-        return None if value is None or change is None else reckoned(budget.drop(value - change, value))
+        value, change = (computable(of.get(budget.metric or "")) for of in (self.metrics, self.delta))
+        return None if value is None or change is None else computable(budget.drop(value - change, value))
 
     def exported(self, artifact: Artifact, root: Path) -> Entry:
         """Return it with what its artifact is.
@@ -301,7 +270,7 @@ class Manifest:
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     environment: Environment
     seed: int | None = None
-    config: Annotated[Config, _check_options, REQUIRED] = field(default_factory=Config)
+    config: Annotated[Config, few_options, REQUIRED] = field(default_factory=Config)
 
     @property
     def chosen(self) -> Entry | None:
@@ -339,9 +308,9 @@ class _Versioned:
     schema_version: Version
 
 
-def reckoned(value: float | None) -> float | None:
-    """Return a figure whose differences and quotients are finite; ``None`` for nan, infinity and what comes near it."""
-    smallest, largest = _RECKONED
+def computable(value: float | None) -> float | None:
+    """Return a figure to compute with; ``None`` for nan, infinity, and what is too large or small for its quotients."""
+    smallest, largest = _COMPUTABLE
     return value if value is not None and (value == 0 or smallest <= abs(value) <= largest) else None
 
 
@@ -376,25 +345,3 @@ def replace_file(file: Path, text: str) -> Path:
     except OSError:  # a full disk has no place for half a file either
         scratch.unlink(missing_ok=True)
         raise
-
-
-def environment() -> Environment:
-    """Return what this process works with."""
-    import torch  # neither is needed to read manifests
-
-    from lq_plugin.artifacts.base import FORMATS
-
-    versions = {"python": platform.python_version()}
-    for package in dict.fromkeys((*_CORE, *(package for made in FORMATS.values() for package in made.packages))):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return Environment(
-        versions=versions,
-        cpu=cpu.name(),
-        cores=os.cpu_count(),
-        threads=torch.get_num_threads(),
-        isa=tuple(cpu.isa()),
-        platform=platform.platform(),
-    )

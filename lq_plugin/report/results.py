@@ -48,16 +48,16 @@ def find_results(trainer_or_folder: Any) -> list[Results]:
             ``quantized``, or any folder above several runs. Links are not followed.
 
     Raises:
-        ConfigError: nothing is there, or nothing that can be read; it names where was looked.
+        ConfigError: nothing was found, or nothing that can be read; the message names the places searched.
     """
     for folders in _places(trainer_or_folder):
         files = {file.resolve() for folder in folders for file in _manifests(folder)}
         if files:
             return _read(sorted(files, key=_written, reverse=True))
-    looked = ", ".join(dict.fromkeys(str(folder) for folders in _places(trainer_or_folder) for folder in folders))
+    searched = ", ".join(dict.fromkeys(str(folder) for folders in _places(trainer_or_folder) for folder in folders))
     raise ConfigError(
-        f"trainer_or_folder: no run has left a {QUANTIZED}/{manifest.FILE} in {looked}. ArtifactExport writes it when "
-        "fit ends: add ArtifactExport() to the callbacks, or give the folder that it wrote to."
+        f"trainer_or_folder: no run has left a {QUANTIZED}/{manifest.FILE} in {searched}. ArtifactExport writes it "
+        "when fit ends: add ArtifactExport() to the callbacks, or give the folder that it wrote to."
     )
 
 

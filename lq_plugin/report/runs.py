@@ -15,8 +15,8 @@ from lq_plugin.errors import ConfigError
 from lq_plugin.printing import line, plain
 from lq_plugin.report import files, manifest
 from lq_plugin.report.board import Failed, Row, reference
-from lq_plugin.report.decoder import ContentError
-from lq_plugin.report.manifest import Config, Manifest, reckoned
+from lq_plugin.report.limits import ContentError
+from lq_plugin.report.manifest import Config, Manifest, computable
 from lq_plugin.untrusted import read_bytes, read_json
 
 FAILURE = "failure.json"
@@ -199,7 +199,7 @@ def _rows(run: str, overrides: tuple[str, ...], content: Manifest, folder: Path)
     for entry, (state, wrong) in zip(content.artifacts, files.compared(folder, content.artifacts), strict=True):
         status = "failed" if state == files.CHANGED else entry.status
         error = " ".join(filter(None, (entry.error, wrong))) or None
-        shown = replace(entry, status=status, error=error, sqnr_db=reckoned(entry.sqnr_db))
+        shown = replace(entry, status=status, error=error, sqnr_db=computable(entry.sqnr_db))
         yield Row(run, overrides, content, shown, batch_size, threads, files=state)
 
 

@@ -59,9 +59,9 @@ def _cost(manifest: Manifest) -> Table:
         table.add_section()
         for runtime, latency in fp32.latency_ms.items():
             size = _megabytes(fp32.size_bytes) if runtime == EAGER else ""
-            speedup = fp32.speedup(latency) or Speedup()
+            ratio = _ratio(fp32.speedup(latency).vs_torch_fp32)
             fastest = "fastest FP32" if latency == fp32.best else ""
-            add_row(table, f"FP32 {runtime}", "", size, f"{latency:.3f}", _ratio(speedup.vs_torch_fp32), "", fastest)
+            add_row(table, f"FP32 {runtime}", "", size, f"{latency:.3f}", ratio, "", fastest)
         for entry in entries:
             selected = ", selected" if entry.label == manifest.selected else ""
             add_row(table, entry.label, *_measures(entry), entry.status + selected)
@@ -84,7 +84,7 @@ def _problems(manifest: Manifest) -> list[str]:
     for entry in manifest.artifacts:
         if entry.error:
             reasons.setdefault(entry.error, []).append(entry.label)
-    # Whole they were logged when they happened, and stand in the manifest.
+    # The first line of each: all of it was logged when it happened, and is in the manifest.
     lines = [f"{', '.join(labels)}: {brief(error)}" for error, labels in reasons.items()]
     groups = _groups(manifest)
     for fp32, _ in groups:

@@ -62,8 +62,8 @@ def test_directions_that_lead_to_the_better(directions: Any) -> None:
 @pytest.mark.parametrize(
     ("directions", "said"),
     [
-        ("minimize", "'minimize' for 'metric', and more is better of val/acc"),
-        (["maximize", "maximize"], "'maximize' for 'latency_ms', and less is better of latency_ms"),
+        ("minimize", "'minimize' for 'metric', but more val/acc is better"),
+        (["maximize", "maximize"], "'maximize' for 'latency_ms', but less latency_ms is better"),
     ],
 )
 def test_directions_that_lead_to_the_worse_are_refused(directions: Any, said: str) -> None:

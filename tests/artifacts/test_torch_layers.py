@@ -180,8 +180,7 @@ def candidate_of(model: nn.Module, call: tuple[Any, ...]) -> DynamicCandidate:
 
 def in_memory(candidate: DynamicCandidate) -> nn.Module:
     chosen = swap.survey(candidate.module, candidate.example, candidate.scheme).chosen
-    granularity = candidate.scheme.weight_granularity
-    made = {layer.paths[0]: quantized(layer.module, layer.kind, granularity) for layer in chosen}
+    made = {layer.paths[0]: quantized(layer.module, layer.kind, candidate.scheme.weights) for layer in chosen}
     return swap.swapped(candidate.module, made)
 
 

@@ -220,6 +220,22 @@ def test_the_forward_is_given_back_after_an_exception(tmp_path: Path) -> None:
     assert callback.candidate is not None
 
 
+def test_after_a_failure_nothing_is_observed_any_more(tmp_path: Path) -> None:
+    tries: list[Tensor] = []
+
+    class Broken(MinMaxObserver):
+        def update(self, statistic: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+            tries.append(values)
+            raise ZeroDivisionError("in the observer")
+
+    callback, watch = StaticQuantization(observer=Broken()), Watch()
+    fit(tmp_path, Line(), callback, watch, data=Numbers(), max_epochs=2, enable_checkpointing=False)
+    assert len(tries) == 1
+    assert sum(shadowed for _, _, shadowed in watch.notes) == 7  # two batches of the sanity check, five of one pass
+    assert callback.error == "CalibrationError: calibration: in the observer"
+    assert callback.calibration is None
+
+
 def test_a_forward_that_the_user_put_on_the_instance_stays(tmp_path: Path) -> None:
     model = Line()
     own = model.forward

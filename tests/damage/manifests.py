@@ -22,6 +22,7 @@ from rich.console import Console
 from lq_plugin.apps.report import show
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.report import manifest
+from lq_plugin.report.environment import environment
 from lq_plugin.report.leaderboard import leaderboard, save
 from lq_plugin.report.manifest import Config, Entry, Fp32, LatencyRecord, Manifest, Speedup
 from lq_plugin.selection import Budget
@@ -123,7 +124,7 @@ def good() -> dict[str, Any]:
         selected="static/onnx",
         budget=Budget("val/acc", 0.1, relative=True, mode="max"),
         calibration={"static": {"checkpoint": "a.ckpt", "samples": 48}},
-        environment=manifest.environment(),
+        environment=environment(),
         seed=0,
         config=Config(quantization={"static": {"skip": ["op:add"]}}, run={"model": {"_target_": "m.Net", "width": 8}}),
     )

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
-from lq_plugin.eager.layers import KINDS, misfits, put_together, quantized, taken_apart, unfit_call
+from lq_plugin.eager.layers import KINDS, flatten, misfits, quantized, unfit_call, unflatten
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.qparams import QuantSpec
 
 X, IDS = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12).view(3, 4) % 10
 BOTH = {"bidirectional": True, "num_layers": 2, "batch_first": True, "dropout": 0.3}
@@ -48,22 +49,22 @@ def test_every_kind_is_tried() -> None:
     assert {kind for kind, _, _ in LAYERS.values()} == set(KINDS)
 
 
-@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize(("kind", "layer", "call"), LAYERS.values(), ids=LAYERS)
 def test_a_layer_is_close_to_float_and_the_same_from_plain_tensors(
-    kind: str, layer: nn.Module, call: tuple[Any, ...], granularity: str
+    kind: str, layer: nn.Module, call: tuple[Any, ...], per_channel: bool
 ) -> None:
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    int8 = quantized(layer.eval(), kind, granularity)
-    options, tensors = taken_apart(int8, kind)
+    int8 = quantized(layer.eval(), kind, QuantSpec(per_channel=per_channel))
+    options, tensors = flatten(int8, kind)
     assert misfits(layer, kind, tensors) == []
-    again = put_together(kind, options, tensors)
+    again = unflatten(kind, options, tensors)
     assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
     assert {t.dtype for t in tensors.values()} <= {torch.int8, torch.uint8, torch.float32}
     assert {type(value) for value in options.values()} <= {int, bool, str}
     weights = [name for name, tensor in tensors.items() if tensor.dtype in (torch.int8, torch.uint8)]
     assert weights
-    per_row = granularity == "per_channel" or kind.startswith("embedding")
+    per_row = per_channel or kind.startswith("embedding")
     assert all(tensors[f"{name}.scale"].dim() == per_row for name in weights)
     sqnr = SignalToQuantizationNoise()
     with torch.no_grad():
@@ -80,17 +81,17 @@ def test_a_scale_for_each_channel_helps_where_rows_are_uneven() -> None:
     with torch.no_grad():
         layer.weight_ih_l0 *= torch.logspace(-2, 1, 64).unsqueeze(1)
     found = {}
-    for granularity in ("per_channel", "per_tensor"):
+    for per_channel in (True, False):
         sqnr = SignalToQuantizationNoise()
         with torch.no_grad():
-            sqnr.update(quantized(layer, "lstm", granularity)(X)[0], layer(X)[0])
-        found[granularity] = sqnr.compute()
-    assert found["per_channel"] > found["per_tensor"] + 3
+            sqnr.update(quantized(layer, "lstm", QuantSpec(per_channel=per_channel))(X)[0], layer(X)[0])
+        found[per_channel] = sqnr.compute()
+    assert found[True] > found[False] + 3
 
 
 def test_the_engine_of_the_process_is_left_as_it_was() -> None:
     before = torch.backends.quantized.engine
-    quantized(nn.Linear(2, 2), "linear", "per_channel")
+    quantized(nn.Linear(2, 2), "linear", QuantSpec())
     assert torch.backends.quantized.engine == before
 
 
@@ -114,7 +115,7 @@ def test_calls_that_the_kernels_cannot_take_are_told_from_those_they_can(
     kind: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None
 ) -> None:
     layer.eval()(*args, **kwargs)
-    int8, said = quantized(layer, kind, "per_channel"), unfit_call(kind, args, kwargs)
+    int8, said = quantized(layer, kind, QuantSpec(per_channel=True)), unfit_call(kind, args, kwargs)
     if reason is None:
         assert said is None
         int8(*args, **kwargs)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lq_plugin.errors import ConfigError
-from lq_plugin.evaluation.loop import BatchEnd, Data, alone, run, splits_of
+from lq_plugin.evaluation.loop import BatchEnd, Data, run, splits_of
+from lq_plugin.graph.torch_patches import process_group_hidden
 
 LOADER = Images().val_dataloader()
 VALIDATE = Data(loaders={"validate": LOADER})
@@ -186,11 +187,11 @@ def test_a_process_that_evaluates_alone_sees_no_process_group(tmp_path: Path) ->
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         group = torch.distributed.group.WORLD
-        with pytest.raises(ZeroDivisionError), alone():  # noqa: PT012
+        with pytest.raises(ZeroDivisionError), process_group_hidden():  # noqa: PT012
             assert not torch.distributed.is_initialized()
             raise ZeroDivisionError
         assert torch.distributed.group.WORLD is group
     finally:
         torch.distributed.destroy_process_group()
-    with alone():
+    with process_group_hidden():
         assert not torch.distributed.is_initialized()

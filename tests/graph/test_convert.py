@@ -14,38 +14,10 @@ import lq_plugin
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration
-from lq_plugin.graph.convert import activation_qparams
 from lq_plugin.scheme import Scheme
 
 quantized = torch.ops.quantized_decomposed
 GRID = torch.linspace(-1, 3, 41).view(-1, 1).expand(41, 8).contiguous()  # the range of every batch is [-1, 3]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "symmetric", "bounds", "expected"),
-    [
-        ("uint8", False, (-1.0, 3.0), (4 / 255, 64)),
-        ("uint8", False, (0.5, 2.55), (0.01, 0)),  # zero is always in the range
-        ("uint8", False, (-2.55, -1.0), (0.01, 255)),
-        ("uint8", True, (-1.0, 2.54), (0.02, 128)),
-        ("int8", False, (-1.0, 3.0), (4 / 255, -64)),
-        ("int8", True, (-1.27, 1.0), (0.01, 0)),
-    ],
-)
-def test_scale_and_zero_point_are_the_expected_numbers(
-    dtype: str, symmetric: bool, bounds: tuple[float, float], expected: tuple[float, int]
-) -> None:
-    scheme = Scheme(activation_dtype=dtype, activation_symmetric=symmetric)
-    scale, zero_point, lowest, highest = activation_qparams(bounds, scheme)
-    assert (scale, zero_point) == (pytest.approx(expected[0]), expected[1])
-    assert (lowest, highest) == ((0, 255) if dtype == "uint8" else (-128, 127))
-
-
-@pytest.mark.parametrize("bounds", [(0.0, 0.0), (1e-30, 1e-30), (-1e-30, 0.0)])
-def test_an_empty_range_still_has_a_scale_above_zero(bounds: tuple[float, float]) -> None:
-    scale, zero_point, lowest, highest = activation_qparams(bounds, Scheme())
-    assert scale > 0
-    assert lowest <= zero_point <= highest
 
 
 def nodes_of(candidate: StaticCandidate, target: object, runtime: str = "openvino") -> list[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import ZOO, settled
 
+import lq_plugin
 from lq_plugin.errors import ConfigError
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.placement import RUNTIMES, Placement, place
+from lq_plugin.graph.placement import Placement, place
 from lq_plugin.graph.prepare import prepare
+from lq_plugin.qparams import QuantSpec
+from lq_plugin.runtimes import RUNTIMES
 from lq_plugin.scheme import Scheme
 
 
@@ -200,3 +204,32 @@ def test_a_model_without_anything_to_quantize_is_refused_with_what_it_has() -> N
 def test_a_model_of_which_everything_is_skipped_is_refused(mobilenet: Graph) -> None:
     with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*skipped by '\*'.*relax skip"):
         place(mobilenet, Scheme(skip=["*"]), "torch")
+
+
+def test_operators_that_are_kept_float_are_listed_with_the_reason(mobilenet: Graph) -> None:
+    every = place(mobilenet, Scheme(), "onnxruntime")
+    kept = {"linear", "conv2d_1"}
+    placement = place(mobilenet, Scheme(), "onnxruntime", kept)
+    assert every.quantized.keys() - placement.quantized.keys() >= kept
+    said = {op.name.rpartition(".")[2]: op.reason for op in placement.float_ops}
+    assert {name: said[name] for name in kept} == dict.fromkeys(kept, "chosen to stay float")
+    with pytest.raises(ConfigError, match=r"keep_float: 'linaer' is unknown. Did you mean .*'linear'"):
+        place(mobilenet, Scheme(), "onnxruntime", {"linaer"})
+
+
+def test_activations_are_what_the_runtime_wants_unless_the_scheme_says_it(
+    mobilenet: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = QuantSpec(signed=True, symmetric=True)
+    monkeypatch.setitem(RUNTIMES, "torch", replace(RUNTIMES["torch"], activations=signed))
+    assert place(mobilenet, Scheme(), "torch").activation_spec == signed
+    assert place(mobilenet, Scheme(), "openvino").activation_spec == QuantSpec(signed=False)
+    asked = Scheme(activation_dtype="uint8", activation_symmetric=False)
+    assert place(mobilenet, asked, "torch").activation_spec == QuantSpec(signed=False)
+
+
+def test_a_candidate_is_placed_once() -> None:
+    candidate = lq_plugin.quantize(settled(ZOO["matrices"]), [torch.ones(2, 16)])
+    assert candidate.placed("torch") is candidate.placed("torch")
+    dynamic = lq_plugin.quantize(nn.Linear(4, 2), [torch.ones(2, 4)], "dynamic")
+    assert dynamic.placed("openvino") is dynamic.placed("openvino")

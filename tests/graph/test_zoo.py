@@ -23,7 +23,8 @@ from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.folding import attribute
 from lq_plugin.graph.nesting import retyped
-from lq_plugin.graph.placement import CONVOLUTIONS, RUNTIMES
+from lq_plugin.graph.operators import CONVOLUTIONS
+from lq_plugin.runtimes import RUNTIMES
 
 Shape = tuple[int, ...]
 BATCH_SIZES = (16, 5, 1)

@@ -18,8 +18,9 @@ from lq_plugin.apps.report import main, show
 from lq_plugin.printing import plain
 from lq_plugin.report import manifest
 from lq_plugin.report.board import Leaderboard
-from lq_plugin.report.decoder import DEEPEST, LONGEST_NAME, MOST
+from lq_plugin.report.environment import environment
 from lq_plugin.report.leaderboard import leaderboard, save
+from lq_plugin.report.limits import DEEPEST, LONGEST_NAME, MOST
 from lq_plugin.report.manifest import Entry, Manifest
 
 
@@ -288,7 +289,7 @@ def test_a_tree_deeper_than_a_path_can_be_is_noted(tmp_path: Path) -> None:
             os.rmdir(name)
         os.chdir(here)
     assert [job.run for job in board.failed] == [BAD]
-    assert board.notes[-1].startswith("What could not be looked into may hold more runs, 1 folders: ")
+    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
@@ -298,7 +299,7 @@ def test_a_folder_that_cannot_be_looked_into_is_noted(tmp_path: Path) -> None:
     (tmp_path / BAD / "quantized" / "manifest.json").chmod(0)
     board = reported(tmp_path)
     assert [job.error for job in board.failed] == ["manifest.json cannot be read (Permission denied)"]
-    assert board.notes[-1].startswith("What could not be looked into may hold more runs, 1 folders: ")
+    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
 
 
 def test_a_file_that_was_laid_in_the_way_is_not_written_to(tmp_path: Path) -> None:
@@ -363,7 +364,7 @@ def test_what_a_run_writes_is_what_a_report_reads(tmp_path: Path) -> None:
     file = manifest.write(tmp_path / "quantized", Manifest.from_json(good()))
     assert manifest.read(file).to_json() == good()
     failed = Entry("a", "static", "onnxruntime", "onnx", status="failed", error="why")
-    unmeasured = Manifest(artifacts=(failed,), environment=manifest.environment())
+    unmeasured = Manifest(artifacts=(failed,), environment=environment())
     assert manifest.read(manifest.write(tmp_path / "quantized", unmeasured)) == unmeasured
 
 

@@ -1,0 +1,93 @@
+"""The operators that are quantized and how, and the families of operators that placement and runtimes speak of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from lq_plugin.graph.recurrent import OPERATORS as OPERATORS_OF_LAYERS
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How one operator is quantized.
+
+    Args:
+        name: the operator type, as users write it in ``op:conv2d``.
+        activations: positions of the arguments that are quantized as activations.
+        weight: position of the constant weight.
+        channel_axis: axis of the weight's output channels.
+    """
+
+    name: str
+    activations: tuple[int, ...] = (0,)
+    weight: int | None = None
+    channel_axis: int = 0
+
+
+CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+ELEMENTWISE = frozenset({"add", "mul", "cat"})
+MAX_POOLINGS = frozenset({"max_pool1d", "max_pool2d", "max_pool3d"})
+POOLINGS = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"})
+RECURRENT = frozenset({"lstm", "gru", "rnn"})
+
+# Products with a constant weight, and look-ups: what dynamic quantization covers wherever it is done.
+PRODUCTS = frozenset({"linear", "matmul", "addmm", "embedding"})
+
+# Activations a kernel can compute on its result before it is quantized. Others come out as float operators.
+CLIPPING = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
+POINTWISE = CLIPPING | {"hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu"}
+
+# They hand values on unchanged: what leaves them has the scale of what went in.
+QUANTIZATION_AGNOSTIC = MAX_POOLINGS | frozenset(
+    "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone slice "
+    "select alias detach movedim narrow split unbind getitem chunk split_with_sizes "
+    "_to_copy dropout pixel_shuffle repeat roll upsample_nearest1d upsample_nearest2d upsample_nearest3d".split()
+)
+# They compute nothing on floats that INT8 could do, and are not listed as float operators.
+UNLISTED = QUANTIZATION_AGNOSTIC | frozenset("arange full zeros ones sym_size index_select constant_pad_nd pad".split())
+
+_OPERATORS: dict[Operator, tuple[object, ...]] = {
+    Operator("conv1d", weight=1): (aten.conv1d.default, aten.conv1d.padding),
+    Operator("conv2d", weight=1): (aten.conv2d.default, aten.conv2d.padding),
+    Operator("conv3d", weight=1): (aten.conv3d.default, aten.conv3d.padding),
+    Operator("conv_transpose1d", weight=1, channel_axis=1): (aten.conv_transpose1d.default,),
+    Operator("conv_transpose2d", weight=1, channel_axis=1): (aten.conv_transpose2d.input,),
+    Operator("conv_transpose3d", weight=1, channel_axis=1): (aten.conv_transpose3d.input,),
+    Operator("linear", weight=1): (aten.linear.default,),
+    Operator("matmul", (0, 1)): (aten.matmul.default, aten.mm.default),
+    Operator("addmm", (1,), weight=2, channel_axis=1): (aten.addmm.default,),
+    Operator("bmm", (0, 1)): (aten.bmm.default,),
+    Operator("embedding", (), weight=0): (aten.embedding.default,),
+    Operator("add", (0, 1)): (aten.add.Tensor,),
+    Operator("mul", (0, 1)): (aten.mul.Tensor,),
+    Operator("cat"): (aten.cat.default,),
+    Operator("avg_pool1d"): (aten.avg_pool1d.default,),
+    Operator("avg_pool2d"): (aten.avg_pool2d.default,),
+    Operator("avg_pool3d"): (aten.avg_pool3d.default,),
+    Operator("adaptive_avg_pool1d"): (aten.adaptive_avg_pool1d.default,),
+    Operator("adaptive_avg_pool2d"): (aten.adaptive_avg_pool2d.default,),
+    Operator("mean"): (aten.mean.dim,),
+    Operator("lstm", ()): (OPERATORS_OF_LAYERS["lstm"].default,),
+    Operator("gru", ()): (OPERATORS_OF_LAYERS["gru"].default,),
+    Operator("rnn", ()): (OPERATORS_OF_LAYERS["rnn"].default,),
+    Operator("max_pool1d"): (aten.max_pool1d.default,),
+    Operator("max_pool2d"): (aten.max_pool2d.default,),
+    Operator("max_pool3d"): (aten.max_pool3d.default,),
+}
+OPERATORS: dict[object, Operator] = {target: operator for operator, targets in _OPERATORS.items() for target in targets}
+OPERATOR_NAMES = tuple(operator.name for operator in _OPERATORS)
+
+
+def operator_of(node: fx.Node) -> Operator | None:
+    """How a node is quantized; a product with a constant matrix is like a linear layer."""
+    operator = OPERATORS.get(node.target)
+    if operator is not None and operator.name == "matmul":
+        weight = node.args[1]
+        if isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.meta["val"].dim() == 2:
+            return Operator("matmul", weight=1, channel_axis=1)
+    return operator

@@ -1,0 +1,57 @@
+"""What executes artifacts, and what its INT8 kernels want: a runtime is one record of a literal table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lq_plugin.graph.operators import CLIPPING, CONVOLUTIONS, ELEMENTWISE, POINTWISE, POOLINGS, PRODUCTS
+from lq_plugin.qparams import QuantSpec
+from lq_plugin.scheme import Scheme
+
+_UNSIGNED = QuantSpec(signed=False)  # fastest on x86
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What one runtime needs for its INT8 kernels.
+
+    Args:
+        fuses: activations that its kernels compute on an operator's result before quantizing it.
+        quantized_outputs: operators whose kernel is taken only when the result is quantized too.
+        dynamic: operators that it computes on integers with a scale from each batch.
+        dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
+        activations: which integers its kernels take for activations where the scheme does not say it.
+    """
+
+    fuses: frozenset[str]
+    quantized_outputs: frozenset[str] = frozenset()
+    dynamic: frozenset[str] = frozenset()
+    dynamic_around_float_layers: bool = True
+    activations: QuantSpec = _UNSIGNED
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    "onnxruntime": Runtime(
+        fuses=CLIPPING,
+        quantized_outputs=CONVOLUTIONS | ELEMENTWISE | POOLINGS,
+        dynamic=PRODUCTS | {"lstm", "gru"},
+    ),
+    "openvino": Runtime(fuses=POINTWISE, dynamic=PRODUCTS, dynamic_around_float_layers=False),
+    "torch": Runtime(fuses=POINTWISE),
+}
+
+
+def activations(scheme: Scheme, runtime: str) -> QuantSpec:
+    """Return which integers activations become: what the scheme says, else what the runtime's kernels want.
+
+    Example:
+        >>> activations(Scheme(activation_dtype="int8"), "openvino")
+        QuantSpec(bits=8, signed=True, symmetric=False, per_channel=False)
+    """
+    wanted = RUNTIMES[runtime].activations
+    if scheme.activation_dtype is not None:
+        wanted = replace(wanted, signed=scheme.activation_dtype == "int8")
+    if scheme.activation_symmetric is not None:
+        wanted = replace(wanted, symmetric=scheme.activation_symmetric)
+    return wanted

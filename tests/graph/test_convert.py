@@ -192,7 +192,7 @@ def test_what_is_inserted_moves_no_names_and_no_statistics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("granularity", "scale"), [("per_channel", torch.linspace(0.01, 0.02, 4)), ("per_tensor", 0.1)]
+    ("granularity", "scale"), [("per_channel", torch.linspace(0.01, 0.02, 4)), ("per_tensor", torch.tensor(0.1))]
 )
 def test_learnt_scales_of_weights_are_the_converted_graphs(granularity: str, scale: Tensor) -> None:
     layer = nn.Linear(8, 4)

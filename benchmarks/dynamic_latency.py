@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import lq_plugin
 from lq_plugin.artifacts import onnx, openvino
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
-from lq_plugin.report.manifest import environment
+from lq_plugin.report.environment import environment
 
 HERE = Path(__file__).resolve().parent
 
@@ -174,7 +175,7 @@ def main() -> None:
     args = parser.parse_args()
     options = lq_plugin.Latency(threads=args.threads, rounds=args.rounds, seconds=args.seconds)
     settings = {"threads": args.threads, "rounds": args.rounds, "seconds": args.seconds}
-    report: dict[str, Any] = {"environment": environment(), **settings, "models": {}}
+    report: dict[str, Any] = {"environment": asdict(environment()), **settings, "models": {}}
     for name in track(args.models, "models", transient=True):
         report["models"][name] = measure(name, options)
     args.out.parent.mkdir(parents=True, exist_ok=True)

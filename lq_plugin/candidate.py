@@ -270,7 +270,7 @@ def _calibrated(
     graph = prepare(model, *first, dynamic_dims)
     recording = Recording.start(duplicate(graph), scheme)
     for args, kwargs in itertools.chain([first], inputs):
-        recording.see(graph.signature.flatten(args, kwargs))
+        recording.observe(graph.signature.flatten(args, kwargs))
     provenance = Provenance(
         checkpoint="live",
         global_step=None,

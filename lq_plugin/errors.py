@@ -68,6 +68,15 @@ def is_mistake(error: BaseException) -> bool:
     return isinstance(error, ConfigError) and not isinstance(error, UnsupportedError)
 
 
+def as_calibration_error(error: Exception) -> LqError:
+    """Return an error as one of ours; the cause of a :class:`CalibrationError` where it is none."""
+    if isinstance(error, LqError):
+        return error
+    named = CalibrationError(f"calibration: {error}")
+    named.__cause__ = error
+    return named
+
+
 def unknown_name(argument: str, given: str, allowed: Iterable[str]) -> ConfigError:
     """Build the error for a name outside of a fixed set, with the nearest valid names first."""
     names = sorted(allowed)

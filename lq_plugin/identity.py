@@ -42,8 +42,13 @@ def structure_digest(module: fx.GraphModule) -> str:
 
 def weights_digest(module: nn.Module) -> str:
     """Return a sha256 of a module's parameters and buffers, with their names."""
+    return tensors_digest(state_tensors(module))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a sha256 of tensors and their names."""
     total = hashlib.sha256()
-    for name, tensor in sorted(state_tensors(module).items()):
+    for name, tensor in sorted(tensors.items()):
         total.update(f"{name}\n".encode())
         if not nn.parameter.is_lazy(tensor):
             _add(total, tensor)

@@ -1,10 +1,9 @@
-"""How much of a metric may be lost, and which artifact is chosen."""
+"""How far a metric may drop, and what is best among several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.renamed import refuse_old
@@ -15,18 +14,18 @@ MODES = ("max", "min")
 @refuse_old("max_loss")
 @dataclass(frozen=True)
 class Budget:
-    """How much of a metric may be lost.
+    """How far a metric may drop.
 
     Args:
         metric: name of a metric that the module logs in validation; the first checkpoint's monitored metric by
             default, else the first one logged.
-        max_drop: the largest loss allowed.
+        max_drop: the largest drop allowed.
         relative: whether ``max_drop`` is a share of the FP32 value or an absolute amount.
         mode: ``"max"`` where more is better, ``"min"`` where less is; by default that of the checkpoint that monitors
-            the metric. Where neither is known, a change in either direction is a loss.
+            the metric. Where neither is known, a change in either direction is a drop.
 
     Example:
-        >>> round(Budget(max_drop=0.01, mode="max").loss(fp32=0.80, int8=0.78), 3)
+        >>> round(Budget(max_drop=0.01, mode="max").drop(fp32=0.80, int8=0.78), 3)
         0.025
     """
 
@@ -41,8 +40,8 @@ class Budget:
         if self.mode is not None and self.mode not in MODES:
             raise unknown_name("mode", self.mode, MODES)
 
-    def loss(self, fp32: float, int8: float) -> float:
-        """Return how much was lost, in the budget's own terms; negative for a gain where the direction is known."""
+    def drop(self, fp32: float, int8: float) -> float:
+        """Return the drop from FP32 to INT8 in the budget's terms; negative for a gain where the direction is known."""
         change = {"max": fp32 - int8, "min": int8 - fp32}.get(self.mode or "", abs(fp32 - int8))
         return change / abs(fp32) if self.relative and fp32 else change
 
@@ -66,35 +65,6 @@ def resolve(budget: Budget, logged: Sequence[str], monitor: str | None, mode: st
     return Budget(metric, budget.max_drop, budget.relative, known_mode)
 
 
-def lost(budget: Budget, metrics: Mapping[str, float], delta: Mapping[str, float]) -> float | None:
-    """Return what an artifact lost of a resolved budget's metric; ``None`` where it has no metric.
-
-    Args:
-        budget: as returned by :func:`resolve`.
-        metrics: of the artifact.
-        delta: the same minus FP32.
-    """
-    if budget.metric is None:
-        return None
-    value = metrics[budget.metric]
-    return budget.loss(value - delta[budget.metric], value)
-
-
-def label(entry: Mapping[str, Any]) -> str:
-    """Return how an artifact of a manifest is named: ``<candidate>/<format>``."""
-    return f"{entry['candidate']}/{entry['format']}"
-
-
-def select(artifacts: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return ``<candidate>/<format>`` of the fastest artifact within the budget, or ``None``.
-
-    Args:
-        artifacts: the manifest's entries.
-    """
-    best = fastest([(entry["status"], (entry["latency_ms"] or {}).get("median")) for entry in artifacts])
-    return label(artifacts[best]) if best is not None else None
-
-
 def fastest(artifacts: Sequence[tuple[str, float | None]]) -> int | None:
     """Return the position of the fastest artifact within its budget, or ``None``; of equals the first.
 
@@ -110,7 +80,7 @@ def fastest(artifacts: Sequence[tuple[str, float | None]]) -> int | None:
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> set[int]:
-    """Return the positions of the points that no other point dominates; equal points stand or fall together.
+    """Return the positions of the points that no other point dominates; of equal points all or none.
 
     A point dominates another that it is nowhere worse than, and somewhere better.
 

@@ -38,6 +38,23 @@ def regular_file(path: Path) -> Path:
 
 
 @contextmanager
+def naming(piece: str) -> Iterator[None]:
+    """Say which piece it is that is missing, cannot be read or is refused.
+
+    Raises:
+        ValueError: in place of an ``OSError``, or of a ``ValueError`` that says what is wrong and not of which piece.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{piece} is missing") from None
+    except OSError as error:
+        raise ValueError(f"{piece} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{piece} {error}") from error
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file for reading; see :func:`regular_file`."""
     with open(regular_file(path), "rb", opener=_without_waiting) as stream:

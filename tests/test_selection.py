@@ -8,11 +8,13 @@ import pytest
 
 from lq_plugin import Budget
 from lq_plugin.errors import ConfigError
-from lq_plugin.selection import lost, pareto_front, resolve, select
+from lq_plugin.evaluation.judging import select
+from lq_plugin.report.manifest import Entry, LatencyRecord
+from lq_plugin.selection import pareto_front, resolve
 
 
 @pytest.mark.parametrize(
-    ("budget", "fp32", "int8", "loss"),
+    ("budget", "fp32", "int8", "drop"),
     [
         (Budget(mode="max"), 0.8, 0.6, 0.25),
         (Budget(mode="max"), 0.8, 1.0, -0.25),
@@ -26,14 +28,15 @@ from lq_plugin.selection import lost, pareto_front, resolve, select
         (Budget(mode="max"), 0.0, -0.5, 0.5),
     ],
 )
-def test_the_loss_counts_in_the_budgets_terms(budget: Budget, fp32: float, int8: float, loss: float) -> None:
-    assert budget.loss(fp32, int8) == pytest.approx(loss)
+def test_the_drop_counts_in_the_budgets_terms(budget: Budget, fp32: float, int8: float, drop: float) -> None:
+    assert budget.drop(fp32, int8) == pytest.approx(drop)
     resolved = Budget("metric", budget.max_drop, budget.relative, budget.mode)
-    assert lost(resolved, {"metric": int8}, {"metric": int8 - fp32}) == pytest.approx(loss)
+    measured = entry("a", None, metrics={"metric": int8}, delta={"metric": int8 - fp32})
+    assert measured.drop(resolved) == pytest.approx(drop)
 
 
-def test_without_a_metric_nothing_is_lost() -> None:
-    assert lost(Budget(), {}, {}) is None
+def test_without_a_metric_there_is_no_drop() -> None:
+    assert entry("a", None).drop(Budget()) is None
 
 
 @pytest.mark.parametrize(
@@ -79,9 +82,9 @@ def test_a_budget_that_cannot_work_is_refused(options: dict[str, Any], said: str
         Budget(**options)
 
 
-def entry(candidate: str, median: float | None, status: str = "ok") -> dict[str, Any]:
-    latency = None if median is None else {"median": median}
-    return {"candidate": candidate, "format": "onnx", "status": status, "latency_ms": latency}
+def entry(candidate: str, median: float | None, status: str = "ok", **measured: Any) -> Entry:
+    latency = None if median is None else LatencyRecord(median)
+    return Entry(candidate, "static", "onnxruntime", "onnx", status=status, latency_ms=latency, **measured)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def entry(candidate: str, median: float | None, status: str = "ok") -> dict[str,
         ([entry("a", 2.0, "failed"), entry("b", 1.0, "over_budget")], None),
     ],
 )
-def test_the_fastest_within_the_budget_is_selected(artifacts: list[dict[str, Any]], selected: str | None) -> None:
+def test_the_fastest_within_the_budget_is_selected(artifacts: list[Entry], selected: str | None) -> None:
     assert select(artifacts) == selected
 
 

@@ -6,10 +6,8 @@ The folder of a fit is named after a digest of the training configuration and of
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,9 @@ from hydra.utils import get_object, to_absolute_path
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
+from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization, checksums
 from lq_plugin.apps import sources
 from lq_plugin.apps.kept_fit import Fit
-from lq_plugin.artifacts.base import sha256
-from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
 from lq_plugin.progress import note
 
 # Callbacks that leave a training bit for bit as it is.
@@ -51,9 +47,9 @@ def digest(config: DictConfig) -> str:
         "seed": os.environ["PL_GLOBAL_SEED"],  # what no seed in the configuration stands for
         # Our own code too: calibrations are kept beside a fit.
         "code": sources.versions([Fit, *map(get_object, _targets(decisive))]),
-        "checkpoint": sha256(resumed) if resumed.is_file() else None,
+        "checkpoint": checksums.of_file(resumed) if resumed.is_file() else None,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return checksums.of_json(content, default=str)[:16]
 
 
 def _without_run_folder(node: Any) -> Any:
@@ -93,25 +89,6 @@ class KeepFit(Callback):
             self.fit.keep(trainer)
         except Exception as error:  # the run itself goes on
             note(f"the fit is not kept for other jobs ({type(error).__name__}: {error})")
-
-
-def reuse(fit: Fit, callbacks: Sequence[Callback]) -> None:
-    """Let quantizing callbacks take a fit's checkpoints and calibrations."""
-    for callback in callbacks:
-        if isinstance(callback, QuantizingCallback):
-            callback.given = fit.checkpoint(callback.checkpoint)
-        if isinstance(callback, StaticQuantization):
-            callback.known = fit.calibrations()
-
-
-def keep_calibrations(fit: Fit, trainer: Any) -> None:
-    """Keep the calibrations that a run's candidates were made with, beside a fit that was kept."""
-    for callback in quantizing(trainer):
-        if fit.done and isinstance(callback, StaticQuantization) and callback.candidate is not None:
-            try:
-                fit.keep_calibration(callback.candidate.calibration)
-            except OSError as error:  # the run itself is finished
-                note(f"the calibration of {callback.name!r} is not kept for other jobs ({error})")
 
 
 def shared(trainer: Any, options: Mapping[str, Any]) -> bool:

@@ -1,42 +1,37 @@
-"""The folder of one finished fit: who is busy with it, what is kept in it, and whether that is undamaged.
+"""The folder of one finished fit: which job works on it, what is kept in it, and whether that is undamaged.
 
-It holds ``fit.json``, which names the checkpoints with their sha256 and has a digest of its own, the checkpoints, and
-the calibrations that were made of them, with the beginning of their sha256 in their names. This finds damage; it does
-not prove who wrote a file.
+It holds the checkpoints and ``fit.json``, which names them with their sha256 and has a digest of its own. This finds
+damage; it does not prove who wrote a file. Beside it is a store of what was made of these checkpoints.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
-from lq_plugin.artifacts.base import sha256
-from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin import checksums
+from lq_plugin.callbacks.checkpoint import model_checkpoints
 from lq_plugin.callbacks.quantizing import quantizing
-from lq_plugin.errors import CalibrationError, ConfigError
-from lq_plugin.graph.calibration import Calibration
+from lq_plugin.checkpoints import content
+from lq_plugin.errors import ConfigError
 from lq_plugin.progress import note
-from lq_plugin.torch_file import foreign_in, read, write
-from lq_plugin.untrusted import read_json, regular_file
+from lq_plugin.store import Store, inside, put_aside, remove, write_whole
+from lq_plugin.torch_file import foreign_in, write
+from lq_plugin.untrusted import naming, read_json
 
 RECORD = "fit.json"
 LIVE = "live.ckpt"
 IGNORED = "fit.reuse=false ignores what is kept"
 _OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")  # in a checkpoint, to resume from it
 _HOLDER_LIMIT = 1 << 14
-_PATIENCE = 10.0  # seconds to wait for the lock with something that is merely good to keep
 
 
 class Fit:
@@ -50,8 +45,13 @@ class Fit:
         self.folder = folder
         self._lock = FileLock(folder.parent / f"{folder.name}.lock")
         self._holder = folder.parent / f"{folder.name}.holder"
-        self._calibrations = folder / "calibrations"
         self._checkpoints: dict[str, str] | None = None
+
+    @property
+    def store(self) -> Store:
+        """What was made of its checkpoints."""
+        folder = self.folder.with_name(f"{self.folder.name}.store")
+        return Store(folder, keeps_calibrations=True, advice=IGNORED)
 
     @property
     def done(self) -> bool:
@@ -91,24 +91,24 @@ class Fit:
         try:
             self._checkpoints = self._checked()
         except ValueError as error:
-            _put_aside(self.folder, f"the fit kept in {self.folder}: {error}", "done anew")
+            put_aside(self.folder, f"the fit kept in {self.folder}: {error}", "done anew", IGNORED)
             return False
         return True
 
     def keep(self, trainer: Any) -> None:
         """Keep the checkpoints of a fit that has just ended, and let others take them."""
         scratch = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
-        _remove(scratch)
+        remove(scratch)
         scratch.mkdir(parents=True)
         try:
             kept = self._fill(scratch, trainer)
-            sums = {file: sha256(scratch / file) for file in kept.values()}
+            sums = {file: checksums.of_file(scratch / file) for file in kept.values()}
             record = {"checkpoints": kept, "sha256": sums}
-            _write(scratch / RECORD, json.dumps(record | {"digest": _digest(record)}, indent=1).encode())
-            _remove(self.folder)
+            write_whole(scratch / RECORD, json.dumps(record | {"digest": _digest(record)}, indent=1).encode())
+            remove(self.folder)
             scratch.rename(self.folder)
         finally:
-            _remove(scratch)
+            remove(scratch)
         self._checkpoints = kept
         self._release()
 
@@ -119,7 +119,7 @@ class Fit:
         _copy(whole, scratch / LIVE, trainer)
         whole.unlink()
         kept, copies = {"live": LIVE}, dict[str, str]()
-        for callback in checkpoints.savers(trainer):
+        for callback in model_checkpoints(trainer):
             best, last = callback.best_model_path, callback.last_model_path
             for choice, file in (("best", best or last), (f"best:{callback.monitor}", best), ("last", last or best)):
                 if not file or choice in kept:
@@ -140,32 +140,9 @@ class Fit:
         kept = self._checkpoints = self._checkpoints or self._checked()
         return self.folder / kept.get(choice, kept["live"])
 
-    def calibrations(self) -> list[Calibration]:
-        """Return what was calibrated after training on this fit's checkpoints; damaged ones are put aside."""
-        if self._calibrations.is_symlink():
-            _put_aside(self._calibrations, f"the calibrations kept in {self._calibrations}: it is a link", "made anew")
-        found = []
-        for file in sorted(self._calibrations.glob("*.pt")):
-            try:
-                found.append(self._calibration(file))
-            except (CalibrationError, ValueError) as error:
-                _put_aside(file, f"the calibration kept in {file}: {error}", "made anew where it is needed")
-        return found
-
-    def keep_calibration(self, calibration: Calibration) -> None:
-        """Keep a calibration for another export."""
-        name = f"{calibration.provenance.observed}-{calibration.provenance.digest[:16]}"
-        if any(self._calibrations.glob(f"{name}-*.pt")):
-            return
-        content = io.BytesIO()
-        torch.save(calibration.state_dict(), content)
-        with self._lock.acquire(_PATIENCE):
-            self._calibrations.mkdir(exist_ok=True)
-            _write(self._calibrations / f"{name}-{_short(content.getvalue())}.pt", content.getvalue())
-
     def _checked(self) -> dict[str, str]:
-        with _naming(RECORD):
-            record = read_json(_inside(self.folder, RECORD))
+        with naming(RECORD):
+            record = read_json(inside(self.folder, RECORD))
             kept, sums = (record.get(part) if isinstance(record, dict) else None for part in ("checkpoints", "sha256"))
             if not isinstance(kept, dict) or not isinstance(sums, dict) or not kept.get("live"):
                 raise ValueError("does not say which checkpoints were kept")
@@ -174,18 +151,10 @@ class Fit:
             if record.get("digest") != _digest({"checkpoints": kept, "sha256": sums}):
                 raise ValueError("was changed since it was kept: its digest is another one")
         for file in dict.fromkeys(kept.values()):
-            with _naming(repr(file)):
-                if sha256(_inside(self.folder, file)) != sums[file]:
+            with naming(repr(file)):
+                if checksums.of_file(inside(self.folder, file)) != sums[file]:
                     raise ValueError("was changed since it was kept: its sha256 is another one")
         return kept
-
-    def _calibration(self, file: Path) -> Calibration:
-        with _naming("it"):
-            _inside(self.folder, f"{self._calibrations.name}/{file.name}")
-            state = read(file)
-            if _short(file.read_bytes()) != file.stem.rpartition("-")[2]:
-                raise ValueError("was changed since it was kept: its sha256 is another one")
-        return Calibration.from_state_dict(state)
 
     def _acquire(self) -> None:
         try:
@@ -209,24 +178,21 @@ class Fit:
 
     def _sweep(self) -> None:
         """Remove what runs left that were killed while they wrote: nobody writes but who holds the lock."""
-        links = self.folder.is_symlink() or self._calibrations.is_symlink()  # to where this has no business
-        for scratch in self._calibrations.glob(".*.pt.*") if not links else ():
-            _remove(scratch)
         for scratch in self.folder.parent.iterdir():
             name = re.fullmatch(r"(.+)\.\d+", scratch.name) if scratch.is_dir() else None
             if name and name[1] == self.folder.name:
-                _remove(scratch)
+                remove(scratch)
             elif name and (self.folder.parent / f"{name[1]}.lock").exists():
                 try:
                     with FileLock(self.folder.parent / f"{name[1]}.lock").acquire(timeout=0):
-                        _remove(scratch)
+                        remove(scratch)
                 except Timeout:  # that fit is just being kept
                     continue
 
 
 def _copy(source: Path, file: Path, trainer: Any) -> None:
     """Copy what is plain of a checkpoint, and needed to quantize it."""
-    found = checkpoints.content(source)
+    found = content(source)
     states, wanted = found.get("callbacks"), {callback.state_key for callback in quantizing(trainer)}
     kept = {key: value for key, value in found.items() if key not in _OF_TRAINING}
     own = {key: state for key, state in states.items() if key in wanted} if isinstance(states, dict) else {}
@@ -234,65 +200,5 @@ def _copy(source: Path, file: Path, trainer: Any) -> None:
     write(plain | {"callbacks": plain_own}, file)
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return a file of a folder, which no link leads to and which lies nowhere else.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is another kind of file, or lies elsewhere.
-    """
-    file = folder / name
-    if os.path.realpath(file) != os.path.join(os.path.realpath(folder.parent), folder.name, *name.split("/")):
-        raise ValueError("is a link, or lies outside of the folder")
-    return regular_file(file)
-
-
-@contextmanager
-def _naming(piece: str) -> Iterator[None]:
-    """Say which piece is damaged."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ValueError(f"{piece} is missing") from None
-    except OSError as error:
-        raise ValueError(f"{piece} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"{piece} {error}") from error
-
-
-def _put_aside(damaged: Path, what: str, then: str) -> None:
-    aside = damaged.with_name(f"{damaged.name}.damaged")
-    try:
-        _remove(aside)
-        damaged.rename(aside)
-    except FileNotFoundError:  # another job was faster
-        return
-    except OSError as error:
-        note(f"{what}. It could not be put aside ({error.strerror}), and is {then}; {IGNORED}")
-    else:
-        note(f"{what}. It was put aside as {aside.name}, and is {then}; {IGNORED}")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even if the machine stops."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(scratch, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.rename(file)
-
-
 def _digest(record: Mapping[str, Any]) -> str:
-    return _short(json.dumps(record, sort_keys=True).encode())
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return checksums.of_json(record)[:16]

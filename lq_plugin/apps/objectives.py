@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lq_plugin.errors import ConfigError, unknown_name
-from lq_plugin.selection import Budget, label
+from lq_plugin.report.manifest import Manifest
+from lq_plugin.selection import Budget
 
 _BETTER = {"latency_ms": "min", "size_bytes": "min", "sqnr_db": "max"}
 
 
-def objectives(manifest: Mapping[str, Any] | None, names: Sequence[str]) -> float | tuple[float, ...] | None:
+def objectives(manifest: Manifest | None, names: Sequence[str]) -> float | tuple[float, ...] | None:
     """Return figures of the selected artifact, in the order of their names.
 
     Args:
@@ -24,13 +25,11 @@ def objectives(manifest: Mapping[str, Any] | None, names: Sequence[str]) -> floa
     Raises:
         ConfigError: a name is none of these.
     """
-    if manifest is None or manifest["selected"] is None:
+    if manifest is None or manifest.chosen is None:
         return None
-    entry = next(entry for entry in manifest["artifacts"] if label(entry) == manifest["selected"])
-    known = entry["metrics"] | {"latency_ms": entry["latency_ms"]["median"]}
-    known |= {name: entry[name] for name in ("size_bytes", "sqnr_db")}
-    if manifest["budget"]["metric"] is not None:
-        known["metric"] = entry["metrics"][manifest["budget"]["metric"]]
+    known: dict[str, Any] = {**manifest.chosen.figures}
+    if manifest.budget is not None and manifest.budget.metric is not None:
+        known["metric"] = manifest.chosen.metrics[manifest.budget.metric]
     elif "metric" in names:
         return None
     for name in names:
@@ -60,6 +59,6 @@ def check_directions(directions: Sequence[str] | str | None, names: Sequence[str
             more = "more" if better[name] == "max" else "less"
             metric = budget.metric if name == "metric" else name
             raise ConfigError(
-                f"hydra.sweeper.direction: {direction!r} for {name!r}, and {more} is better of {metric}. "
+                f"hydra.sweeper.direction: {direction!r} for {name!r}, but {more} {metric} is better. "
                 f"Give one of maximize, minimize for each of {list(names)}."
             )

@@ -14,11 +14,12 @@ from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig
 
 from lq_plugin.apps import command
-from lq_plugin.apps.train import built, check, finish, outcome
-from lq_plugin.callbacks.checkpoint import content
-from lq_plugin.callbacks.quantizing import quantizing
+from lq_plugin.apps.train import built, check, outcome, plain
+from lq_plugin.callbacks.finishing import STORE, RunContext, without_training
+from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError
 from lq_plugin.progress import note
+from lq_plugin.store import Store
 from lq_plugin.torch_file import foreign_in, parts
 
 _OF_LIGHTNING_CLI = ("_instantiator", "_class_path")  # it makes modules from what their checkpoints name
@@ -45,10 +46,11 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
     check(config)
     path = Path(to_absolute_path(config.ckpt_path))
     content(path, "ckpt_path")
-    data, model, trainer = built(config, lambda node: load_model(node, path, config.weights_only), untrained=True)
-    for callback in quantizing(trainer):
-        callback.given = path
-    finish(trainer, model, data)
+    data, model, trainer = built(config, lambda node: load_model(node, path, config.weights_only))
+    trainer.callbacks.append(RunContext(plain(config)))
+    without_training(
+        trainer, model, data, lambda choice: read_file(path), Store(Path(trainer.default_root_dir) / STORE)
+    )
     return outcome(trainer, config.objectives)
 
 

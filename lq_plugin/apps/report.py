@@ -14,7 +14,8 @@ from rich.text import Text
 
 from lq_plugin.errors import LqError
 from lq_plugin.printing import add_row, line, plain, show_lines, terminal
-from lq_plugin.report.leaderboard import Leaderboard, distinctions, leaderboard, save
+from lq_plugin.report.board import Leaderboard
+from lq_plugin.report.leaderboard import distinctions, leaderboard, save
 from lq_plugin.report.page import figure
 
 SHOWN = 20
@@ -56,14 +57,18 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
     left_out = len(board.artifacts) - SHOWN
     lines = [f"… and {left_out} more in the files."] if left_out > 0 else []
     lines += [f"Run {run}: {what}" for run, what in distinctions(board).items() if what]
-    lines += [f"Run {row.run}, {row.label}: {row.status}. {row.error}" for row in board.artifacts if row.error]
+    lines += [
+        f"Run {row.run}, {row.label}: {row.entry.status}. {row.entry.error}"
+        for row in board.artifacts
+        if row.entry.error
+    ]
     lines += [f"Run {job.run}: failed. {job.error}" for job in board.failed]
     show_lines(console, *lines, *board.notes)
 
 
 def _table(board: Leaderboard) -> Table:
     table = Table(title="INT8 leaderboard", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=0)
-    metrics = {row.metric for row in board.artifacts}
+    metrics = {row.budget.metric for row in board.artifacts}
     metric = next(iter(metrics)) if len(metrics) == 1 else None
     for column in ("", "artifact", "run", metric or "metric", "delta", "ms", "vs FP32", "MB", "status"):
         text = column in ("", "artifact", "run", "status")
@@ -75,17 +80,18 @@ def _table(board: Leaderboard) -> Table:
             overflow="fold",
         )
     for row in board.ranked[:SHOWN]:
+        named = row.budget.metric or ""
         add_row(
             table,
             "★" * row.winner + "●" * row.pareto,
             row.label,
             row.run,
-            ("" if metric else f"{row.metric or ''} ") + figure(row.metrics.get(row.metric or "")),
-            figure(row.delta.get(row.metric or ""), "+.4f"),
-            figure(row.latency_ms, ".3f"),
-            figure(row.speedup_vs_best_fp32, ".2f", unit="×"),
-            figure(row.size_bytes, ".2f", 1e-6),
-            row.status,
+            ("" if metric else f"{named} ") + figure(row.entry.metrics.get(named)),
+            figure(row.entry.delta.get(named), "+.4f"),
+            figure(row.entry.median, ".3f"),
+            figure(row.speedup.vs_best_fp32, ".2f", unit="×"),
+            figure(row.entry.size_bytes, ".2f", 1e-6),
+            row.entry.status,
         )
     return table
 

@@ -11,7 +11,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate, to_absolute_path
 from lightning import seed_everything
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,11 +18,11 @@ from lq_plugin import ArtifactExport, Int8Evaluation
 from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
-from lq_plugin.callbacks.checkpoint import content
+from lq_plugin.callbacks.finishing import RunContext, without_training
+from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError, EvaluationError, ExportError
 from lq_plugin.printing import brief
 from lq_plugin.progress import note
-from lq_plugin.selection import label
 from lq_plugin.torch_file import foreign_in
 
 # What Lightning warns of and the user of this command cannot act on.
@@ -33,7 +32,6 @@ SILENCED = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
 KEYWORDS = ("best", "last", "hpc", "registry")  # for which Lightning looks itself
-WATCHING = (Checkpoint, ProgressBar)  # callbacks that a fit without training has too
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
 
 
 def train(config: DictConfig) -> float | tuple[float, ...] | None:
-    """Fit, with quantization, export and evaluation as callbacks; a fit that was done before is taken up again.
+    """Fit, with quantization, export and evaluation as callbacks; a cached fit is reused.
 
     Args:
         config: composed from ``conf/train.yaml``.
@@ -59,45 +57,33 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     check_resumed(config, trainer)
     resumed = {"ckpt_path": config.ckpt_path, "weights_only": config.weights_only}
     if not fits.shared(trainer, config.fit):
+        trainer.callbacks.append(RunContext(plain(config)))
         trainer.fit(model, datamodule=data, **resumed)
         return outcome(trainer, config.objectives)
     fit = Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
+    trainer.callbacks.append(RunContext(plain(config), fit.store))
     with fit.claimed(HydraConfig.get().runtime.output_dir):
         if not fit.usable():
-            note(f"fitting, to be kept in {fit.folder} …")
+            note(f"fitting; the fit is kept in {fit.folder}")
             trainer.callbacks.append(fits.KeepFit(fit))
             trainer.fit(model, datamodule=data, **resumed)
-            fits.keep_calibrations(fit, trainer)
             return outcome(trainer, config.objectives)
     note(f"fit taken from {fit.folder}")
-    data, model, trainer = built(config, untrained=True)
-    fits.reuse(fit, trainer.callbacks)
-    finish(trainer, model, data)
-    fits.keep_calibrations(fit, trainer)
+    without_training(trainer, model, data, lambda choice: read_file(fit.checkpoint(choice)), fit.store)
     return outcome(trainer, config.objectives)
 
 
-def finish(trainer: Any, model: Any, data: Any) -> None:
-    """Go through a fit without training: the callbacks quantize the checkpoints that they were given."""
-    model.configure_optimizers = _no_optimizers
-    trainer.fit(model, datamodule=data)
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration as builtins."""
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
 
 
-def _no_optimizers() -> list[Any]:
-    """Nothing is trained, and a schedule could not be made for no steps at all."""
-    return []
-
-
-def built(
-    config: DictConfig, make_model: Callable[[DictConfig], Any] = instantiate, untrained: bool = False
-) -> tuple[Any, Any, Any]:
+def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instantiate) -> tuple[Any, Any, Any]:
     """Make data, model and Trainer of a configuration.
 
     Args:
         config: of the whole run.
         make_model: makes the model of its section.
-        untrained: for :func:`finish`: nothing is trained, so callbacks that train are left out, and one batch is
-            validated at first, to see how the target is called.
 
     Raises:
         ConfigError: the sweeper looks for the worst of an objective.
@@ -107,15 +93,8 @@ def built(
     seed_everything(config.seed, workers=True, verbose=False)
     data, model = instantiate(config.data), make_model(config.model)
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    options: dict[str, Any] = {}
-    if untrained:
-        callbacks = [callback for callback in callbacks if isinstance(callback, (*fits.AFTER_TRAINING, *WATCHING))]
-        options = {"limit_train_batches": 0, "num_sanity_val_steps": 1}
     logger = instantiate(config.logger) if config.logger else False
-    trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger, **options)
-    for exporter in callbacks:
-        if isinstance(exporter, ArtifactExport):
-            exporter.run_config = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger)
     if HydraConfig.initialized():
         told = cast("dict[str, Any]", OmegaConf.to_container(HydraConfig.get().sweeper, enum_to_str=True))
         for evaluation in callbacks:
@@ -183,11 +162,11 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
-    made = manifest["artifacts"] if manifest is not None else ()
-    if made and all(entry["status"] in ("failed", "unsupported") for entry in made):
+    made = manifest.artifacts if manifest is not None else ()
+    if made and all(entry.status in ("failed", "unsupported") for entry in made):
         labels: dict[str, list[str]] = {}
         for entry in made:
-            labels.setdefault(f"{entry['status']}: {brief(entry['error'])}", []).append(label(entry))
+            labels.setdefault(f"{entry.status}: {brief(entry.error)}", []).append(entry.label)
         reasons = "; ".join(f"{', '.join(failed)} {reason}" for reason, failed in labels.items())
         raise ExportError(f"export: no artifact was made. {reasons}")
     for evaluation in trainer.callbacks:

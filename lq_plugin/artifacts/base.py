@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from lq_plugin import cpu
 from lq_plugin.artifacts import description, onnx, onnx_dynamic, openvino, pt2, torch_layers
 from lq_plugin.artifacts.description import Artifact as Artifact
-from lq_plugin.artifacts.description import sha256 as sha256
 from lq_plugin.coverage import Coverage
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.graph import Graph

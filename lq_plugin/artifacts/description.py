@@ -6,19 +6,18 @@ write the new checksum beside it: so what is read here is checked as anything fr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from lq_plugin import checksums
 from lq_plugin.coverage import Coverage, Measured
 from lq_plugin.errors import ArtifactError
 from lq_plugin.graph.signature import Signature
-from lq_plugin.untrusted import read_json, regular_file
+from lq_plugin.untrusted import naming, read_json, regular_file
 
 FILE = "artifact.json"
 SCHEMA_VERSION = 1
@@ -104,9 +103,9 @@ def write(
         "float_ops": [vars(op) for op in coverage.float_ops],
         "saturates_without_vnni": saturates_without_vnni,
         "measured": {digest: asdict(decision) for digest, decision in coverage.measured.items()},
-        "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
+        "files": {file.name: checksums.of_file(file) for file in sorted(folder.iterdir())},
     }
-    content["sha256"] = _digest(content)
+    content["sha256"] = checksums.of_json(content)
     (folder / FILE).write_text(json.dumps(content, indent=1))
 
 
@@ -137,7 +136,7 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read: {reason}. Export again.") from error
-    if content.pop("sha256", None) != _digest(content):
+    if content.pop("sha256", None) != checksums.of_json(content):
         raise ArtifactError(f"path: {str(folder / FILE)!r} was changed after export. Export again.")
     for name, expected in artifact.files.items():
         _check_file(folder / name, expected)
@@ -165,7 +164,7 @@ def _artifact(folder: Path, content: Any) -> Artifact:
         if not isinstance(content[key], list) or not all(_is_record(op, fields) for op in content[key]):
             raise ValueError(f"{key} must be a list of records of {', '.join(sorted(fields))}")
     files = content["files"]
-    if not isinstance(files, dict) or not all(_is_sha256(value) for value in files.values()):
+    if not isinstance(files, dict) or not all(checksums.is_sha256(value) for value in files.values()):
         raise ValueError("files must hold a sha256 for each file")
     saturates = content.get("saturates_without_vnni")  # not in what earlier versions wrote, nor is "measured"
     if saturates is not None and not isinstance(saturates, bool):
@@ -173,14 +172,19 @@ def _artifact(folder: Path, content: Any) -> Artifact:
     return Artifact(
         path=folder,
         saturates_without_vnni=saturates,
-        measured=_measured(content.get("measured", {})),
+        measured=decisions(content.get("measured", {})),
         signature=None if content["signature"] is None else Signature.from_json(content["signature"]),
         **{key: content[key] for key in (*_TEXTS, *_OPERATORS, "files")},
     )
 
 
-def _measured(content: Any) -> dict[str, Measured]:
-    if not isinstance(content, dict) or not all(map(_is_sha256, content)):
+def decisions(content: Any) -> dict[str, Measured]:
+    """Return what was decided by measuring, as it was written.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    if not isinstance(content, dict) or not all(map(checksums.is_sha256, content)):
         raise ValueError("measured must hold a decision for each sha256")
     for decision in content.values():
         fields = isinstance(decision, dict) and {name: type(value) for name, value in decision.items()}
@@ -191,10 +195,6 @@ def _measured(content: Any) -> dict[str, Measured]:
 
 def _is_record(value: Any, fields: set[str]) -> bool:
     return isinstance(value, dict) and value.keys() == fields and all(isinstance(text, str) for text in value.values())
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
@@ -213,25 +213,12 @@ def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
 
 def _check_file(file: Path, expected: str) -> None:
     try:
-        found = sha256(regular_file(file))
-    except FileNotFoundError:
-        raise ArtifactError(f"path: {str(file)!r} is missing. Copy the whole folder, or export again.") from None
+        with naming(repr(str(file))):
+            found = checksums.of_file(regular_file(file))
     except ValueError as error:
-        raise ArtifactError(f"path: {str(file)!r} {error}. Copy the whole folder, or export again.") from error
-    except OSError as error:
-        raise ArtifactError(f"path: {str(file)!r} cannot be read ({error.strerror}).") from error
+        raise ArtifactError(f"path: {error}. Copy the whole folder, or export again.") from error
     if found != expected:
         raise ArtifactError(
             f"path: {str(file)!r} was changed or truncated after export: its sha256 differs from the one in {FILE}. "
             "Copy it again from where it was exported, or export again."
         )
-
-
-def sha256(file: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

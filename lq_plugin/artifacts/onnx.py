@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lq_plugin.artifacts.onnx_passes import PASSES
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
 from lq_plugin.errors import ArtifactError, require
@@ -21,11 +22,19 @@ WEIGHTS = f"{FILE}.data"
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 
 
-def export(graph: Graph, folder: Path) -> None:
+def export(graph: Graph, folder: Path, runtime: str = "onnxruntime") -> None:
     """Write ``model.onnx`` (with ``model.onnx.data`` for weights beyond 2 GB) and check it."""
     checker = require("onnx", "onnx", "formats: 'onnx'").checker
-    names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
+    program = exported(graph, runtime)
     weights = sum(tensor.nbytes for tensor in graph.module.state_dict().values())
+    with muted():
+        program.save(str(folder / FILE), external_data=weights > _SINGLE_FILE_LIMIT)
+    checker.check_model(str(folder / FILE), full_check=True)
+
+
+def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:
+    """Return a graph in ONNX, rewritten for the runtime that will execute it."""
+    names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
     with muted():
         program = torch.onnx.export(
             program_of(with_onnx_layers(graph)),
@@ -35,9 +44,9 @@ def export(graph: Graph, folder: Path) -> None:
             custom_translation_table=translations(),
         )
         assert program is not None
-        _add_bias_apart(program.model.graph)
-        program.save(str(folder / FILE), external_data=weights > _SINGLE_FILE_LIMIT)
-    checker.check_model(str(folder / FILE), full_check=True)
+        for rewrite in PASSES[runtime]:
+            rewrite(program.model)
+    return program
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
@@ -95,34 +104,6 @@ def _locations(message: Any) -> Iterator[str]:
         elif field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
                 yield from _locations(part)
-
-
-def _add_bias_apart(graph: Any) -> None:
-    """Split ``Gemm`` with a bias into ``Gemm`` and ``Add`` where its factors are quantized and its result is not.
-
-    onnxruntime computes a ``Gemm`` on integers only without bias, or with a result that is quantized too.
-    """
-    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
-    for product in [node for node in graph if node.op_type == "Gemm" and len(node.inputs) == 3]:
-        factor = product.inputs[0].producer()
-        if factor is None or factor.op_type != "DequantizeLinear":
-            continue
-        (result,) = product.outputs
-        after = [use.node for use in result.uses()]
-        if len(after) == 1 and after[0].op_type in ("Relu", "Clip"):
-            after = [use.node for use in after[0].outputs[0].uses()]
-        if after and all(node.op_type == "QuantizeLinear" for node in after):
-            continue
-        bias = product.inputs[2]
-        product.resize_inputs(2)
-        total = ir.node("Add", [], num_outputs=1, name=f"{product.name}_bias")
-        result.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
-        total.resize_inputs(2)
-        total.replace_input_with(0, result)
-        total.replace_input_with(1, bias)
-        total.outputs[0].shape, total.outputs[0].type = result.shape, result.type
-        total.outputs[0].name, result.name = result.name, f"{result.name}_product"
-        graph.insert_after(product, total)
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -1,12 +1,11 @@
-"""Dynamic INT8 in ONNX: the float graph through onnxruntime's own dynamic quantizer, and GRUs by ``onnx_gru``."""
+"""Dynamic INT8 in ONNX: the float graph through onnxruntime's own dynamic quantizer, its GRUs through ``onnx_gru``."""
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lq_plugin import cpu
 from lq_plugin.artifacts import onnx, onnx_gru
@@ -16,34 +15,37 @@ from lq_plugin.errors import UnsupportedError, require
 from lq_plugin.graph.placement import Placement
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from lq_plugin.candidate import DynamicCandidate
 
 _QUANTIZED = ("MatMul", "Gemm", "LSTM")
 
 
 def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
-    """Write ``model.onnx``.
+    """Write ``model.onnx`` and check it.
 
     Raises:
         UnsupportedError: nothing in it can be quantized.
     """
-    library = require("onnx", "onnx", "formats: 'onnx'")
+    ir, library = (require(module, "onnx", "formats: 'onnx'") for module in ("onnx_ir", "onnx"))
     placement = candidate.placed("onnxruntime")
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.export(candidate.with_integer_tables("onnxruntime"), Path(scratch))
-        model = library.load(Path(scratch) / onnx.FILE)
-    origins = {node.name: origin for node in model.graph.node if (origin := _origin(node)) in placement.quantized}
-    grus = [node.name for node in model.graph.node if node.op_type == "GRU" and node.name in origins]
+    model = onnx.exported(candidate.with_integer_tables("onnxruntime")).model
+    origins = {str(node.name): origin for node in model.graph if (origin := _origin(node)) in placement.quantized}
+    grus = [name for name in origins if model.graph.node(name).op_type == "GRU"]
     model, measured = _with_grus(model, grus, candidate)
     names = [name for name in origins if name not in grus]
     _quantize(model, names, candidate, folder / onnx.FILE)
-    left = {node.name.removesuffix("_MatMul") for node in library.load(folder / onnx.FILE).graph.node}
+    library.checker.check_model(str(folder / onnx.FILE), full_check=True)
+    left = {node.name.removesuffix("_MatMul") for node in ir.load(folder / onnx.FILE).graph}
     slow = "".join(decision.reason for decision in measured.values())
     reasons = {origins[name]: slow or "onnxruntime's quantizer left it alone" for name in origins if name in left}
     return _coverage(placement, reasons, measured)
 
 
-def _with_grus(model: Any, names: list[str], candidate: DynamicCandidate) -> tuple[Any, Mapping[str, Measured]]:
+def _with_grus(
+    model: ir.Model, names: list[str], candidate: DynamicCandidate
+) -> tuple[ir.Model, Mapping[str, Measured]]:
     """Take GRUs on integers where they are faster, and return what was decided; it is measured once."""
     if not names:
         return model, {}
@@ -55,17 +57,17 @@ def _with_grus(model: Any, names: list[str], candidate: DynamicCandidate) -> tup
     return made if decision.int8 else model, {digest: decision}
 
 
-def _digest_of_measuring(made: Any, candidate: DynamicCandidate) -> str:
+def _digest_of_measuring(made: ir.Model, candidate: DynamicCandidate) -> str:
     """What the result depends on: the model, weights included, how it is called, the runtime and the CPU."""
-    runtime = require("onnxruntime", "onnx", "formats: 'onnx'").__version__
-    digest = hashlib.sha256(made.SerializeToString(deterministic=True))
-    digest.update(f"{[tuple(t.shape) for t in candidate.graph.example]} {runtime} {cpu.name()}".encode())
+    ir, ort = (require(module, "onnx", "formats: 'onnx'") for module in ("onnx_ir", "onnxruntime"))
+    digest = hashlib.sha256(ir.to_proto(made).SerializeToString(deterministic=True))
+    digest.update(f"{[tuple(t.shape) for t in candidate.graph.example]} {ort.__version__} {cpu.name()}".encode())
     return digest.hexdigest()
 
 
-def _measure(model: Any, made: Any, candidate: DynamicCandidate) -> Measured:
+def _measure(model: ir.Model, made: ir.Model, candidate: DynamicCandidate) -> Measured:
     """Decide for the INT8 form where it is faster for one sample and for the example's batch; else say by how much."""
-    inputs = [value.name for value in model.graph.input]
+    inputs = [str(value.name) for value in model.graph.inputs]
     ratios: dict[int, float] = {}
     for size in (1, max(candidate.graph.batch_size, 1)):
         feed = {name: tensor.numpy() for name, tensor in zip(inputs, candidate.graph.resized(size), strict=True)}
@@ -85,11 +87,12 @@ def _coverage(placement: Placement, reasons: Mapping[str, str], measured: Mappin
     return Coverage(made, (*left, *placement.float_ops), measured)
 
 
-def _quantize(model: Any, names: list[str], candidate: DynamicCandidate, file: Path) -> None:
-    tool = require("onnxruntime.quantization", "onnx", "formats: 'onnx'")
-    tool.quant_utils.add_pre_process_metadata(model)  # the exporter has inferred all shapes; else the tool advises to
+def _quantize(model: ir.Model, names: list[str], candidate: DynamicCandidate, file: Path) -> None:
+    ir, tool = (require(module, "onnx", "formats: 'onnx'") for module in ("onnx_ir", "onnxruntime.quantization"))
+    proto = ir.to_proto(model)
+    tool.quant_utils.add_pre_process_metadata(proto)  # the exporter has inferred all shapes; else the tool advises to
     tool.quantize_dynamic(
-        model,
+        proto,
         file,
         op_types_to_quantize=list(_QUANTIZED),
         nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],  # as the tool renames a Gemm
@@ -100,11 +103,10 @@ def _quantize(model: Any, names: list[str], candidate: DynamicCandidate, file: P
     )
 
 
-def _origin(node: Any) -> str | None:
+def _origin(node: ir.Node) -> str | None:
     """Name of the operator in the float graph that a node of ONNX computes; ``None`` for a node without weights."""
-    if node.op_type not in (*_QUANTIZED, "GRU"):
-        return None
     if node.op_type in ("LSTM", "GRU"):  # its weights are named after it, see onnx_recurrent.py
-        return str(node.input[1].removeprefix(PREFIX).rpartition(".")[0])
-    namespace = next(entry.value for entry in node.metadata_props if entry.key == "namespace")
-    return str(namespace.partition(":")[0])
+        weight = node.inputs[1]
+        assert weight is not None
+        return str(weight.name).removeprefix(PREFIX).rpartition(".")[0]
+    return node.metadata_props["namespace"].partition(":")[0] if node.op_type in _QUANTIZED else None

@@ -21,7 +21,7 @@ def export(graph: Graph, folder: Path) -> None:
     """Write ``model.xml`` and ``model.bin``."""
     ov = require("openvino", "openvino", "formats: 'openvino'")
     with tempfile.TemporaryDirectory() as scratch:
-        onnx.export(graph, Path(scratch))
+        onnx.export(graph, Path(scratch), "openvino")
         model = ov.convert_model(str(Path(scratch) / onnx.FILE))
         ov.save_model(model, str(folder / FILE), compress_to_fp16=False)
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from lq_plugin.callbacks import rehearsal
-from lq_plugin.callbacks.checkpoint import Checkpoint
-from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
-from lq_plugin.candidate import DynamicCandidate
+from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
-from lq_plugin.errors import CalibrationError, UnsupportedError
-from lq_plugin.evaluation import loop
-from lq_plugin.graph.calibration import uncalibrated
+from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.soundness import warn_of_random_forward
+from lq_plugin.jobs import DynamicJob
 from lq_plugin.scheme import Scheme
+from lq_plugin.source import Source
+from lq_plugin.targets import Forward, never_called, replaced_forward, resolve_target
+
+_VALIDATION, _TRAINING = "validation", "training"
 
 
 class DynamicQuantization(QuantizingCallback):
@@ -73,94 +71,90 @@ class DynamicQuantization(QuantizingCallback):
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self._shadow = ExitStack()
-        self._forget()
+        self._examples: dict[str, Call | None] = {}  # first call in validation and in training; None: it had none
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: not the shadow, which is the original's to end."""
-        return super().__getstate__() | {"_shadow": ExitStack()}
-
-    def _forget(self) -> None:
-        """Drop everything that belongs to one run of one model."""
-        self._example: Call | None = None
-        self._heard_in = ""
-        self._validated = False
+        """Return what a copy has: not the shadow, which only the original may end."""
+        return super().__getstate__() | {"_shadow": ExitStack(), "_examples": dict(self._examples)}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the model of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._forget()
+            self._examples = {}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check what the layers of the target tell."""
+        """Check the layers of the target."""
         super().on_fit_start(trainer, pl_module)
         try:
-            swap.check_layers(loop.resolve_target(pl_module, self.target), self.scheme)
+            swap.check_layers(resolve_target(pl_module, self.target), self.scheme)
         except UnsupportedError as error:
-            self.inability = error
+            self.failure = error
 
     def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
         """Check, before training, that the target is called and that something in it can be quantized."""
-        if self.inability is None and self._validated:
+        if self.failure is None and _VALIDATION in self._examples:
             try:
-                self._rehearse(pl_module)
+                self._check(pl_module)
             except Exception as error:
-                self.inability = rehearsal.inability(error)
-        super().on_sanity_check_end(trainer, pl_module)
+                if is_mistake(error):
+                    raise
+                self.failure = as_calibration_error(error)
 
-    def _rehearse(self, pl_module: Any) -> None:
-        if self._example is None:
-            raise UnsupportedError(never_called(self, pl_module, "validation_step"))
-        target = detached_copy(loop.resolve_target(pl_module, self.target)).cpu()
-        swap.survey(target, self._example, self.scheme)
+    def _check(self, pl_module: Any) -> None:
+        example = self._examples[_VALIDATION]
+        if example is None:
+            raise UnsupportedError(never_called(pl_module, self.target, "validation_step", type(self).__name__))
+        target = detached_copy(resolve_target(pl_module, self.target)).cpu()
+        swap.survey(target, example, self.scheme)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Listen to the target until it was called in validation once."""
-        self._validated = True
-        if self._heard_in != "validation":
-            self._listen(pl_module, "validation")
+        """Remember the target's first call in validation."""
+        if self._examples.get(_VALIDATION) is None:
+            self._remember_call(pl_module, _VALIDATION)
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        """Stop listening."""
+        """Give the target its forward back."""
         self._shadow.close()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Listen to the first batches, for a run that is never validated."""
-        if self._example is None:
-            self._listen(pl_module, "training")
+        """Remember the target's first call in training, for a run that is never validated."""
+        if not any(self._examples.values()):
+            self._remember_call(pl_module, _TRAINING)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Stop listening."""
+        """Give the target its forward back."""
         self._shadow.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run breaks off."""
         self._shadow.close()
 
-    def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: Checkpoint) -> DynamicCandidate:
-        """Unite the checkpoint's weights with the example."""
-        if self._example is None:
-            raise CalibrationError(never_called(self, model, "validation_step or training_step"))
-        step = checkpoint.global_step
-        target = loop.resolve_target(model, self.target)
-        provenance = replace(
-            uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
+    def job(self, source: Source) -> DynamicJob:
+        """Return how the candidate is made: of the checkpoint's weights, and a call."""
+        return DynamicJob(
+            name=self.name,
+            scheme=self.scheme,
+            source=source,
+            options=self.options(),
+            example=self._examples.get(_VALIDATION) or self._examples.get(_TRAINING),
+            failure=self.failure,
+            dynamic_dims=self.dynamic_dims,
         )
-        warn_of_random_forward(self.name, target, self._example)
-        return DynamicCandidate(self.name, target, self._example, self.scheme, provenance, self.dynamic_dims)
 
-    def _listen(self, model: nn.Module, where: str) -> None:
+    def _remember_call(self, model: nn.Module, phase: str) -> None:
         """Remember the target's next call."""
-        if self.error is not None:
+        self._examples.setdefault(phase, None)
+        if self.failure is not None:
             return
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if self._heard_in != where:
-                self._example, self._heard_in = private_call(args, kwargs), where
+            if self._examples[phase] is None:
+                self._examples[phase] = private_call(args, kwargs)
 
-        def forward(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
+        def remembered(original: Forward, *args: Any, **kwargs: Any) -> Any:
             remember(args, kwargs)
             return original(*args, **kwargs)
 
-        self._shadow.enter_context(loop.replaced_forward(loop.resolve_target(model, self.target), forward))
+        self._shadow.enter_context(replaced_forward(resolve_target(model, self.target), remembered))

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, export_one, formats_of
-from lq_plugin.callbacks.copyable import CopyableCallback
-from lq_plugin.callbacks.ending import after_training, say
-from lq_plugin.callbacks.quantizing import QuantizingCallback, quantizing
-from lq_plugin.errors import ConfigError, UnsupportedError
-from lq_plugin.progress import note
-from lq_plugin.report import manifest
-from lq_plugin.report.manifest import Outcome
+from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, formats_of
+from lq_plugin.callbacks.finishing import FinishingCallback, Origin
+from lq_plugin.callbacks.quantizing import quantizing
+from lq_plugin.errors import ConfigError
+from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.report.manifest import Manifest
 
 
-class ArtifactExport(CopyableCallback):
+class ArtifactExport(FinishingCallback):
     """Export every candidate when fit ends, to ``<folder of the run>/quantized/<candidate>/<format>``.
 
-    A format that fails is listed in the manifest with its reason; the others are made all the same.
+    A format that fails is listed in the manifest with its reason, and does not stop the others.
 
     Args:
         formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``. Dynamic candidates are exported as
@@ -32,7 +29,6 @@ class ArtifactExport(CopyableCallback):
     Attributes:
         folder: where artifacts and ``manifest.json`` are, known once fit started.
         manifest: the content of ``manifest.json`` after fit.
-        run_config: builtins stored in the manifest as the configuration of the whole run.
 
     Raises:
         ConfigError: an unknown format, or, before training, a folder that cannot be written.
@@ -43,15 +39,13 @@ class ArtifactExport(CopyableCallback):
         self.formats = check_formats(formats)
         self.output_dir = output_dir
         self.folder: Path | None = None
-        self.manifest: Mapping[str, Any] | None = None
-        self.run_config: Mapping[str, Any] = {}
-        self._outcomes: list[Outcome] | None = None
+        self.manifest: Manifest | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there is something to export and a folder to write to."""
         if stage != "fit":
             return
-        self._outcomes = self.manifest = None
+        self.manifest = None
         if not quantizing(trainer):
             raise ConfigError(
                 "ArtifactExport: no callback of this Trainer makes a candidate. Add StaticQuantization() or "
@@ -63,98 +57,19 @@ class ArtifactExport(CopyableCallback):
         if trainer.is_global_zero:
             _check_writable(self.folder)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Export, unless another callback asked for it already."""
-        with after_training(trainer, self) as alone:
-            if alone and self._outcomes is None:
-                self.outcomes(trainer, pl_module)
+    def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
+        """Ask for artifacts, and a manifest."""
+        export = {"formats": list(self.formats), "output_dir": self.output_dir}
+        return replace(plan, folder=self.folder, formats=self.formats, config=replace(plan.config, export=export))
 
-    def outcomes(self, trainer: Any, pl_module: Any) -> list[Outcome]:
-        """Return what became of every candidate in every format, made at the first call, and write the manifest."""
-        if self._outcomes is None:
-            assert self.folder is not None
-            self._remove_manifest()
-            self._outcomes = [
-                self._outcome(trainer, pl_module, callback, name)
-                for callback in quantizing(trainer)
-                for name in formats_of(callback.scheme.method, self.formats)
-            ]
-            entries = [manifest.entry(outcome, self.folder) for outcome in self._outcomes]
-            self.write(trainer, entries, fp32=manifest.NO_FP32, budget=None, selected=None)
-        return self._outcomes
-
-    def _remove_manifest(self) -> None:
-        """Let no manifest of an earlier run stand beside the artifacts of this one, even if this one is killed."""
-        assert self.folder is not None
-        try:
-            (self.folder / manifest.FILE).unlink(missing_ok=True)
-        except OSError as error:
-            say(f"{str(self.folder / manifest.FILE)!r} of an earlier run cannot be removed", error)
-
-    def write(
-        self,
-        trainer: Any,
-        entries: Sequence[Mapping[str, Any]],
-        *,
-        evaluation: Mapping[str, Any] | None = None,
-        **decided: Any,
-    ) -> Mapping[str, Any]:
-        """Write the manifest with what is known, and return it.
-
-        Args:
-            trainer: whose callbacks made it.
-            entries: the artifacts' entries.
-            evaluation: options of the evaluation, where there was one.
-            decided: ``fp32``, ``budget`` and ``selected``, see ``manifest.build``.
-        """
-        assert self.folder is not None
-        callbacks = {callback.name: callback for callback in quantizing(trainer)}
-        seed = os.environ.get("PL_GLOBAL_SEED")
-        content = manifest.build(
-            entries,
-            calibration={
-                name: vars(callback.candidate.provenance)
-                for name, callback in callbacks.items()
-                if callback.candidate is not None
-            },
-            config={
-                "quantization": {name: callback.options() for name, callback in callbacks.items()},
-                "export": {"formats": list(self.formats), "output_dir": self.output_dir},
-                "evaluation": evaluation,
-                "run": self.run_config,
-            },
-            seed=int(seed) if seed is not None else None,
-            **decided,
-        )
-        self.manifest = content
-        try:
-            manifest.write(self.folder, content)
-        except OSError as error:
-            place = self.folder / manifest.FILE
-            say(f"{str(place)!r} cannot be written; what it would hold is in ArtifactExport.manifest", error)
-        return content
+    def receive(self, finished: Finished) -> None:
+        """Take the manifest."""
+        self.manifest = finished.manifest
 
     def _check_method(self, method: str) -> None:
         if all(method in FORMATS[name].refuses for name in formats_of(method, self.formats)):
             reasons = {name: FORMATS[name].refuses[method] for name in self.formats}
             raise ConfigError(f"formats: none of {list(self.formats)} can be made of a {method} candidate: {reasons}.")
-
-    def _outcome(self, trainer: Any, pl_module: Any, callback: QuantizingCallback, format_name: str) -> Outcome:
-        assert self.folder is not None
-        method = callback.scheme.method
-        outcome = Outcome(callback.name, method, format_name, FORMATS[format_name].runtime)
-        candidate = callback.build(trainer, pl_module)
-        if candidate is None:
-            return replace(outcome, status="failed", error=callback.error)
-        try:
-            if method not in FORMATS[format_name].refuses:
-                note(f"exporting {outcome.label} …")
-            artifact = export_one(candidate, self.folder / candidate.name / format_name, format_name)
-        except UnsupportedError as error:
-            return replace(outcome, status="unsupported", error=str(error))
-        except Exception as error:
-            return replace(outcome, status="failed", error=say(f"{outcome.label} failed", error))
-        return replace(outcome, artifact=artifact)
 
 
 def _check_writable(folder: Path) -> None:

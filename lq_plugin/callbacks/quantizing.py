@@ -1,32 +1,30 @@
-"""What every quantizing callback has: a name, a candidate when fit ends, and an error when there is none."""
+"""What every quantizing callback has: a name, a target, a checkpoint, a scheme, and a candidate when fit ends."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
-
-from torch import nn
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks import ranks, rehearsal
-from lq_plugin.callbacks.copyable import CopyableCallback
-from lq_plugin.callbacks.ending import after_training, say
+from lq_plugin.callbacks import ranks, sanity
+from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import LqError
-from lq_plugin.evaluation.loop import resolve_target
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
+from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
+from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.scheme import Scheme, as_dict
+from lq_plugin.source import Source
+from lq_plugin.steps import reason_of
+from lq_plugin.targets import resolve_target
 
 
-class QuantizingCallback(CopyableCallback):
+class QuantizingCallback(FinishingCallback):
     """Base of the callbacks that make a candidate when fit ends.
-
-    The candidate is made once, by whoever asks first: this callback's own ``on_fit_end`` or another callback.
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
@@ -38,10 +36,7 @@ class QuantizingCallback(CopyableCallback):
 
     Attributes:
         candidate: what artifacts are made from; there after fit, and not in copies of this callback.
-        model: copy of the LightningModule with the weights that the candidate has; there while fit ends.
-        error: why there is no candidate.
-        inability: what the model cannot do, as far as it is known before training.
-        given: a checkpoint that is quantized in place of one that this fit saves, for a fit that trains nothing.
+        failure: why there can be no candidate, as far as it is known.
     """
 
     def __init__(
@@ -58,18 +53,16 @@ class QuantizingCallback(CopyableCallback):
         self.dynamic_dims = dict(dynamic_dims or {})
         self.scheme = scheme
         self.candidate: Candidate | None = None
-        self.model: nn.Module | None = None
-        self.error: str | None = None
-        self.inability: LqError | None = None
-        self.given: Path | None = None
+        self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has.
+        """Return what a copy has: no graphs and modules, for not all of them can be pickled."""
+        return super().__getstate__() | {"candidate": None}
 
-        Graphs and modules stay with the original: not all of them can be pickled, and a module that keeps its callbacks
-        would be copied with several others. A copy makes its own when its own fit ends.
-        """
-        return super().__getstate__() | {"candidate": None, "model": None}
+    @property
+    def error(self) -> str | None:
+        """Why there is no candidate, as manifests record it."""
+        return None if self.failure is None else reason_of(self.failure)
 
     @property
     def state_key(self) -> str:
@@ -80,7 +73,7 @@ class QuantizingCallback(CopyableCallback):
         """Check what can be known before training."""
         if stage != "fit":
             return
-        self.candidate, self.model, self.error, self.inability = None, None, None, None
+        self.candidate = self.failure = None
         check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
@@ -91,47 +84,27 @@ class QuantizingCallback(CopyableCallback):
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
 
-    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
-        """Stop the run, before training, where the model allows no candidate at all; record where it allows others."""
-        self._decide(trainer)
-
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """The same, where there was no sanity check."""
-        self._decide(trainer)
-
-    def _decide(self, trainer: Any) -> None:
+        """Stop the run, before training, where the model allows no candidate at all; say where it allows others."""
         callbacks = quantizing(trainer)
         if callbacks[-1] is self:  # so every one has looked at the model
-            rehearsal.decide(callbacks)
+            sanity.decide(callbacks)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Make the candidate, unless another callback asked for it already."""
-        with after_training(trainer, self) as alone:
-            if alone:
-                self.build(trainer, pl_module)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let go of the copy of the model."""
-        self.model = None
-
-    def build(self, trainer: Any, pl_module: Any) -> Candidate | None:
-        """Return the candidate, made at the first call; ``None`` and :attr:`error` where that failed.
-
-        Training is over and saved by then, so nothing is raised.
-        """
-        if self.candidate is None and self.error is None:
-            try:
-                given = self.given
-                checkpoint = checkpoints.read_file(given) if given else checkpoints.read(trainer, self.checkpoint)
-                self.model = checkpoints.with_weights(pl_module, checkpoint)
-                self.candidate = self.make_candidate(trainer, self.model, checkpoint)
-            except Exception as error:
-                self.error = say(f"candidate {self.name!r} could not be made", error)
-        return self.candidate
+    def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
+        """Ask for the candidate."""
+        source = Source(
+            origin.module, self.target, lambda: origin.read(self.checkpoint), origin.data, type(self).__name__
+        )
+        return replace(plan, jobs=(*plan.jobs, self.job(source)))
 
     @abstractmethod
-    def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: checkpoints.Checkpoint) -> Candidate:
-        """Make the candidate from a copy of the module that holds the checkpoint's weights."""
+    def job(self, source: Source) -> Job:
+        """Return how the candidate is made of the weights of a source."""
+
+    def receive(self, finished: Finished) -> None:
+        """Take the candidate, or why there is none."""
+        step = finished.candidates[self.name]
+        self.candidate, self.failure = step.result, step.error
 
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""
@@ -147,13 +120,3 @@ class QuantizingCallback(CopyableCallback):
 def quantizing(trainer: Any) -> list[QuantizingCallback]:
     """Return the callbacks of a Trainer that make candidates, in their order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]
-
-
-def never_called(callback: QuantizingCallback, model: nn.Module, where: str) -> str:
-    """Say that the target's forward is not what a step calls, and what could be chosen in its place."""
-    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    return (
-        f"target: the forward of {callback.target or type(model).__name__!r} is never called in {where}, so nothing is "
-        f"known of its inputs. Choose what {where} calls, for example one of {children}: "
-        f"{type(callback).__name__}(target='…')."
-    )

@@ -1,32 +1,25 @@
-"""Static quantization: observers ride on validation, INT8 when fit ends."""
+"""Static quantization: calibrated during validation, INT8 when fit ends."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from lq_plugin.callbacks import repeats
-from lq_plugin.callbacks.checkpoint import Checkpoint
-from lq_plugin.callbacks.listening import Listener, Seen
-from lq_plugin.callbacks.loaders import data_of, numbers_of_batches
-from lq_plugin.callbacks.quantizing import QuantizingCallback, never_called
-from lq_plugin.candidate import StaticCandidate
-from lq_plugin.errors import CalibrationError, ConfigError, LqError, UnsupportedError
-from lq_plugin.evaluation import loop
-from lq_plugin.graph.calibration import Calibration, Provenance
-from lq_plugin.graph.capture import Call
-from lq_plugin.graph.prepare import prepare
-from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
+from lq_plugin.callbacks import sanity
+from lq_plugin.callbacks.quantizing import QuantizingCallback
+from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError
+from lq_plugin.evaluation.loaders import numbers_of_batches
+from lq_plugin.graph.calibration import Calibration
+from lq_plugin.graph.observation import Observation, ObservationPlan, merged
+from lq_plugin.graph.prepare import TrackedTarget
+from lq_plugin.graph.repeats import repeats_in
+from lq_plugin.jobs import StaticJob, calibration_in
 from lq_plugin.observers import Observer
-from lq_plugin.progress import note
 from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme
+from lq_plugin.source import Source
+from lq_plugin.targets import never_called, resolve_target
 
 
 class StaticQuantization(QuantizingCallback):
@@ -54,9 +47,6 @@ class StaticQuantization(QuantizingCallback):
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
         targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
-
-    Attributes:
-        known: calibrations made before; one that fits the weights and the options is taken.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
@@ -100,27 +90,30 @@ class StaticQuantization(QuantizingCallback):
         self.samples = samples
         self.seed = seed
         self.calibration: Calibration | None = None
-        self.known: Sequence[Calibration] = ()
-        self.candidate: StaticCandidate | None = None
-        self._forget()
+        self._track_anew()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: a listener of its own, which does not listen."""
-        return super().__getstate__() | {"_listener": copy.copy(self._listener)}
+        """Return what a copy has: not the running observation, which only the original may end."""
+        return super().__getstate__() | {"_observation": None}
 
-    def _forget(self) -> None:
-        """Drop everything that belongs to one run of one model."""
-        self._listener = Listener(self.scheme, self.samples, self.seed, self.dynamic_dims)
-        self._heard_sanity: bool | None = None
+    def _track_anew(self) -> None:
+        """Drop what belongs to one run of one model."""
+        self._tracked = TrackedTarget(self.dynamic_dims)
+        self._observation: Observation | None = None
+
+    @property
+    def plan(self) -> ObservationPlan:
+        """What is observed in each validation pass, and how."""
+        return ObservationPlan(self.scheme, self.target, self.samples, self.seed, self.dynamic_dims)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check that there is a validation loop to ride on."""
+        """Check that there is a validation to observe."""
         super().setup(trainer, pl_module, stage)
-        self._forget()
+        self._track_anew()
         if stage == "fit" and not trainer.enable_validation:
             raise ConfigError(
-                "StaticQuantization: this Trainer runs no validation, and observers ride on it. Define "
-                "validation_step and a validation loader, and leave limit_val_batches above 0."
+                "StaticQuantization: calibration runs during validation, which is disabled. Define validation_step and "
+                "a validation loader, and leave limit_val_batches above 0."
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -129,139 +122,80 @@ class StaticQuantization(QuantizingCallback):
             raise ConfigError("val_dataloaders: the validation loader is empty, so there is nothing to calibrate on.")
         super().on_train_start(trainer, pl_module)
 
-    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
-        """Record that the target cannot be observed, or that nobody calls it."""
-        self.inability = self._listener.failure
-        if self._heard_sanity is False:
-            self.inability = UnsupportedError(never_called(self, pl_module, "validation_step"))
-        super().on_sanity_check_end(trainer, pl_module)
-
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Listen to the target's forward."""
-        if self.error is not None:
-            return
-        target = loop.resolve_target(pl_module, self.target)
-        batches = numbers_of_batches(trainer)
-        self._listener.start(target, batches, trainer.world_size, rehearsal=trainer.sanity_checking)
+        """Start observing the target."""
+        self._stop()  # a pass may have ended without a hook
+        if self.failure is None:
+            target, batches = resolve_target(pl_module, self.target), numbers_of_batches(trainer)
+            self._observation = Observation(
+                self.plan, target, self._tracked, batches, trainer.world_size, trainer.sanity_checking
+            )
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Count the batches of a pass."""
-        self._listener.next_batch(repeats.share(trainer.val_dataloaders, batch_idx, dataloader_idx))
+        if self._observation is not None:
+            self._observation.next_batch(repeats_in(trainer.val_dataloaders, batch_idx, dataloader_idx))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Stop listening, and keep the statistics of this pass."""
-        seen = self._listener.stop()
-        if trainer.sanity_checking:
-            self._heard_sanity = self._listener.heard
-            return
-        parts = _of_every_process(trainer, (seen, self._listener.failure))
-        self._listener.failure = self._listener.failure or _failed_elsewhere(parts)
-        found = [part for part, _ in parts if part is not None]
-        if found and self._listener.failure is None:
-            self.calibration = self._merged(trainer, found)
+        """Stop observing, and keep the statistics of this pass."""
+        known, observation, calibration = self.failure, self._observation, self._stop()
+        if observation is not None:
+            self.failure = observation.failure
+        if not trainer.sanity_checking:
+            self._merge(trainer, calibration)
+            if known is None and self.failure is not None and trainer.is_global_zero:
+                sanity.say(self)
+        elif observation is not None and not observation.called:
+            self.failure = UnsupportedError(
+                never_called(pl_module, self.target, "validation_step", type(self).__name__)
+            )
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run breaks off."""
-        self._listener.stop()
+        self._stop()
+
+    def _stop(self) -> Calibration | None:
+        observation, self._observation = self._observation, None
+        return None if observation is None else observation.close()
+
+    def _merge(self, trainer: Any, calibration: Calibration | None) -> None:
+        """Keep what all processes observed in this pass, unless one of them failed."""
+        parts = _of_every_process(trainer, (calibration, "" if self.failure is None else str(self.failure)))
+        self.failure = self.failure or _failed_elsewhere(parts)
+        found = [part for part, _ in parts if part is not None]
+        if found and self.failure is None:
+            self.calibration = merged(self.plan, found, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics of the last validation pass: tensors and builtins only."""
         return {} if self.calibration is None else {"calibration": self.calibration.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the statistics of a checkpoint."""
-        self.calibration = _calibration_in(state_dict)
+        """Restore the statistics of a checkpoint."""
+        self.calibration = calibration_in(state_dict)
 
-    def make_candidate(self, trainer: Any, model: nn.Module, checkpoint: Checkpoint) -> StaticCandidate:
-        """Unite the checkpoint's weights with its own calibration, or calibrate once more where it has none."""
-        if self._listener.failure is not None:
-            raise self._listener.failure
-        anew, example = None, self._listener.example
-        if example is None:
-            anew, example = self._calibrated_anew(trainer, model)
-        target = loop.resolve_target(model, self.target)
-        graph = prepare(target, *example, self.dynamic_dims)
-        calibration = self._known(checkpoint, graph.digest)
-        if calibration is None:
-            calibration = anew or self._calibrated_anew(trainer, model)[0]
-            provenance = replace(calibration.provenance, global_step=checkpoint.global_step, extra_pass=True)
-            calibration = replace(calibration, provenance=provenance)
-        provenance = replace(
-            calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
+    def job(self, source: Source) -> StaticJob:
+        """Return how the candidate is made: of the checkpoint's weights, and a calibration of them."""
+        return StaticJob(
+            name=self.name,
+            scheme=self.scheme,
+            source=source,
+            options=self.options(),
+            example=self._tracked.example,
+            failure=self.failure,
+            plan=self.plan,
+            calibration=self.calibration,
         )
-        candidate = StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
-        warn_of_ranges(candidate.name, candidate.graph, calibration, self.scheme)
-        warn_of_random_forward(candidate.name, target, example)
-        return candidate
-
-    def _known(self, checkpoint: Checkpoint, digest: str) -> Calibration | None:
-        """A calibration of the graph with this digest that was made before, the checkpoint's own first."""
-        saved = checkpoint.callbacks.get(self.state_key, {})
-        own = self.calibration if checkpoint.weights is None else _calibration_in(saved)
-        found = next((one for one in (own, *self.known) if self._fits(one, digest)), None)
-        if found is not None and self.given is not None:
-            source = "the checkpoint" if found is own else "an earlier run of this fit"
-            note(f"calibration of {self.name!r} taken from {source}")
-        return found
 
     def options(self) -> dict[str, Any]:
         """Return this callback's exact configuration as builtins, for the manifest."""
         return super().options() | {"samples": self.samples, "seed": self.seed}
 
-    def _merged(self, trainer: Any, found: Sequence[Seen]) -> Calibration:
-        assert isinstance(self.scheme.observer, Observer)
-        merge = self.scheme.observer.merge
-        names = dict.fromkeys(name for seen in found for name in seen.statistics)
-        provenance = Provenance(
-            checkpoint="live",
-            global_step=trainer.global_step,
-            checkpoint_global_step=None,
-            split="validate",
-            samples=sum(seen.samples for seen in found),
-            batches=sum(seen.batches for seen in found),
-            observer=self.scheme.observer.name,
-            seed=self.seed,
-            observed=self.observed(),
-            digest=found[0].digest if len({seen.structure for seen in found}) == 1 else "",  # else it fits nothing
-            structure=found[0].structure,
-        )
-        statistics = {n: merge([seen.statistics[n] for seen in found if n in seen.statistics]) for n in names}
-        return Calibration(statistics, provenance)
 
-    def observed(self) -> str:
-        """Return a digest of the options that say what is observed and how."""
-        options = self.options()
-        deciding = ("target", "samples", "seed", "dynamic_dims", "observer", "skip", "only", "embeddings")
-        text = json.dumps({name: options[name] for name in deciding}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def _fits(self, calibration: Calibration | None, digest: str) -> bool:
-        """Whether a calibration is one of this graph on these weights, gathered the way that this callback asks for."""
-        assert isinstance(self.scheme.observer, Observer)
-        if calibration is None or not calibration.made_by(self.scheme.observer):
-            return False
-        return (calibration.provenance.digest, calibration.provenance.observed) == (digest, self.observed())
-
-    def _calibrated_anew(self, trainer: Any, model: nn.Module) -> tuple[Calibration, Call]:
-        """Ride once more on a validation pass, of the checkpoint's weights."""
-        note(f"calibrating {self.name!r} in a validation pass of its own …")
-        rider = copy.copy(self)
-        rider.calibration = None
-        rider._forget()
-        loop.run(model, data_of(trainer), "validate", callbacks=[rider])
-        if rider._listener.failure is not None:
-            raise rider._listener.failure
-        if rider.calibration is None or rider._listener.example is None:
-            raise CalibrationError(never_called(self, model, "validation_step"))
-        return rider.calibration, rider._listener.example
-
-
-def _of_every_process(trainer: Any, part: tuple[Seen | None, LqError | None]) -> list[tuple[Seen | None, str]]:
-    """What each process saw, and what failed there."""
-    seen, failure = part
-    own = (seen, "" if failure is None else str(failure))
+def _of_every_process(trainer: Any, own: tuple[Calibration | None, str]) -> list[tuple[Calibration | None, str]]:
+    """What each process observed, and why it could not."""
     if trainer.world_size == 1:
         return [own]
     values = [own] * trainer.world_size
@@ -269,20 +203,10 @@ def _of_every_process(trainer: Any, part: tuple[Seen | None, LqError | None]) ->
     return values
 
 
-def _failed_elsewhere(parts: Sequence[tuple[Seen | None, str]]) -> CalibrationError | None:
-    """Statistics of some of the processes are those of some of the data, which nobody asked for."""
+def _failed_elsewhere(parts: Sequence[tuple[Calibration | None, str]]) -> CalibrationError | None:
+    """The failure of any process: statistics of the others are those of a part of the data only."""
     failed = {rank: failure for rank, (_, failure) in enumerate(parts) if failure}
     if len(parts) == 1 or not failed:
         return None
     rank, failure = next(iter(failed.items()))
     return CalibrationError(f"calibration: observing failed in process {rank} of {len(parts)}: {failure}")
-
-
-def _calibration_in(state: Mapping[str, Any]) -> Calibration | None:
-    if "calibration" not in state:
-        return None
-    try:
-        return Calibration.from_state_dict(state["calibration"])
-    except CalibrationError as error:  # the weights may be good
-        note(f"{error}; it is not used")
-        return None

@@ -7,25 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lq_plugin.artifacts.base import FORMATS, Artifact, ArtifactModule, load
+from lq_plugin.artifacts.base import FORMATS, ArtifactModule, load
 from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.fidelity import max_difference
 from lq_plugin.evaluation.latency import Latency, Timing
-from lq_plugin.evaluation.loop import Data, resolve_target, splits_of
-from lq_plugin.evaluation.measurement import Measurement
+from lq_plugin.evaluation.loop import Data, splits_of
 from lq_plugin.evaluation.metrics import Scores, scores
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size
-
-EAGER = "torch"
+from lq_plugin.report.manifest import EAGER, Entry, Fp32, LatencyRecord
+from lq_plugin.targets import resolve_target
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,24 @@ class Subject:
         model: the LightningModule with the weights that were quantized, on the CPU.
         target: dotted path of the module that the artifacts replace.
         candidate: one of those that the artifacts were made from; its graph and its example serve for all.
-        artifacts: all of the same target and weights.
+        folder: where the manifest is, which the artifacts' paths begin in.
+        entries: the artifacts, all of the same target and weights.
     """
 
     model: nn.Module
     target: str | None
     candidate: Candidate
-    artifacts: Sequence[Artifact]
+    folder: Path
+    entries: Sequence[Entry]
+
+    def load(self, entry: Entry) -> nn.Module:
+        """Return an artifact, reloaded from disk."""
+        return load(self.path(entry), factory=self.float_target)
+
+    def path(self, entry: Entry) -> Path:
+        """Return the folder of an artifact."""
+        assert entry.path is not None
+        return self.folder / entry.path
 
     def float_target(self) -> nn.Module:
         """Return a copy of the float target, for artifacts that need the user's class around them."""
@@ -89,14 +98,14 @@ class Comparison:
     """What :func:`compare` found.
 
     Args:
-        fp32: of the float model, see :class:`Measurement`.
-        measurements: one for each artifact, in order.
+        fp32: the float model.
+        entries: the artifacts with what was measured, in order.
         judged_by: names of the metrics that a budget may be about: those of validation, none where it was not
             evaluated. To choose by the test split would make its figures optimistic.
     """
 
-    fp32: Mapping[str, Any]
-    measurements: Sequence[Measurement]
+    fp32: Fp32
+    entries: Sequence[Entry]
     judged_by: Sequence[str]
 
 
@@ -107,83 +116,82 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
         subject: what is compared.
         data: the batches of the splits.
         protocol: which splits and metrics, and how latency is measured.
-        note: told what is going on.
+        note: called with a line of text at each step.
     """
-    labels = [artifact.label for artifact in subject.artifacts]
+    labels = [entry.label for entry in subject.entries]
     timings: dict[str, Timing] = {}
     inputs = _example(subject)
     if protocol.latency is not None:  # first, for evaluating opens sessions whose threads would disturb it
-        note(f"measuring the latency of {len(subject.artifacts)} artifacts and of FP32 on the same runtimes …")
+        note(f"measuring the latency of {len(labels)} artifacts and of FP32 on the same runtimes …")
         inputs = _inputs(subject, protocol.latency.batch_size)
         timings = _time(subject, inputs, protocol.latency)
     note("evaluating FP32 …")
     baseline = _score(subject, data, protocol, None)
-    fp32_lanes = {name: timing for name, timing in timings.items() if name not in labels}
-    fp32_times = {name: timing.median for name, timing in fp32_lanes.items() if timing.median is not None}
-    fp32 = {
-        "metrics": _merged(baseline),
-        "size_bytes": _size(resolve_target(subject.model, subject.target)),
-        "latency_ms": fp32_times,
-        "errors": {name: timing.error for name, timing in fp32_lanes.items() if timing.error is not None},
-    }
-    measurements = []
-    for artifact in subject.artifacts:
-        note(f"evaluating {artifact.label} …")
-        measurements.append(_measure(subject, artifact, data, protocol, inputs, timings.get(artifact.label), fp32))
+    lanes = {name: timing for name, timing in timings.items() if name not in labels}
+    fp32 = Fp32(
+        _merged(baseline),
+        _size(resolve_target(subject.model, subject.target)),
+        {name: timing.median for name, timing in lanes.items() if timing.median is not None},
+        {name: timing.error for name, timing in lanes.items() if timing.error is not None},
+    )
+    measured = []
+    for entry in subject.entries:
+        note(f"evaluating {entry.label} …")
+        timing = timings.get(entry.label)
+        measured.append(_measured(subject, entry, fp32, data, protocol, inputs, timing))
     judged_by = baseline.get("validate", Scores({}, None)).metrics
-    return Comparison(fp32, measurements, tuple(judged_by))
+    return Comparison(fp32, measured, tuple(judged_by))
 
 
-def _measure(
+def _measured(
     subject: Subject,
-    artifact: Artifact,
+    entry: Entry,
+    fp32: Fp32,
     data: Data,
     protocol: Protocol,
     inputs: Inputs,
     timing: Timing | None,
-    fp32: Mapping[str, Any],
-) -> Measurement:
+) -> Entry:
+    entry = replace(entry, fp32=fp32)
     try:
-        module = load(artifact.path, factory=subject.float_target)
+        module = subject.load(entry)
         found = _score(subject, data, protocol, module)
     except Exception as error:
-        return Measurement(fp32=fp32, error=f"{type(error).__name__}: {error}")
+        return replace(entry, error=f"{type(error).__name__}: {error}")
     metrics = _merged(found)
-    measured = Measurement(
-        metrics,
-        {name: value - fp32["metrics"][name] for name, value in metrics.items() if name in fp32["metrics"]},
-        fp32,
+    entry = replace(
+        entry,
+        metrics=metrics,
+        delta={name: value - fp32.metrics[name] for name, value in metrics.items() if name in fp32.metrics},
         sqnr_db=next((score.sqnr_db for score in found.values()), None),
         error=timing.error if timing else None,
     )
     if timing is None or timing.median is None or protocol.latency is None:
-        return measured
+        return entry
     return replace(
-        measured,
-        latency_ms={
-            "median": timing.median,
-            "p90": timing.p90,
-            "batch_size": inputs.samples,
-            "threads": protocol.latency.threads or torch.get_num_threads(),
-            "rounds": protocol.latency.rounds,
-            "calls": timing.calls,
-            "mode": timing.mode,
-        },
-        speedup=_speedup(fp32["latency_ms"], timing.median),
+        entry,
+        latency_ms=_record(timing, timing.median, protocol.latency, inputs),
+        # Where eager torch could not be timed, the fastest runtime may be missing too.
+        speedup=fp32.speedup(timing.median) if EAGER in fp32.latency_ms else None,
         reload_max_difference=_reload_difference(module, inputs, timing),
+    )
+
+
+def _record(timing: Timing, median: float, options: Latency, inputs: Inputs) -> LatencyRecord:
+    return LatencyRecord(
+        median,
+        timing.p90,
+        inputs.samples,
+        options.threads or torch.get_num_threads(),
+        options.rounds,
+        timing.calls,
+        timing.mode,
     )
 
 
 def _size(module: nn.Module) -> int:
     """Bytes of the tensors that a module saves; its extra state may be anything."""
     return sum(value.nbytes for value in module.state_dict().values() if isinstance(value, Tensor))
-
-
-def _speedup(fp32: Mapping[str, float], median: float) -> dict[str, float] | None:
-    """Against FP32; ``None`` unless it was measured in eager torch and so on all runtimes there are."""
-    if EAGER not in fp32:
-        return None
-    return {"vs_torch_fp32": fp32[EAGER] / median, "vs_best_fp32": min(fp32.values()) / median}
 
 
 def _reload_difference(module: nn.Module, inputs: Inputs, timing: Timing) -> float | None:
@@ -203,7 +211,7 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
     lanes: dict[str, tuple[str, Path]] = {}
     failed: dict[str, Timing] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name in dict.fromkeys(artifact.format for artifact in subject.artifacts):
+        for name in dict.fromkeys(entry.format for entry in subject.entries):
             write_float = FORMATS[name].export
             if write_float is not None:
                 folder = Path(scratch) / name
@@ -213,12 +221,12 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
                     lanes[FORMATS[name].lane] = (name, folder)
                 except Exception as error:
                     failed[FORMATS[name].lane] = Timing(error=f"{type(error).__name__}: {error}")
-        for artifact in subject.artifacts:
-            if FORMATS[artifact.format].rebuild is not None:
+        for entry in subject.entries:
+            if FORMATS[entry.format].rebuild is not None:
                 with suppress(Exception):  # loading it once more for its metrics fails in the same way, and says so
-                    here[artifact.label] = load(artifact.path, factory=subject.float_target)
+                    here[entry.label] = subject.load(entry)
             else:
-                lanes[artifact.label] = (artifact.format, artifact.path)
+                lanes[entry.label] = (entry.format, subject.path(entry))
         calls = {name: inputs.calling(module) for name, module in here.items()}
         return latency.measure(calls, lanes, inputs.flat, options) | failed
 
@@ -255,7 +263,7 @@ def _example(subject: Subject) -> Inputs:
 
 def _inputs(subject: Subject, samples: int) -> Inputs:
     """The example of a call at another batch size, where it has a graph and its batch is dynamic."""
-    if all(FORMATS[artifact.format].load is None for artifact in subject.artifacts):
+    if all(FORMATS[entry.format].load is None for entry in subject.entries):
         return _example(subject)
     graph = subject.candidate.reference
     tensors = graph.resized(samples)

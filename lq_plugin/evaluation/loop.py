@@ -8,20 +8,21 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from lq_plugin.errors import unknown_name
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.observation import Observation
+from lq_plugin.graph.repeats import repeats_in
+from lq_plugin.graph.torch_patches import process_group_hidden
+from lq_plugin.targets import Forward, replaced_forward, resolve_target
 
 SPLITS = ("validate", "test")
-Forward = Callable[..., Any]
 _LIGHTNING = ("lightning.pytorch.core.", "pytorch_lightning.core.")
 
 
@@ -39,53 +40,31 @@ class Data:
     loaders: Mapping[str, Any] | None = None
     limits: Mapping[str, int | float] | None = None
 
-
-def resolve_target(model: nn.Module, target: str | None) -> nn.Module:
-    """Return the module that a dotted path names; the model itself for ``None``.
-
-    Raises:
-        ConfigError: there is no such submodule; the message names the nearest ones.
-    """
-    if target is None:
-        return model
-    names = [name for name, _ in model.named_modules() if name]
-    if target not in names:
-        raise unknown_name("target", target, names)
-    return model.get_submodule(target)
+    def limited(self, split: str, batches: int) -> Data:
+        """Return the same data with so many batches of each loader of a split."""
+        return replace(self, limits={**(self.limits or {}), split: batches})
 
 
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """Shadow the forward of one module instance, so that every way of calling it goes through ``forward``.
+def set_up(trainer: Any, module: Any, datamodule: Any) -> Data:
+    """Run the hooks with which a fit begins, in its order, and return the data: many know no other stage than ``fit``.
 
     Args:
-        module: whose forward is shadowed, until the block ends. Several blocks may end in any order.
-        forward: called with the original forward first, then the call's arguments.
+        trainer: a Trainer that is not going to fit.
+        module: a LightningModule.
+        datamodule: the batches; ``None`` where the module has them.
     """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return forward(shadow.lq_original, *args, **kwargs)
-
-    shadow: Any = call
-    shadow.lq_original = module.forward
-    shadow.lq_shadowed = module.__dict__.get("forward")  # for copies made meanwhile too, see copying.py
-    module.__dict__["forward"] = shadow
-    try:
-        yield
-    finally:
-        _unshadow(module, shadow)
-
-
-def _unshadow(module: nn.Module, shadow: Any) -> None:
-    above: Any = module.__dict__["forward"]
-    if above is not shadow:
-        while above.lq_shadowed is not shadow:
-            above = above.lq_shadowed
-        above.lq_shadowed, above.lq_original = shadow.lq_shadowed, shadow.lq_original
-    elif shadow.lq_shadowed is None:
-        del module.__dict__["forward"]
-    else:
-        module.__dict__["forward"] = shadow.lq_shadowed
+    trainer.strategy.connect(module)
+    trainer._data_connector.attach_data(module, datamodule=datamodule)
+    owners = [owner for owner in (datamodule, module) if owner is not None]
+    for owner in owners:
+        owner.prepare_data()
+    for owner in owners:
+        owner.setup("fit")
+    module.configure_model()
+    giving = [owner for owner in owners if overrides(owner, "val_dataloader")]
+    loaders = {"validate": giving[0].val_dataloader()} if giving else {}
+    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    return Data(datamodule, loaders, limits)
 
 
 def splits_of(model: nn.Module, data: Data) -> tuple[str, ...]:
@@ -127,7 +106,7 @@ def run(
         data: its batches.
         split: ``"validate"`` or ``"test"``.
         target: dotted path of the module whose forward is replaced; the model itself by default.
-        forward: what replaces it, see :func:`replaced_forward`.
+        forward: what replaces it, see :func:`~lq_plugin.targets.replaced_forward`.
         callbacks: for the loop's Trainer.
     """
     module = detached_copy(model)
@@ -136,7 +115,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(random_state_kept())
-        stack.enter_context(alone())
+        stack.enter_context(process_group_hidden())
         if forward is not None:
             stack.enter_context(replaced_forward(resolve_target(module, target), forward))
         trainer = _trainer_class(model)(
@@ -171,23 +150,30 @@ class BatchEnd(Callback):
         self.function(batch)
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Hide the process group: one process evaluates while the others wait, so nothing may talk to them."""
-    group = torch.distributed.group.WORLD if torch.distributed.is_available() else None
-    if group is None:
-        yield
-        return
-    torch.distributed.group.WORLD = None
-    try:
-        yield
-    finally:
-        torch.distributed.group.WORLD = group
+class Observed(Callback):
+    """Lets a validation loop be observed.
+
+    Args:
+        begin: called with the Trainer and its module when the loop starts.
+    """
+
+    def __init__(self, begin: Callable[[Any, Any], Observation]) -> None:
+        self.begin = begin
+        self.observation: Observation | None = None
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.observation = self.begin(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        assert self.observation is not None
+        self.observation.next_batch(repeats_in(trainer.val_dataloaders, batch_idx, dataloader_idx))
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Give the random state back at the end of the block, also of one that raises, after which Lightning does not."""
+    """Restore the random state when the block ends, also if it raises: ``isolate_rng`` alone does not do that."""
     failure: BaseException | None = None
     with isolate_rng():
         try:
@@ -207,7 +193,7 @@ def _trainer_class(model: nn.Module) -> Any:
 
 
 def _datamodule_copy(data: Data, split: str) -> Any:
-    """A shallow copy, which gives the loader of the split that exists already."""
+    """A shallow copy that returns the loader of the split if there is one already."""
     datamodule = copy.copy(data.datamodule)
     datamodule.trainer = None
     _settle(datamodule, set_up=split in (data.loaders or {}))
@@ -218,10 +204,9 @@ def _datamodule_copy(data: Data, split: str) -> Any:
 
 
 def _settle(owner: Any, set_up: bool) -> None:
-    """Keep a copy from being prepared, taken down and, where all it gives exists already, set up once more.
+    """Turn off the hooks that fit has called already; ``setup`` only if all that it prepares exists.
 
-    Fit did that before. A second ``setup`` or ``configure_model`` could split the data anew, or build layers anew with
-    random weights.
+    A second ``setup`` or ``configure_model`` could split the data anew, or build new layers with random weights.
     """
     owner.configure_callbacks = list
     owner.configure_model = lambda: None
@@ -233,7 +218,7 @@ def _settle(owner: Any, set_up: bool) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the notes of a Trainer that the user did not make from being printed."""
+    """Silence a Trainer that the user did not make."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -18,6 +18,8 @@ from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size, retyped
+from lq_plugin.graph.torch_patches import process_group_hidden
+from lq_plugin.targets import Forward, resolve_target
 
 SQNR_SAMPLES = 512
 
@@ -40,7 +42,7 @@ def evaluate(
     metrics: Mapping[str, Metric] | None = None,
     label: int | str = 1,
 ) -> dict[str, float]:
-    """Run a LightningModule's own loop with an artifact, reloaded from disk, in the place of its target.
+    """Run a LightningModule's own loop with an artifact, reloaded from disk, in place of its target.
 
     Args:
         model: the LightningModule; neither it nor the random state is changed.
@@ -60,7 +62,7 @@ def evaluate(
         ConfigError: unknown split, target or label.
     """
     path = artifact.path if isinstance(artifact, Artifact) else artifact
-    module = None if path is None else load(path, factory=lambda: detached_copy(loop.resolve_target(model, target)))
+    module = None if path is None else load(path, factory=lambda: detached_copy(resolve_target(model, target)))
     data = Data(loaders={split: dataloaders})
     return dict(scores(model, data, split, module, target=target, metrics=metrics, label=label).metrics)
 
@@ -75,7 +77,7 @@ def scores(
     metrics: Mapping[str, Metric] | None = None,
     label: int | str = 1,
 ) -> Scores:
-    """Evaluate ``model`` with ``module`` in the place of its target; see :func:`evaluate`.
+    """Evaluate ``model`` with ``module`` in place of its target; see :func:`evaluate`.
 
     The fidelity is measured on the first 512 samples, where the float target runs beside the artifact.
     """
@@ -84,7 +86,7 @@ def scores(
     seen = 0
     reference: Any = None
 
-    def forward(original: loop.Forward, *args: Any, **kwargs: Any) -> Any:
+    def forward(original: Forward, *args: Any, **kwargs: Any) -> Any:
         nonlocal seen, reference
         output = original(*args, **kwargs) if module is None else module(*args, **kwargs)
         if module is not None and seen < SQNR_SAMPLES:
@@ -96,7 +98,7 @@ def scores(
         return probe.output
 
     logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[loop.BatchEnd(probe.update)])
-    with loop.alone():
+    with process_group_hidden():
         return Scores(logged | probe.computed(), sqnr.compute().item() if seen else None)
 
 

@@ -97,7 +97,7 @@ class Calibration:
 
 @dataclass
 class Recording:
-    """A graph with observers in it, and what they have seen so far."""
+    """A graph with observers in it, and the statistics that they have gathered so far."""
 
     graph: Graph
     recorders: dict[str, _Recorder]
@@ -125,7 +125,7 @@ class Recording:
         module.recompile()
         return cls(graph, recorders)
 
-    def see(self, tensors: Sequence[Tensor]) -> None:
+    def observe(self, tensors: Sequence[Tensor]) -> None:
         """Run the graph on one batch of inputs; they are cloned first, so that nothing is shared with the caller."""
         with isolated():
             self.graph.module(*(tensor.detach().clone() for tensor in tensors))
@@ -133,10 +133,10 @@ class Recording:
         self.batches += 1
 
     def statistics(self) -> dict[str, Statistic]:
-        """Return the statistic of every value that was seen.
+        """Return the statistic of every value that was observed.
 
         Raises:
-            CalibrationError: nothing was seen.
+            CalibrationError: nothing was observed.
         """
         if not self.batches:
             raise CalibrationError("calibration: not a single batch was seen. Give at least one batch of inputs.")

@@ -16,6 +16,7 @@ from torch import nn
 
 from lq_plugin.errors import CaptureError
 from lq_plugin.graph.keeping import without_copies
+from lq_plugin.targets import restore_forward
 
 
 def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
@@ -48,7 +49,7 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
                 "copied where torch.nn.utils.parametrizations computes them."
             ) from error
     for part in duplicate.modules():
-        _give_back_forward(part)
+        restore_forward(part)
         _exchange(part.__dict__, memo)
     return _without_compile(duplicate).eval()
 
@@ -57,15 +58,6 @@ def module_names(module: nn.Module) -> list[str]:
     """Dotted names of a module's submodules as its copies have them: without ``torch.compile``."""
     names = (re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name) for name, _ in module.named_modules())
     return list(dict.fromkeys(name.removeprefix(".") for name in names if name))
-
-
-def _give_back_forward(module: nn.Module) -> None:
-    """Undo what shadows the forward of a module, such as an observer that listens to the original at this moment."""
-    shadow: Any = module.__dict__.get("forward")
-    while hasattr(shadow, "lq_shadowed"):
-        shadow = module.__dict__["forward"] = shadow.lq_shadowed
-    if "forward" in module.__dict__ and shadow is None:
-        del module.__dict__["forward"]
 
 
 def _exchange(container: Any, memo: dict[int, Any]) -> None:

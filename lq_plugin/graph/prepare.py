@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lq_plugin.graph.binding import follow
-from lq_plugin.graph.capture import capture
+from lq_plugin.graph.capture import Call, capture
 from lq_plugin.graph.folding import fold
 from lq_plugin.graph.graph import Graph
 from lq_plugin.identity import state_tensors
@@ -52,10 +52,14 @@ class TrackedTarget:
 
     Args:
         dynamic_dims: see :func:`prepare`.
+
+    Attributes:
+        example: the call that was captured, on the CPU; copies have it too.
     """
 
     def __init__(self, dynamic_dims: Mapping[str, Sequence[int]] | None = None) -> None:
         self._dynamic_dims = dict(dynamic_dims or {})
+        self.example: Call | None = None
         self._captured: Graph | None = None
         self._tensors: Mapping[str, Tensor] = {}  # that the captured graph reads
 
@@ -78,5 +82,6 @@ class TrackedTarget:
         tensors = state_tensors(target)
         if self._captured is None or not follow(self._captured, self._tensors, tensors):
             self._captured = capture(target, args, kwargs, self._dynamic_dims)
+            self.example = self._captured.signature.call(self._captured.example)
         self._tensors = tensors
         return fold(self._captured)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from lq_plugin.untrusted import opened, regular_file
+from lq_plugin import checksums
+from lq_plugin.report.manifest import Entry
+from lq_plugin.untrusted import naming, opened, regular_file
 
 LARGEST = 1 << 32  # bytes that are read of one run; a manifest may name files of any size, and sparse ones cost nothing
 MISSING = "missing"
@@ -16,23 +16,12 @@ CHANGED = "changed"
 AS_MEASURED = "as measured"
 
 
-def is_below(path: str) -> bool:
-    """Whether a path of a manifest, with ``/`` between its parts, stays below the folder that it begins in.
-
-    Example:
-        >>> is_below("static/onnx"), is_below("../onnx"), is_below("/etc"), is_below("a:b"), is_below("")
-        (True, False, False, False, False)
-    """
-    parts = PurePosixPath(path).parts
-    return bool(parts) and ".." not in parts and not any(sign in path for sign in ("\\", ":", "\0")) and path[0] != "/"
-
-
-def compared(root: Path, artifacts: list[Mapping[str, Any]]) -> Iterator[tuple[str | None, str | None]]:
+def compared(root: Path, artifacts: Sequence[Entry]) -> Iterator[tuple[str | None, str | None]]:
     """Compare the files of every artifact of a run with what its manifest says of them.
 
     Args:
         root: folder that the manifest lies in.
-        artifacts: its entries, checked.
+        artifacts: its entries.
 
     Yields:
         ``"as measured"``, ``"changed"``, ``"missing"`` (the artifact's whole folder is) or ``None`` for an artifact
@@ -40,20 +29,19 @@ def compared(root: Path, artifacts: list[Mapping[str, Any]]) -> Iterator[tuple[s
     """
     left = LARGEST
     for entry in artifacts:
-        sums, path = entry.get("sha256") or {}, entry.get("path")
-        if path is None or not sums:
+        if entry.path is None or not entry.sha256:
             yield None, None
             continue
-        folder = root / path
+        folder = root / entry.path
         if not os.path.lexists(folder):
             yield MISSING, None
             continue
-        size = entry["size_bytes"] or 0
+        size = entry.size_bytes or 0
         if size > left:
             yield None, f"its files were not compared with those that were measured: they are larger than {left} bytes"
             continue
         left -= size
-        wrong = _difference(root, folder, sums, size)
+        wrong = _difference(root, folder, entry.sha256, size)
         yield (AS_MEASURED, None) if wrong is None else (CHANGED, f"it is not what was measured: {wrong}")
 
 
@@ -62,19 +50,17 @@ def _difference(root: Path, folder: Path, sums: Mapping[str, str], size: int) ->
     links = [place for place in (folder, *folder.parents) if place.is_relative_to(root) and place.is_symlink()]
     if links:
         return f"{links[0].name} is a link; put the folder itself in its place"
-    name = folder.name
     try:
         found = 0
         for name in sums:
-            found += regular_file(folder / name).stat().st_size
+            with naming(name):
+                found += regular_file(folder / name).stat().st_size
         if found != size:
             return f"its files have {found} bytes, and {size} were measured"
         for name, expected in sums.items():
-            with opened(folder / name) as stream:
-                if hashlib.file_digest(cast(Any, stream), "sha256").hexdigest() != expected:
-                    return f"{name} has another sha256"
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
+            with naming(name), opened(folder / name) as stream:
+                if checksums.of_stream(stream) != expected:
+                    raise ValueError("has another sha256")
     except ValueError as error:
-        return f"{name} {error}"
+        return str(error)
     return None

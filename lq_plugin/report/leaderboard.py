@@ -7,51 +7,23 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lq_plugin import selection
 from lq_plugin.printing import plain
 from lq_plugin.report import page
+from lq_plugin.report.board import Leaderboard, Row, columns
+from lq_plugin.report.decoder import encode
 from lq_plugin.report.files import MISSING
+from lq_plugin.report.limits import LONGEST_VALUE
 from lq_plugin.report.manifest import replace_file
-from lq_plugin.report.runs import FP32, Failed, Row, find, flat, read
-from lq_plugin.report.schema import LONGEST_VALUE
+from lq_plugin.report.runs import find, flat, read
 
 FILE = "leaderboard"
 SCHEMA_VERSION = 1
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # those of full width too
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """Every run found, in the order of their folders.
-
-    Args:
-        artifacts: one row per artifact, those that failed included.
-        fp32: one row per run and runtime of FP32.
-        failed: jobs without figures.
-        notes: what has to be known to compare the rows.
-    """
-
-    artifacts: tuple[Row, ...]
-    fp32: tuple[Row, ...]
-    failed: tuple[Failed, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def jobs(self) -> tuple[Row | Failed, ...]:
-        """Everything that belongs to a run."""
-        return *self.artifacts, *self.fp32, *self.failed
-
-    @property
-    def ranked(self) -> list[Row]:
-        """The artifacts for a reader: winners, then what is within the budget, what is over it, what was not timed."""
-        return sorted(
-            self.artifacts,
-            key=lambda row: (not row.winner, row.latency_ms is None, row.status != "ok", row.latency_ms or 0.0),
-        )
 
 
 def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
@@ -69,10 +41,10 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
     runs = {name: read(name, folder) for name, folder in found.runs.items()}
     differing = _differing({name: run.options for name, run in runs.items()})
     rows = [replace(row, config=differing[row.run]) for run in runs.values() for row in run.rows]
-    artifacts = _marked([row for row in rows if row.method != FP32])
+    artifacts = _marked([row for row in rows if not row.is_fp32])
     return Leaderboard(
         tuple(artifacts),
-        fp32=tuple(row for row in rows if row.method == FP32),
+        fp32=tuple(row for row in rows if row.is_fp32),
         failed=tuple(failure for run in runs.values() for failure in run.failed),
         notes=(*_notes(artifacts), *_hidden(found.unreadable)),
     )
@@ -102,12 +74,18 @@ def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
         The page, ``leaderboard.html``.
 
     Raises:
-        MissingExtraError: the page needs jinja2; the other two files are written all the same.
+        MissingExtraError: the page needs jinja2; the other two files are written first.
     """
     base = Path(out) / FILE
     base.parent.mkdir(parents=True, exist_ok=True)
-    content = {"schema_version": SCHEMA_VERSION, **asdict(board)}
-    replace_file(base.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False))
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "artifacts": [columns(row) for row in board.artifacts],
+        "fp32": [columns(row) for row in board.fp32],
+        "failed": board.failed,
+        "notes": board.notes,
+    }
+    replace_file(base.with_suffix(".json"), json.dumps(encode(content), indent=1, allow_nan=False))
     replace_file(base.with_suffix(".csv"), _csv(board.artifacts))
     return replace_file(base.with_suffix(".html"), page.render(board, distinctions(board)))
 
@@ -136,20 +114,20 @@ def _marked(rows: Sequence[Row]) -> list[Row]:
     winners: set[int | None] = set()
     for setting in {row.setting for row in rows}:
         group = [n for n, row in enumerate(rows) if row.setting == setting]
-        measured = {n: point for n in group if (point := rows[n].objectives) and rows[n].status != "failed"}
+        measured = {n: point for n in group if (point := rows[n].objectives) and rows[n].entry.status != "failed"}
         front |= {list(measured)[n] for n in selection.pareto_front(list(measured.values()))}
-        best = selection.fastest([(rows[n].status, rows[n].latency_ms) for n in group])
+        best = selection.fastest([(rows[n].entry.status, rows[n].entry.median) for n in group])
         winners.add(None if best is None else group[best])
     return [replace(row, pareto=n in front, winner=n in winners) for n, row in enumerate(rows)]
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    timed = [row for row in rows if row.latency_ms is not None]
+    timed = [row for row in rows if row.entry.median is not None]
     settings: dict[str, set[Any]] = {
         "CPU": {row.cpu for row in timed},
         "batch size": {row.batch_size for row in timed},
         "number of threads": {row.threads for row in timed},
-        "budget's metric": {f"{row.metric} ({row.mode or 'direction unknown'})" for row in timed},
+        "budget's metric": {f"{row.budget.metric} ({row.budget.mode or 'direction unknown'})" for row in timed},
     }
     for what, values in settings.items():
         if len(values) > 1:
@@ -157,16 +135,16 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
             yield f"The {what} differs ({listed}): only equals are compared, each with its own winner and Pareto front."
     models = {row.model for row in timed}
     if len(models) > 1:
-        yield f"The runs are of different models: {', '.join(sorted(models))}. Each loss is against the run's own FP32."
-    for metric in sorted({row.metric for row in timed if row.metric and row.mode is None}):
-        yield f"Whether more or less {metric} is better is not known, so every difference from FP32 counts as a loss."
+        yield f"The runs are of different models: {', '.join(sorted(models))}. Each drop is from the run's own FP32."
+    for metric in sorted({row.budget.metric for row in timed if row.budget.metric and row.budget.mode is None}):
+        yield f"It is not known whether more or less {metric} is better: every difference from FP32 counts as a drop."
     for row in timed:
-        if row.winner and row.speedup_vs_best_fp32 is not None and row.speedup_vs_best_fp32 < 1:
+        if row.winner and row.entry.slower_than_fp32:
             yield f"The winner {row.label} of run {row.run} is slower than the fastest FP32 runtime."
     missing = [f"{row.label} of run {row.run}" for row in rows if row.files == MISSING]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        yield f"Only figures are there of {len(missing)} artifacts, whose files are gone: {named}."
+        yield f"The files of {len(missing)} artifacts are gone, and only their figures are left: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
 
@@ -174,18 +152,18 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 def _hidden(folders: Sequence[Path]) -> Iterator[str]:
     if folders:
         named = ", ".join(map(plain, folders[:3])) + (", …" if len(folders) > 3 else "")
-        yield f"What could not be looked into may hold more runs, {len(folders)} folders: {named}."
+        yield f"{len(folders)} folders cannot be read, and may hold more runs: {named}."
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    names = [field.name for field in fields(Row)]
-    lines = [flat({**asdict(row), "overrides": " ".join(row.overrides)}) for row in rows]
+    lines = [flat({**encode(columns(row)), "overrides": " ".join(row.overrides)}) for row in rows]
+    names = list(columns(rows[0])) if rows else []
     found = dict.fromkeys(key for line in lines for key in line)
-    columns = sorted(found, key=lambda column: names.index(column.partition(".")[0]))
+    header = sorted(found, key=lambda column: names.index(column.partition(".")[0]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_cell, columns))
-    writer.writerows([_cell(line.get(column)) for column in columns] for line in lines)
+    writer.writerow(map(_cell, header))
+    writer.writerows([_cell(line.get(column)) for column in header] for line in lines)
     return text.getvalue()
 
 

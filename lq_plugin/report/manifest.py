@@ -1,116 +1,334 @@
-"""``manifest.json``: everything that was made, measured and decided, with checksums. Schema version 1."""
+"""``manifest.json``: everything that was made, measured and decided, with checksums. Schema version 1.
+
+The dataclasses here are its schema: what a run writes, and what a reader may rely on. They need neither torch nor
+Lightning.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
 import os
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lq_plugin import cpu
-from lq_plugin.evaluation.measurement import Measurement
-from lq_plugin.report.schema import SCHEMA_VERSION, validated
+from lq_plugin.coverage import FloatOp, QuantizedOp
+from lq_plugin.report.decoder import REQUIRED, decode, encode
+from lq_plugin.report.limits import (
+    Below,
+    ContentError,
+    Count,
+    FileName,
+    Milliseconds,
+    Name,
+    Ratio,
+    Sha256,
+    Size,
+    Table,
+    Version,
+    WeightsSize,
+    check_tree,
+    few_options,
+    is_a,
+    not_many,
+    number,
+    one_of,
+)
+from lq_plugin.selection import MODES, Budget
 from lq_plugin.untrusted import read_json
 
 if TYPE_CHECKING:
-    from lq_plugin.artifacts.base import Artifact
+    from lq_plugin.artifacts.description import Artifact
 
 FILE = "manifest.json"
-NO_FP32: Mapping[str, Any] = {"metrics": {}, "size_bytes": None, "latency_ms": {}, "errors": {}}
-_CORE = ("lq_plugin", "torch", "torchao", "lightning", "torchmetrics")
+SCHEMA_VERSION = 1
+STATUSES = ("ok", "over_budget", "not_evaluated", "failed", "unsupported")
+EAGER = "torch"  # the runtime that FP32 is measured on in any case
+_COMPUTABLE = (1e-100, 1e100)  # sizes of numbers whose differences and quotients fit a float
+
+
+def _check_budget(value: Any, where: str) -> None:
+    if value is not None:
+        decode(_ResolvedBudget, value, where)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one candidate in one format.
+class LatencyRecord:
+    """How long an artifact takes for a call.
+
+    Args:
+        median: half of the calls were faster, in milliseconds.
+        p90: nine in ten calls were faster, in milliseconds.
+        batch_size: samples in a call.
+        threads: of the runtime.
+        rounds: turns that it was measured in.
+        calls: how many were measured.
+        mode: how the runtime ran, such as ``"torch.compile"``.
+    """
+
+    median: Milliseconds
+    p90: Milliseconds | None = None
+    batch_size: Count | None = None
+    threads: Count | None = None
+    rounds: int | None = None
+    calls: int | None = None
+    mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times as fast an artifact is as FP32: in eager torch, and on the runtime that is fastest with FP32."""
+
+    vs_torch_fp32: Ratio | None = None
+    vs_best_fp32: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class Fp32:
+    """The float model that artifacts are compared with: of the same target and weights.
+
+    Args:
+        metrics: of validation and test, by name.
+        size_bytes: of its weights.
+        latency_ms: median, by runtime: eager ``torch``, and each that an artifact uses.
+        errors: why a runtime has none.
+    """
+
+    metrics: Annotated[Table[float], REQUIRED] = field(default_factory=dict)
+    size_bytes: Annotated[WeightsSize | None, REQUIRED] = None
+    latency_ms: Annotated[Table[Milliseconds], REQUIRED] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> float | None:
+        """The latency of the runtime that is fastest with it."""
+        return min(self.latency_ms.values(), default=None)
+
+    def speedup(self, median: float) -> Speedup:
+        """Return how many times as fast a call of so many milliseconds is."""
+        eager, best = self.latency_ms.get(EAGER), self.best
+        return Speedup(eager and eager / median, best and best / median)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one candidate in one format: an artifact, unless it could not be made.
+
+    It is built up on its way by ``dataclasses.replace``: named, then exported, measured and judged.
 
     Args:
         candidate: the candidate's name.
         method: its scheme's method.
+        runtime: what executes the artifact.
         format: the format asked for.
-        runtime: what executes it.
-        artifact: what was made, unless it failed.
+        path: the artifact's folder, below the manifest's, with ``/``.
+        sha256: of its files, by their names.
+        size_bytes: of its files.
+        metrics: what the module logs with the artifact, and the metrics asked for, by name.
+        delta: the same minus FP32.
+        fp32: what it is compared with; ``None`` where nothing was measured.
+        latency_ms: how long it takes.
+        speedup: over FP32.
+        sqnr_db: fidelity of the outputs to FP32 on validation data.
+        reload_max_difference: largest difference between the outputs here and those of a new process; ``None`` for a
+            format that needs the user's class, which a new process does not have.
+        quantized_ops: the operators that compute on integers.
+        float_ops: those that stay float, and why.
         status: ``ok`` or ``over_budget`` as the budget judged its validation figures, ``not_evaluated`` where nothing
             judged it, ``failed`` where it could not be made or run, or ``unsupported``.
-        error: why it failed, or why nothing judged it.
+        error: why it failed, why something was not measured, or why nothing judged it.
     """
 
-    candidate: str
-    method: str
-    format: str
-    runtime: str
-    artifact: Artifact | None = None
-    status: str = "not_evaluated"
-    error: str | None = None
+    candidate: Name
+    method: Name
+    runtime: Name
+    format: Name
+    path: Below | None = None
+    sha256: Annotated[Mapping[FileName, Sha256], not_many] = field(default_factory=dict)
+    size_bytes: Annotated[Size | None, REQUIRED] = None
+    metrics: Annotated[Table[float], REQUIRED] = field(default_factory=dict)
+    delta: Annotated[Table[float], REQUIRED] = field(default_factory=dict)
+    fp32: Fp32 | None = None
+    latency_ms: Annotated[LatencyRecord | None, REQUIRED] = None
+    speedup: Annotated[Speedup | None, REQUIRED] = None
+    sqnr_db: Annotated[float | None, REQUIRED] = None
+    reload_max_difference: float | None = None
+    quantized_ops: tuple[QuantizedOp, ...] = ()
+    float_ops: tuple[FloatOp, ...] = ()
+    status: Annotated[str, one_of(*STATUSES), REQUIRED] = "not_evaluated"
+    error: Annotated[str | None, REQUIRED] = None
 
     @property
     def label(self) -> str:
-        """``<candidate>/<format>``."""
+        """What identifies it in a run: ``<candidate>/<format>``."""
         return f"{self.candidate}/{self.format}"
 
+    @property
+    def median(self) -> float | None:
+        """Half of its calls were faster, in milliseconds."""
+        return self.latency_ms.median if self.latency_ms else None
 
-def entry(outcome: Outcome, root: Path, measured: Measurement = Measurement()) -> dict[str, Any]:
-    """Return an artifact's entry; what was not measured is ``None``."""
-    artifact = outcome.artifact
-    return {
-        "candidate": outcome.candidate,
-        "method": outcome.method,
-        "runtime": outcome.runtime,
-        "format": outcome.format,
-        "path": artifact.path.relative_to(root).as_posix() if artifact else None,
-        "sha256": dict(artifact.files) if artifact else {},
-        "size_bytes": artifact.size_bytes if artifact else None,
-        **{name: value for name, value in vars(measured).items() if name != "error"},
-        "quantized_ops": list(artifact.quantized_ops) if artifact else [],
-        "float_ops": list(artifact.float_ops) if artifact else [],
-        "status": outcome.status,
-        "error": outcome.error,
-    }
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """Its metrics, and ``latency_ms`` (the median), ``size_bytes`` and ``sqnr_db``."""
+        cost = {"size_bytes": self.size_bytes, "sqnr_db": self.sqnr_db, "latency_ms": self.median}
+        return {**self.metrics, **cost}
 
+    @property
+    def slower_than_fp32(self) -> bool:
+        """Whether FP32 is faster on the runtime that is fastest with it."""
+        return self.speedup is not None and self.speedup.vs_best_fp32 is not None and self.speedup.vs_best_fp32 < 1
 
-def build(
-    artifacts: Sequence[Mapping[str, Any]],
-    *,
-    fp32: Mapping[str, Any],
-    budget: Mapping[str, Any],
-    selected: str | None,
-    calibration: Mapping[str, Any],
-    config: Mapping[str, Any],
-    seed: int | None,
-) -> dict[str, Any]:
-    """Return a whole manifest as builtins."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "fp32": fp32,
-        "artifacts": list(artifacts),
-        "selected": selected,
-        "budget": budget,
-        "calibration": calibration,
-        "environment": environment(),
-        "seed": seed,
-        "config": config,
-    }
+    def larger_than(self, fp32: Fp32) -> bool:
+        """Whether it takes more bytes than the float weights."""
+        return self.size_bytes is not None and self.size_bytes > (fp32.size_bytes or float("inf"))
+
+    def drop(self, budget: Budget) -> float | None:
+        """Return the drop of a budget's metric, in the budget's terms; ``None`` where that is no number."""
+        value, change = (computable(of.get(budget.metric or "")) for of in (self.metrics, self.delta))
+        return None if value is None or change is None else computable(budget.drop(value - change, value))
+
+    def exported(self, artifact: Artifact, root: Path) -> Entry:
+        """Return it with what its artifact is.
+
+        Args:
+            artifact: below the root.
+            root: the manifest's folder.
+        """
+        return replace(
+            self,
+            path=artifact.path.relative_to(root).as_posix(),
+            sha256=dict(artifact.files),
+            size_bytes=artifact.size_bytes,
+            quantized_ops=tuple(QuantizedOp(**op) for op in artifact.quantized_ops),
+            float_ops=tuple(FloatOp(**op) for op in artifact.float_ops),
+        )
 
 
-def write(folder: Path, manifest: Mapping[str, Any]) -> Path:
+@dataclass(frozen=True)
+class _ResolvedBudget:
+    """What a manifest holds of a :class:`Budget`; its own hints are those of an option, without limits."""
+
+    metric: Name | None
+    max_drop: Annotated[float, is_a("a number, 0 or more", number(0, 1e100))]
+    relative: bool
+    mode: Annotated[str, one_of(*MODES)] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Versions of what was used, the CPU and its relevant instruction sets."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    cpu: Name
+    cores: int | None = None
+    threads: int | None = None
+    isa: tuple[str, ...] = ()
+    platform: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of a run: of each callback, and of the whole run where it was configured as one."""
+
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    export: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """What a configured run calls its model's class."""
+        model = (self.run or {}).get("model")
+        return str(model.get("_target_", "model")) if isinstance(model, Mapping) else "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of a ``manifest.json``.
+
+    Args:
+        schema_version: of these types.
+        fp32: the float model of the first target.
+        artifacts: every candidate in every format.
+        selected: label of the fastest artifact within the budget.
+        budget: that judged; ``None`` where nothing was evaluated.
+        calibration: where each candidate's weights and statistics come from, by its name.
+        environment: what all of it was measured with.
+        seed: that Lightning was given.
+        config: the options of the run.
+    """
+
+    schema_version: Version = SCHEMA_VERSION
+    fp32: Annotated[Fp32, REQUIRED] = field(default_factory=Fp32)
+    artifacts: Annotated[
+        tuple[Entry, ...], is_a("a list of at least one", lambda v: isinstance(v, list) and len(v) > 0), not_many
+    ]
+    selected: Annotated[str | None, REQUIRED] = None
+    budget: Annotated[Budget | None, _check_budget, REQUIRED] = None
+    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    environment: Environment
+    seed: int | None = None
+    config: Annotated[Config, few_options, REQUIRED] = field(default_factory=Config)
+
+    @property
+    def chosen(self) -> Entry | None:
+        """The artifact that was selected."""
+        return next((entry for entry in self.artifacts if entry.label == self.selected), None)
+
+    def fp32_of(self, entry: Entry) -> Fp32:
+        """Return the float model that an artifact is compared with."""
+        return entry.fp32 or self.fp32
+
+    @classmethod
+    def from_json(cls, content: Any) -> Manifest:
+        """Return the content of a file, checked.
+
+        Raises:
+            ContentError: naming the first place that is not as it has to be.
+        """
+        check_tree(content)
+        version = decode(_Versioned, content).schema_version
+        if version > SCHEMA_VERSION:
+            raise ContentError(
+                f"its schema_version {version} is newer than {SCHEMA_VERSION}, which this lq_plugin knows; "
+                "install a newer one"
+            )
+        made: Manifest = decode(cls, content)
+        return made
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the file, as builtins."""
+        return dict(encode(self))
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    schema_version: Version
+
+
+def computable(value: float | None) -> float | None:
+    """Return a figure to compute with; ``None`` for nan, infinity, and what is too large or small for its quotients."""
+    smallest, largest = _COMPUTABLE
+    return value if value is not None and (value == 0 or smallest <= abs(value) <= largest) else None
+
+
+def write(folder: Path, manifest: Manifest) -> Path:
     """Write the manifest in one step: a reader sees the old one or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    return replace_file(folder / FILE, json.dumps(_plain(manifest), indent=1, allow_nan=False))
+    return replace_file(folder / FILE, json.dumps(manifest.to_json(), indent=1, allow_nan=False))
 
 
-def read(file: Path) -> dict[str, Any]:
-    """Return the content of a manifest, which may come from anywhere, with every field as reports expect it.
+def read(file: Path) -> Manifest:
+    """Return the content of a manifest, which may come from anywhere.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no manifest that this version understands; what is wrong, in one sentence.
+        ValueError: it is no regular file of JSON; the message continues the file's name.
+        ContentError: it is no manifest that this version understands.
     """
-    return validated(read_json(file))
+    return Manifest.from_json(read_json(file))
 
 
 def replace_file(file: Path, text: str) -> Path:
@@ -127,36 +345,3 @@ def replace_file(file: Path, text: str) -> Path:
     except OSError:  # a full disk has no place for half a file either
         scratch.unlink(missing_ok=True)
         raise
-
-
-def environment() -> dict[str, Any]:
-    """Return versions of what was used, the CPU and its relevant instruction sets."""
-    import torch  # neither is needed to read manifests
-
-    from lq_plugin.artifacts.base import FORMATS
-
-    versions = {"python": platform.python_version()}
-    for package in dict.fromkeys((*_CORE, *(package for made in FORMATS.values() for package in made.packages))):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "cpu": cpu.name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "isa": cpu.isa(),
-        "platform": platform.platform(),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no nan and no infinity: they become ``None`` and strings."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

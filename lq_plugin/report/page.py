@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lq_plugin.errors import require
 from lq_plugin.printing import plain
-
-if TYPE_CHECKING:
-    from lq_plugin.report.leaderboard import Leaderboard
-    from lq_plugin.report.runs import Row
+from lq_plugin.report.board import Leaderboard, Row
 
 TEMPLATE = "leaderboard.html.jinja"
 WIDTH, HEIGHT = 720, 360
@@ -78,7 +75,7 @@ def render(board: Leaderboard, distinctions: Mapping[str, str]) -> str:
         rows=numbered,
         runs=len({job.run for job in board.jobs}),
         distinctions=distinctions,
-        metrics=list(dict.fromkeys(name for row in (*board.fp32, *board.artifacts) for name in row.metrics)),
+        metrics=list(dict.fromkeys(name for row in (*board.fp32, *board.artifacts) for name in row.entry.metrics)),
         cpus=list(dict.fromkeys(row.cpu for row in board.artifacts)),
         plots=plots(numbered, board.fp32),
         size=(WIDTH, HEIGHT),
@@ -107,10 +104,10 @@ def _text(value: Any) -> Any:
 
 
 def figure(value: Any, form: str = ".4f", scale: float = 1.0, unit: str = "") -> str:
-    """Return a number as text; what is missing as a dash, and what is no finite number as it is."""
-    if value is None:
+    """Return a number as text; what is missing or no number as a dash, and infinity as it is."""
+    if value is None or math.isnan(value):
         return MISSING
-    return str(value) if isinstance(value, str) else f"{value * scale:{form}}{unit}"
+    return str(value) if math.isinf(value) else f"{value * scale:{form}}{unit}"
 
 
 def plots(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> list[Plot]:
@@ -120,7 +117,7 @@ def plots(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> list[Plot]:
     return [
         _plot(
             [(number, row) for number, row in measured if row.setting == setting],
-            [row for row in fp32 if row.setting == setting and row.accuracy is not None and row.latency_ms],
+            [row for row in fp32 if row.setting == setting and row.accuracy is not None],
         )
         for setting in settings
     ]
@@ -128,17 +125,20 @@ def plots(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> list[Plot]:
 
 def _plot(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> Plot:
     first = rows[0][1]
+    metric, mode = first.budget.metric, first.budget.mode
     points = [(row, None) for row in fp32] + [(row, number) for number, row in reversed(rows)]
-    across = _Axis([math.log10(row.latency_ms or 1) for row, _ in points], LEFT, WIDTH - RIGHT)
+    across = _Axis([math.log10(row.entry.median or 1) for row, _ in points], LEFT, WIDTH - RIGHT)
     # Accuracy is a cost here: better is up, whatever the metric's direction.
     up = _Axis([row.accuracy or 0.0 for row, _ in points], TOP, HEIGHT - BOTTOM)
     return Plot(
         title=f"{first.cpu}, batch size {first.batch_size}, threads: {first.threads}",
-        vertical=str(first.metric) if first.mode else f"difference of {first.metric} from FP32",
+        vertical=str(metric) if mode else f"difference of {metric} from FP32",
         xticks=[(across.at(math.log10(t)), f"{t:g}") for t in _decades(10**across.low, 10**across.high)],
-        yticks=[(up.at(t), _shown(t, first.mode)) for t in _steps(up.low, up.high)],
+        yticks=[(up.at(t), _shown(t, mode)) for t in _steps(up.low, up.high)],
         marks=[
-            Mark(across.at(math.log10(row.latency_ms or 1)), up.at(row.accuracy or 0.0), _kind(row), number, _told(row))
+            Mark(
+                across.at(math.log10(row.entry.median or 1)), up.at(row.accuracy or 0.0), _kind(row), number, _told(row)
+            )
             for row, number in points
         ],
     )
@@ -171,7 +171,7 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _kind(row: Row) -> str:
-    if row.status == "reference":
+    if row.is_fp32:
         return "reference"
     return "winner" if row.winner else "front" if row.pareto else "rest"
 
@@ -182,6 +182,7 @@ def _shown(cost: float, mode: str | None) -> str:
 
 
 def _told(row: Row) -> str:
-    value = row.metrics.get(row.metric or "")
-    size = "" if row.size_bytes is None else f", {row.size_bytes / 1e6:.2f} MB"
-    return f"{row.run}: {row.label}, {row.metric} {figure(value)}, {figure(row.latency_ms, '.3f')} ms{size}"
+    entry, metric = row.entry, row.budget.metric
+    size = "" if entry.size_bytes is None else f", {entry.size_bytes / 1e6:.2f} MB"
+    value = figure(entry.metrics.get(metric or ""))
+    return f"{row.run}: {row.label}, {metric} {value}, {figure(entry.median, '.3f')} ms{size}"

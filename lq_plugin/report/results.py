@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lq_plugin import selection
 from lq_plugin.errors import ConfigError
 from lq_plugin.printing import line
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
+from lq_plugin.report.manifest import Manifest
 from lq_plugin.report.runs import QUANTIZED, below
 
 
@@ -27,13 +27,13 @@ class Results:
     """
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     artifacts: Mapping[str, Path]
 
     @property
     def selected(self) -> Path | None:
         """The folder of the fastest artifact within the budget; ``None`` where there is none or it was not judged."""
-        return self.artifacts.get(self.manifest["selected"] or "")
+        return self.artifacts.get(self.manifest.selected or "")
 
 
 def find_results(trainer_or_folder: Any) -> list[Results]:
@@ -48,16 +48,16 @@ def find_results(trainer_or_folder: Any) -> list[Results]:
             ``quantized``, or any folder above several runs. Links are not followed.
 
     Raises:
-        ConfigError: nothing is there, or nothing that can be read; it names where was looked.
+        ConfigError: nothing was found, or nothing that can be read; the message names the places searched.
     """
     for folders in _places(trainer_or_folder):
         files = {file.resolve() for folder in folders for file in _manifests(folder)}
         if files:
             return _read(sorted(files, key=_written, reverse=True))
-    looked = ", ".join(dict.fromkeys(str(folder) for folders in _places(trainer_or_folder) for folder in folders))
+    searched = ", ".join(dict.fromkeys(str(folder) for folders in _places(trainer_or_folder) for folder in folders))
     raise ConfigError(
-        f"trainer_or_folder: no run has left a {QUANTIZED}/{manifest.FILE} in {looked}. ArtifactExport writes it when "
-        "fit ends: add ArtifactExport() to the callbacks, or give the folder that it wrote to."
+        f"trainer_or_folder: no run has left a {QUANTIZED}/{manifest.FILE} in {searched}. ArtifactExport writes it "
+        "when fit ends: add ArtifactExport() to the callbacks, or give the folder that it wrote to."
     )
 
 
@@ -107,13 +107,12 @@ def _read(files: list[Path]) -> list[Results]:
     return found
 
 
-def _artifacts(folder: Path, content: Mapping[str, Any]) -> dict[str, Path]:
+def _artifacts(folder: Path, content: Manifest) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for entry in content["artifacts"]:
-        place = entry.get("path")
-        if place is None:
+    for entry in content.artifacts:
+        if entry.path is None:
             continue
-        if not isinstance(place, str) or not (folder / place).resolve().is_relative_to(folder):
-            raise ValueError(f"the artifact {place!r} is no folder in it")
-        found[selection.label(entry)] = folder / place
+        if not (folder / entry.path).resolve().is_relative_to(folder):
+            raise ValueError(f"the artifact {entry.path!r} is no folder in it")
+        found[entry.label] = folder / entry.path
     return found

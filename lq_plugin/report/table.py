@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lq_plugin.printing import add_row, brief, show_lines, terminal
-from lq_plugin.selection import label
+from lq_plugin.report.manifest import EAGER, FILE, Entry, Fp32, Manifest, Speedup
 
 
-def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
+def show(manifest: Manifest, folder: Path, console: Console | None = None) -> None:
     """Print a manifest: accuracy and cost of FP32 and of every artifact, what stayed float, and what went wrong.
 
     Args:
-        manifest: as returned by ``manifest.build``.
+        manifest: of a run.
         folder: where it lies, for the last line.
         console: where to print; the terminal by default.
     """
@@ -27,17 +26,14 @@ def show(manifest: Mapping[str, Any], folder: Path, console: Console | None = No
     for table in (_accuracy(manifest), _cost(manifest)):
         if table.row_count:
             console.print(table)
-    show_lines(console, *_problems(manifest), *_coverage(manifest), f"Manifest: {folder / 'manifest.json'}")
+    show_lines(console, *_problems(manifest), *_coverage(manifest), f"Manifest: {folder / FILE}")
 
 
-Group = tuple[Mapping[str, Any], list[Mapping[str, Any]]]
-
-
-def _groups(manifest: Mapping[str, Any]) -> list[Group]:
+def _groups(manifest: Manifest) -> list[tuple[Fp32, list[Entry]]]:
     """Every FP32 model with the artifacts that are compared with it: those of the same target and weights."""
-    groups: list[Group] = [(manifest["fp32"], [])]
-    for entry in manifest["artifacts"]:
-        fp32 = entry["fp32"] or manifest["fp32"]
+    groups: list[tuple[Fp32, list[Entry]]] = [(manifest.fp32, [])]
+    for entry in manifest.artifacts:
+        fp32 = manifest.fp32_of(entry)
         found = next((entries for reference, entries in groups if reference == fp32), None)
         if found is None:
             groups.append((fp32, found := []))
@@ -45,61 +41,56 @@ def _groups(manifest: Mapping[str, Any]) -> list[Group]:
     return groups
 
 
-def _accuracy(manifest: Mapping[str, Any]) -> Table:
+def _accuracy(manifest: Manifest) -> Table:
     table = _table("Metrics of the reloaded artifacts", ("FP32", "INT8", "difference"))
     for fp32, entries in _groups(manifest):
-        for name, reference in fp32["metrics"].items():
+        for name, reference in fp32.metrics.items():
             table.add_section()
             add_row(table, name, f"{reference:.4f}")
             for entry in entries:
-                if name in entry["metrics"]:
-                    figures = f"{entry['metrics'][name]:.4f}", f"{entry['delta'][name]:+.4f}"
-                    add_row(table, f"  {label(entry)}", "", *figures)
+                if name in entry.metrics:
+                    add_row(table, f"  {entry.label}", "", f"{entry.metrics[name]:.4f}", f"{entry.delta[name]:+.4f}")
     return table
 
 
-def _cost(manifest: Mapping[str, Any]) -> Table:
+def _cost(manifest: Manifest) -> Table:
     table = _table("Fidelity, size and latency", ("SQNR dB", "MB", "ms", "vs torch", "vs best", "status"))
     for fp32, entries in _groups(manifest):
         table.add_section()
-        best = min(fp32["latency_ms"].values(), default=None)
-        for runtime, latency in fp32["latency_ms"].items():
-            size = _megabytes(fp32["size_bytes"]) if runtime == "torch" else ""
-            ratio = f"{fp32['latency_ms']['torch'] / latency:.2f}×" if "torch" in fp32["latency_ms"] else "–"
-            fastest = "fastest FP32" if latency == best else ""
+        for runtime, latency in fp32.latency_ms.items():
+            size = _megabytes(fp32.size_bytes) if runtime == EAGER else ""
+            ratio = _ratio(fp32.speedup(latency).vs_torch_fp32)
+            fastest = "fastest FP32" if latency == fp32.best else ""
             add_row(table, f"FP32 {runtime}", "", size, f"{latency:.3f}", ratio, "", fastest)
         for entry in entries:
-            selected = ", selected" if label(entry) == manifest["selected"] else ""
-            add_row(table, label(entry), *_measures(entry), entry["status"] + selected)
+            selected = ", selected" if entry.label == manifest.selected else ""
+            add_row(table, entry.label, *_measures(entry), entry.status + selected)
     return table
 
 
-def _measures(entry: Mapping[str, Any]) -> list[str]:
-    latency, speedup, sqnr = entry["latency_ms"], entry["speedup"], entry["sqnr_db"]
+def _measures(entry: Entry) -> list[str]:
+    speedup = entry.speedup or Speedup()
     return [
-        "–" if sqnr is None else f"{sqnr:.1f}",
-        _megabytes(entry["size_bytes"]),
-        f"{latency['median']:.3f}" if latency else "–",
-        f"{speedup['vs_torch_fp32']:.2f}×" if speedup else "–",
-        f"{speedup['vs_best_fp32']:.2f}×" if speedup else "–",
+        "–" if entry.sqnr_db is None else f"{entry.sqnr_db:.1f}",
+        _megabytes(entry.size_bytes),
+        "–" if entry.median is None else f"{entry.median:.3f}",
+        _ratio(speedup.vs_torch_fp32),
+        _ratio(speedup.vs_best_fp32),
     ]
 
 
-def _problems(manifest: Mapping[str, Any]) -> list[str]:
+def _problems(manifest: Manifest) -> list[str]:
     reasons: dict[str, list[str]] = {}
-    for entry in manifest["artifacts"]:
-        if entry["error"]:
-            reasons.setdefault(entry["error"], []).append(label(entry))
-    # Whole they were logged when they happened, and stand in the manifest.
+    for entry in manifest.artifacts:
+        if entry.error:
+            reasons.setdefault(entry.error, []).append(entry.label)
+    # The first line of each: all of it was logged when it happened, and is in the manifest.
     lines = [f"{', '.join(labels)}: {brief(error)}" for error, labels in reasons.items()]
-    slower, larger = [], []
-    for fp32, entries in _groups(manifest):
-        lines += [f"FP32 {runtime} was not measured: {error}" for runtime, error in fp32["errors"].items()]
-        for entry in entries:
-            if entry["speedup"] is not None and entry["speedup"]["vs_best_fp32"] < 1:
-                slower.append(label(entry))
-            if entry["size_bytes"] is not None and entry["size_bytes"] > (fp32["size_bytes"] or float("inf")):
-                larger.append(label(entry))
+    groups = _groups(manifest)
+    for fp32, _ in groups:
+        lines += [f"FP32 {runtime} was not measured: {error}" for runtime, error in fp32.errors.items()]
+    slower = [entry.label for _, entries in groups for entry in entries if entry.slower_than_fp32]
+    larger = [entry.label for fp32, entries in groups for entry in entries if entry.larger_than(fp32)]
     if slower:
         lines.append(f"Slower than the fastest FP32 runtime: {', '.join(slower)}")
     if larger:
@@ -107,14 +98,14 @@ def _problems(manifest: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _coverage(manifest: Mapping[str, Any]) -> list[str]:
+def _coverage(manifest: Manifest) -> list[str]:
     lines: dict[str, list[str]] = {}
-    for entry in manifest["artifacts"]:
-        if entry["path"] is not None:
-            counts = Counter(f"{op['op']} ({op['reason']})" for op in entry["float_ops"])
+    for entry in manifest.artifacts:
+        if entry.path is not None:
+            counts = Counter(f"{op.op} ({op.reason})" for op in entry.float_ops)
             stays = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
-            text = f"{len(entry['quantized_ops'])} operators in INT8; float: {stays}"
-            lines.setdefault(text, []).append(label(entry))
+            text = f"{len(entry.quantized_ops)} operators in INT8; float: {stays}"
+            lines.setdefault(text, []).append(entry.label)
     return [f"{', '.join(labels)}: {text}" for text, labels in lines.items()]
 
 
@@ -128,3 +119,7 @@ def _table(title: str, columns: Iterable[str]) -> Table:
 
 def _megabytes(size: int | None) -> str:
     return "–" if size is None else f"{size / 1e6:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"

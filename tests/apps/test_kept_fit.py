@@ -24,7 +24,7 @@ from tiny import Images, Tiny, fit, trainer
 from lq_plugin import StaticQuantization
 from lq_plugin.apps.fits import KeepFit, keep_calibrations, reuse
 from lq_plugin.apps.kept_fit import Fit
-from lq_plugin.callbacks.checkpoint import read_file
+from lq_plugin.checkpoints import read_file
 from lq_plugin.errors import ConfigError
 
 NAME = "0123456789abcdef"

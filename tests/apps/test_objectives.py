@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,19 +13,22 @@ from lq_plugin import ArtifactExport, Int8Evaluation
 from lq_plugin.apps.objectives import check_directions, objectives
 from lq_plugin.apps.train import outcome
 from lq_plugin.errors import ConfigError, EvaluationError, ExportError
+from lq_plugin.report.manifest import Entry, Environment, LatencyRecord, Manifest
 from lq_plugin.selection import Budget
 
 
-def entry(form: str, accuracy: float, median: float) -> dict[str, Any]:
-    made = {"candidate": "static", "format": form, "metrics": {"val/acc": accuracy, "val/loss": 2.0}}
-    return made | {"latency_ms": {"median": median}, "size_bytes": 100, "sqnr_db": 30.0}
+def entry(form: str, accuracy: float, median: float) -> Entry:
+    metrics = {"val/acc": accuracy, "val/loss": 2.0}
+    made = Entry("static", "static", "torch", form, metrics=metrics, latency_ms=LatencyRecord(median))
+    return replace(made, size_bytes=100, sqnr_db=30.0)
 
 
-MANIFEST = {
-    "artifacts": [entry("onnx", 0.5, 1.5), entry("pt2", 0.25, 2.5)],
-    "budget": {"metric": "val/acc", "mode": "max"},
-    "selected": "static/pt2",
-}
+MANIFEST = Manifest(
+    artifacts=(entry("onnx", 0.5, 1.5), entry("pt2", 0.25, 2.5)),
+    budget=Budget("val/acc", mode="max"),
+    selected="static/pt2",
+    environment=Environment(cpu="any"),
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_objectives_are_figures_of_the_selected_artifact(names: list[str], expec
 
 
 def test_nothing_selected_is_no_objective() -> None:
-    assert objectives(MANIFEST | {"selected": None}, ["metric"]) is None
+    assert objectives(replace(MANIFEST, selected=None), ["metric"]) is None
     assert objectives(None, ["metric"]) is None
 
 
@@ -58,8 +62,8 @@ def test_directions_that_lead_to_the_better(directions: Any) -> None:
 @pytest.mark.parametrize(
     ("directions", "said"),
     [
-        ("minimize", "'minimize' for 'metric', and more is better of val/acc"),
-        (["maximize", "maximize"], "'maximize' for 'latency_ms', and less is better of latency_ms"),
+        ("minimize", "'minimize' for 'metric', but more val/acc is better"),
+        (["maximize", "maximize"], "'maximize' for 'latency_ms', but less latency_ms is better"),
     ],
 )
 def test_directions_that_lead_to_the_worse_are_refused(directions: Any, said: str) -> None:
@@ -67,24 +71,24 @@ def test_directions_that_lead_to_the_worse_are_refused(directions: Any, said: st
         check_directions(directions, ["metric", "latency_ms"], Budget("val/acc", mode="max"))
 
 
-def ended(artifacts: list[dict[str, Any]], error: str | None = None) -> Any:
+def ended(artifacts: list[Entry], error: str | None = None) -> Any:
     """A Trainer whose callbacks have done their work."""
     export, evaluation = ArtifactExport(["pt2"]), Int8Evaluation()
-    export.manifest = MANIFEST | {"artifacts": artifacts, "selected": None}
+    export.manifest = replace(MANIFEST, artifacts=tuple(artifacts), selected=None)
     evaluation.error = error
     return SimpleNamespace(callbacks=[export, evaluation])
 
 
 def test_a_command_that_made_no_artifact_fails_and_says_each_reason_once() -> None:
     error = "CaptureError: it cannot be captured:\n  model.py:7"
-    made = [entry(form, 0.5, 1.0) | {"status": "failed", "error": error} for form in ("onnx", "pt2")]
+    made = [replace(entry(form, 0.5, 1.0), status="failed", error=error) for form in ("onnx", "pt2")]
     said = "export: no artifact was made. static/onnx, static/pt2 failed: CaptureError: it cannot be captured: …"
     with pytest.raises(ExportError, match=f"^{re.escape(said)}$"):
         outcome(ended(made), ["metric"])
 
 
 def test_a_command_whose_evaluation_failed_fails_although_nothing_raised() -> None:
-    made = [entry("onnx", 0.5, 1.0) | {"status": "not_evaluated", "error": "why"}]
+    made = [replace(entry("onnx", 0.5, 1.0), status="not_evaluated", error="why")]
     with pytest.raises(EvaluationError, match=r"evaluation: the artifacts were made, but not judged\. why"):
         outcome(ended(made, "why"), ["metric"])
     assert outcome(ended(made), ["metric"]) is None  # where nothing is logged, nothing failed

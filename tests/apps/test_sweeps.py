@@ -132,7 +132,7 @@ def test_a_sweep_for_the_worst_ends_before_training(tmp_path: Path) -> None:
     direction = "hydra.sweeper.direction=[minimize,minimize]"
     done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", direction)
     assert done.returncode == 1
-    said = "hydra.sweeper.direction: 'minimize' for 'metric', and more is better of val/acc"
+    said = "hydra.sweeper.direction: 'minimize' for 'metric', but more val/acc is better"
     assert f"lq-train: every job of the sweep failed, the last one because of: {said}" in done.stderr
     assert count(done, "fit") == 0
 

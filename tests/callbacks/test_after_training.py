@@ -18,9 +18,12 @@ from tiny import CLASSES, Images, Tiny, fit, images
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 
 import lq_plugin
 from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization
+from lq_plugin.callbacks.finishing import RunContext
+from lq_plugin.jobs import DynamicJob
 
 QUICK = Latency(rounds=1, seconds=0.01)
 
@@ -111,14 +114,14 @@ def test_a_disk_that_is_full_after_training_costs_nothing_of_it(
         def on_train_end(self, *_: Any) -> None:
             fill()
 
-    export, evaluation = ArtifactExport(["pt2"]), Int8Evaluation(latency=None)
-    export.run_config = {"long": "x" * LARGEST}
-    callbacks = [StaticQuantization(), DynamicQuantization(), export, evaluation, Filling()]
+    evaluation = Int8Evaluation(latency=None)
+    callbacks = [StaticQuantization(), DynamicQuantization(), ArtifactExport(["pt2"]), evaluation, Filling()]
+    callbacks.append(RunContext({"long": "x" * LARGEST}))
     fit(tmp_path, Wide(), *callbacks, ModelCheckpoint(tmp_path, "kept"))
     assert torch.load(tmp_path / "kept.ckpt", weights_only=True)["global_step"] == 3
     assert evaluation.manifest is not None
-    failed = [entry for entry in evaluation.manifest["artifacts"] if entry["status"] == "failed"]
-    assert [f"{entry['candidate']}/{entry['format']}" for entry in failed] == ["static/pt2", "dynamic/torch"]
+    failed = [entry for entry in evaluation.manifest.artifacts if entry.status == "failed"]
+    assert [entry.label for entry in failed] == ["static/pt2", "dynamic/torch"]
     assert [text for text in said(caplog) if "manifest.json' cannot be written" in text and "File too large" in text]
     assert [path for path in (tmp_path / "quantized").rglob("*") if path.is_file()] == []
 
@@ -126,18 +129,21 @@ def test_a_disk_that_is_full_after_training_costs_nothing_of_it(
 def test_a_disk_that_is_full_after_the_export_leaves_its_manifest_and_the_figures_at_hand(
     fill: Callable[[], None], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Filling(Callback):
-        def on_fit_end(self, *_: Any) -> None:
-            fill()
+    class Filling(MulticlassAccuracy):
+        """The disk is full as soon as something is evaluated."""
 
-    export, evaluation = ArtifactExport(["pt2"]), Int8Evaluation(latency=None)
-    export.run_config = {"long": "x" * LARGEST}
-    fit(tmp_path, Tiny(), StaticQuantization(), export, Filling(), evaluation, enable_checkpointing=False)
+        def update(self, *given: Any) -> None:
+            fill()
+            super().update(*given)
+
+    export, evaluation = ArtifactExport(["pt2"]), Int8Evaluation(latency=None, metrics={"given": Filling(CLASSES)})
+    callbacks = [StaticQuantization(), export, evaluation, RunContext({"long": "x" * LARGEST})]
+    fit(tmp_path, Tiny(), *callbacks, enable_checkpointing=False)
     (written,) = manifest(tmp_path)["artifacts"]
     assert (written["status"], written["metrics"]) == ("not_evaluated", {})
     assert lq_plugin.load(tmp_path / "quantized" / written["path"])
     assert export.manifest is evaluation.manifest is not None
-    assert export.manifest["artifacts"][0]["metrics"].keys() == {"val/loss", "val/acc", "test/loss", "test/acc"}
+    assert export.manifest.artifacts[0].metrics.keys() >= {"val/loss", "val/acc", "test/loss", "test/acc"}
     assert len([text for text in said(caplog) if "cannot be written" in text]) == 1
     assert "val/loss" in capsys.readouterr().out
 
@@ -147,8 +153,8 @@ class Broken(ArtifactExport):
 
     raised: type[BaseException] = ZeroDivisionError
 
-    def outcomes(self, trainer: Any, pl_module: Any) -> Any:
-        raise self.raised("in outcomes")
+    def ask(self, *_: Any) -> Any:
+        raise self.raised("in ask")
 
 
 class Stopped(Broken):
@@ -160,12 +166,13 @@ def test_an_error_that_nobody_thought_of_is_said_and_costs_nothing(
 ) -> None:
     made = fit(tmp_path, Tiny(), DynamicQuantization(), Int8Evaluation(latency=None), Broken(["pt2"]))
     assert made.state.finished
-    assert [text.partition(" did not")[0] for text in said(caplog)] == ["Int8Evaluation", "Broken"]
-    assert all("ZeroDivisionError: in outcomes" in text for text in said(caplog))
+    (text,) = said(caplog)
+    assert "did not finish; the training did" in text
+    assert "ZeroDivisionError: in ask" in text
 
 
 def test_the_user_can_stop_what_comes_after_training(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="in outcomes"):
+    with pytest.raises(SystemExit, match="in ask"):
         fit(tmp_path, Tiny(), DynamicQuantization(), Stopped(["pt2"]), enable_checkpointing=False)
 
 
@@ -218,11 +225,16 @@ def test_the_step_to_the_live_weights_is_said(choice: str, tmp_path: Path, capsy
     assert f"there is none to take '{choice}' from, so the weights in memory are quantized" in out
 
 
+class Killing(DynamicJob):
+    def candidate(self, *_: Any) -> Any:
+        raise SystemExit("killed")
+
+
 class Killed(DynamicQuantization):
     """Ends the process before anything is exported."""
 
-    def make_candidate(self, *_: Any) -> Any:
-        raise SystemExit("killed")
+    def job(self, source: Any) -> Any:
+        return Killing(name=self.name, scheme=self.scheme, source=source, options={})
 
 
 def test_the_manifest_of_an_earlier_run_is_gone_before_anything_new_is_made(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import MinMaxObserver, Scheme, StaticQuantization
-from lq_plugin.callbacks.listening import Listener, Seen
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.capture import capture
+from lq_plugin.graph.observation import Observation, ObservationPlan
+from lq_plugin.graph.prepare import TrackedTarget
 
 SCHEME = Scheme(observer=MinMaxObserver())
 
@@ -41,13 +42,14 @@ def batches() -> list[Tensor]:
     return [torch.full((4, 2), float(number)) for number in range(1, 4)]
 
 
-def hear(one: Listener, target: nn.Module, rehearsal: bool = False) -> Seen | None:
-    """One pass."""
-    one.start(target, [3], 1, rehearsal)
+def observe(tracked: TrackedTarget, target: nn.Module, sanity_check: bool = False) -> Calibration | None:
+    """What is observed in one pass."""
+    plan = ObservationPlan(SCHEME, samples=100)
+    one = Observation(plan, target, tracked, [3], sanity_check=sanity_check)
     for x in batches():
         one.next_batch()
         target(x)
-    return one.stop()
+    return one.close()
 
 
 def times(parameter: Tensor, factor: float) -> nn.Parameter:
@@ -80,28 +82,29 @@ def replace_scale(net: Scaled) -> None:
 def test_the_next_pass_observes_what_the_module_has_now(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     captures = Mock(wraps=capture)
     monkeypatch.setattr("lq_plugin.graph.prepare.capture", captures)
-    one, net = Listener(SCHEME, 100, 0, {}), Scaled()
-    first = hear(one, net)
+    tracked, net = TrackedTarget(), Scaled()
+    first = observe(tracked, net)
     apply, anew = CHANGES[change]
     apply(net)
-    seen = hear(one, net)
+    found = observe(tracked, net)
     assert captures.call_count == 1 + anew
     expected = lq_plugin.calibrate(net, batches(), SCHEME)
     assert first is not None
-    assert seen is not None
-    assert seen.statistics == expected.statistics
-    assert seen.statistics != first.statistics
-    assert (seen.digest, seen.structure) == (expected.provenance.digest, expected.provenance.structure)
-    assert seen.digest != first.digest
+    assert found is not None
+    assert found.statistics == expected.statistics
+    assert found.statistics != first.statistics
+    after = found.provenance
+    assert (after.digest, after.structure) == (expected.provenance.digest, expected.provenance.structure)
+    assert after.digest != first.provenance.digest
 
 
 def test_what_the_sanity_check_captured_is_followed_too() -> None:
-    one, net = Listener(SCHEME, 100, 0, {}), Scaled()
-    hear(one, net, rehearsal=True)
+    tracked, net = TrackedTarget(), Scaled()
+    observe(tracked, net, sanity_check=True)
     net.scale = torch.full((1,), 20.0)
-    seen = hear(one, net)
-    assert seen is not None
-    assert seen.statistics == lq_plugin.calibrate(net, batches(), SCHEME).statistics
+    found = observe(tracked, net)
+    assert found is not None
+    assert found.statistics == lq_plugin.calibrate(net, batches(), SCHEME).statistics
 
 
 class Assigning(Tiny):

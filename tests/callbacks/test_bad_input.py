@@ -168,7 +168,7 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Tiny], type[
         Tiny,
         WithoutValidation,
         ConfigError,
-        "StaticQuantization: this Trainer runs no validation, and observers ride on it. Define validation_step",
+        "StaticQuantization: calibration runs during validation, which is disabled. Define validation_step",
     ),
     "empty loader": (
         lambda: [StaticQuantization()],
@@ -358,9 +358,9 @@ def test_an_artifact_called_in_another_way_during_evaluation_is_reported(tmp_pat
     evaluation = Int8Evaluation(latency=None)
     fit(tmp_path, Fixed(), StaticQuantization(), ArtifactExport(["pt2"]), evaluation)
     assert evaluation.manifest is not None
-    (entry,) = evaluation.manifest["artifacts"]
-    assert entry["status"] == "failed"
-    assert "ArtifactError: argument x: expected float32 of shape ['any', 1, 8, 8]" in entry["error"]
+    (entry,) = evaluation.manifest.artifacts
+    assert entry.status == "failed"
+    assert "ArtifactError: argument x: expected float32 of shape ['any', 1, 8, 8]" in (entry.error or "")
 
 
 def test_a_candidate_from_no_batches_is_refused() -> None:

@@ -7,9 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -22,8 +20,7 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Candidate, Scheme, StaticQuantization
 from lq_plugin.apps.fits import Fit, KeepFit
-from lq_plugin.callbacks.checkpoint import read_file, with_weights
-from lq_plugin.callbacks.listening import Seen
+from lq_plugin.checkpoints import read_file, with_weights
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.observers import HistogramObserver, MinMaxObserver
@@ -240,17 +237,6 @@ def test_a_calibration_that_names_no_graph_is_loaded_and_made_anew(tmp_path: Pat
     assert callback.candidate is not None
     assert callback.candidate.calibration.provenance.extra_pass
     assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
-
-
-def test_what_processes_saw_of_different_graphs_fits_none(tmp_path: Path) -> None:
-    callback = StaticQuantization()
-    fit(tmp_path, Tiny(), callback, enable_checkpointing=False)
-    assert callback.calibration is not None
-    saw = callback.calibration.provenance
-    seen = Seen(callback.calibration.statistics, 16, 2, saw.digest, saw.structure)
-    for other, fits in ((saw.structure, True), ("other", False)):
-        merged = callback._merged(SimpleNamespace(global_step=3), [seen, replace(seen, structure=other)])
-        assert callback._fits(merged, saw.digest) == fits
 
 
 class Configured(Worsening):

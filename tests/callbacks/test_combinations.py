@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 import lq_plugin
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization
 from lq_plugin.report import table
+from lq_plugin.report.manifest import Manifest
 
 
 def callbacks(formats: tuple[str, ...] = ("pt2",), **options: Any) -> list[Callback]:
@@ -101,7 +102,7 @@ def test_different_targets_are_each_compared_with_their_own_fp32(tmp_path: Path)
         assert fp32["errors"] == {}
     assert manifest(tmp_path)["fp32"] == made["whole/onnx"]["fp32"]
     printed = io.StringIO()
-    table.show(manifest(tmp_path), tmp_path, Console(file=printed, width=120))
+    table.show(Manifest.from_json(manifest(tmp_path)), tmp_path, Console(file=printed, width=120))
     assert printed.getvalue().count("FP32 torch") == 2
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization, find_results, load
-from lq_plugin.evaluation.loop import replaced_forward
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.signature import rebuild
+from lq_plugin.targets import replaced_forward
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_training_is_sacred import assert_same, run
@@ -39,11 +39,11 @@ class Copying(Callback):
 
     def __init__(self) -> None:
         self.copied: Counter[str] = Counter()
-        self.listening: Counter[str] = Counter()
+        self.observing: Counter[str] = Counter()
 
     def look(self, hook: str, trainer: Any, model: Any) -> None:
         self.copied[hook] += 1
-        self.listening[hook] += "forward" in vars(model)
+        self.observing[hook] += "forward" in vars(model)
         for callback in trainer.callbacks:
             if isinstance(callback, OURS):
                 for made in (copy.deepcopy(callback), copy.copy(callback), pickle.loads(pickle.dumps(callback))):
@@ -69,13 +69,13 @@ def test_copies_made_in_every_hook_change_nothing(tmp_path: Path) -> None:
     assert artifacts(tmp_path / "alone") == artifacts(tmp_path / "copied")
     assert [callback.error for callback in again[:2]] == [None, None]
     assert_same(left[0].calibration.state_dict(), again[0].calibration.state_dict())
-    assert copying.listening["on_validation_batch_start"] > copying.listening["on_train_epoch_end"] == 0
+    assert copying.observing["on_validation_batch_start"] > copying.observing["on_train_epoch_end"] == 0
     assert {"setup", "on_sanity_check_start", "on_validation_end", "on_fit_end", "teardown"} < set(copying.copied)
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
 @pytest.mark.parametrize("kind", [StaticQuantization, DynamicQuantization])
-def test_a_copy_made_while_the_original_listens_does_neither_listen_nor_end_it(
+def test_a_copy_made_while_the_original_observes_does_neither_observe_nor_end_it(
     kind: Any, how: Any, tmp_path: Path
 ) -> None:
     made: list[Any] = []
@@ -96,7 +96,7 @@ def test_a_copy_made_while_the_original_listens_does_neither_listen_nor_end_it(
     for one in made:
         if kind is StaticQuantization:
             assert one.calibration is None
-            assert one._listener._recording is None
+            assert one._observation is None
         assert one.candidate is None
 
 
@@ -137,8 +137,8 @@ def test_a_module_that_keeps_its_callbacks_and_its_trainer_is_quantized(tmp_path
     model = Keeping(static, dynamic, export, evaluation)
     fit(tmp_path, model, enable_progress_bar=True)
     assert (static.error, dynamic.error) == (None, None)
-    entries = evaluation.manifest["artifacts"]
-    assert [entry["status"] for entry in entries] == ["ok", "unsupported", "ok"]  # there is no pt2 of dynamic
+    entries = evaluation.manifest.artifacts
+    assert [entry.status for entry in entries] == ["ok", "unsupported", "ok"]  # there is no pt2 of dynamic
     assert "forward" not in vars(model)
 
 
@@ -165,10 +165,10 @@ def test_a_callback_of_a_module_refers_to_the_copied_module() -> None:
     model: Any = Tiny()
     model.kept = Owned(model)
 
-    def listen(original: Any, x: Tensor) -> Tensor:
+    def observed(original: Any, x: Tensor) -> Tensor:
         return original(x)  # type: ignore[no-any-return]
 
-    with replaced_forward(model, listen):
+    with replaced_forward(model, observed):
         copied: Any = detached_copy(model)
     assert copied.kept.owner is copied
 

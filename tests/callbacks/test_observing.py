@@ -192,7 +192,7 @@ def test_a_stream_of_unknown_length_is_observed_from_its_start(tmp_path: Path, s
     ],
     ids=["called", "forward", "keyword", "forward with keywords", "positions"],
 )
-def test_every_way_of_calling_the_target_is_heard(
+def test_every_way_of_calling_the_target_is_observed(
     call: Callable[[Any, Tensor], Tensor], tmp_path: Path, seen: list[tuple[int, int]]
 ) -> None:
     callback = observe(tmp_path, model=Line(call))
@@ -200,7 +200,7 @@ def test_every_way_of_calling_the_target_is_heard(
     assert len(seen) == 5
 
 
-def test_a_submodule_is_heard_where_validation_goes_around_the_forward(
+def test_a_submodule_is_observed_where_validation_goes_around_the_forward(
     tmp_path: Path, seen: list[tuple[int, int]]
 ) -> None:
     callback = observe(tmp_path, model=Line(lambda module, x: module.net(x)), target="net")
@@ -218,6 +218,22 @@ def test_the_forward_is_given_back_after_an_exception(tmp_path: Path) -> None:
     model.train()
     fit(tmp_path, model, callback, data=Numbers(), enable_checkpointing=False)
     assert callback.candidate is not None
+
+
+def test_after_a_failure_nothing_is_observed_any_more(tmp_path: Path) -> None:
+    tries: list[Tensor] = []
+
+    class Broken(MinMaxObserver):
+        def update(self, statistic: dict[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+            tries.append(values)
+            raise ZeroDivisionError("in the observer")
+
+    callback, watch = StaticQuantization(observer=Broken()), Watch()
+    fit(tmp_path, Line(), callback, watch, data=Numbers(), max_epochs=2, enable_checkpointing=False)
+    assert len(tries) == 1
+    assert sum(shadowed for _, _, shadowed in watch.notes) == 7  # two batches of the sanity check, five of one pass
+    assert callback.error == "CalibrationError: calibration: in the observer"
+    assert callback.calibration is None
 
 
 def test_a_forward_that_the_user_put_on_the_instance_stays(tmp_path: Path) -> None:

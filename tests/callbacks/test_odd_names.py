@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_a_run_with_odd_metrics_is_evaluated_logged_and_shown(
         assert f"quantized/static/pt2/{CLASS}" in next(csv.reader(file))
     (entry,) = json.loads((tmp_path / "run" / "quantized" / "manifest.json").read_text())["artifacts"]
     assert (entry["status"], entry["metrics"].keys() >= {CLASS, MARKUP, SCRIPT}) == ("ok", True)
-    evaluation.manifest = {"artifacts": None}
+    evaluation.manifest = replace(evaluation.manifest, artifacts=None)
     evaluation.teardown(made, made.lightning_module, "fit")  # whatever is wrong with the table, too
     assert "the table cannot be shown" in caplog.text
     page = write(tmp_path).read_text()

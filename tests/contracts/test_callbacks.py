@@ -37,7 +37,6 @@ class CallbackContract:
         assert used.error is None
         assert used.candidate.name == used.name == used.candidate.scheme.method
         assert used.candidate.provenance.checkpoint == Path(kept.best_model_path).name
-        assert used.model is None
         assert lq_plugin.export(used.candidate, tmp_path / "made", ["onnx"])["onnx"].quantized_ops
 
     def test_a_second_fit_makes_a_new_candidate(self, tmp_path: Path) -> None:

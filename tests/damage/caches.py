@@ -24,7 +24,7 @@ from tiny import Tiny, fit
 from lq_plugin import StaticQuantization
 from lq_plugin.apps.fits import KeepFit, keep_calibrations
 from lq_plugin.apps.kept_fit import Fit
-from lq_plugin.callbacks.checkpoint import read_file, with_weights
+from lq_plugin.checkpoints import read_file, with_weights
 from lq_plugin.graph.calibration import Calibration
 
 Case = tuple[str, Callable[[Path], None], Callable[[Path], None]]

@@ -20,10 +20,12 @@ from typing import Any
 from rich.console import Console
 
 from lq_plugin.apps.report import show
-from lq_plugin.evaluation.measurement import Measurement
+from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.report import manifest
+from lq_plugin.report.environment import environment
 from lq_plugin.report.leaderboard import leaderboard, save
-from lq_plugin.report.manifest import Outcome
+from lq_plugin.report.manifest import Config, Entry, Fp32, LatencyRecord, Manifest, Speedup
+from lq_plugin.selection import Budget
 
 Case = tuple[str, Callable[[Path], None], Callable[[Path], None]]
 Keys = tuple[str | int, ...]
@@ -92,36 +94,39 @@ def read(folder: Path) -> None:
 @cache
 def good() -> dict[str, Any]:
     """Return the content of a manifest with every field that a real one has, as it is read from a file."""
-    fp32 = {
-        "metrics": {"val/acc": 0.75, "val/loss": float("inf")},
-        "size_bytes": 4000,
-        "latency_ms": {"torch": 2.0, "onnxruntime": 1.0},
-        "errors": {"openvino": "why"},
-    }
-    measured = Measurement(
-        {"val/acc": 0.7, "val/loss": float("inf")},
-        {"val/acc": -0.05, "val/loss": float("nan")},
-        fp32,
-        {"median": 0.5, "p90": 0.6, "batch_size": 1, "threads": 2, "rounds": 3, "calls": 9, "mode": "onnxruntime"},
-        {"vs_torch_fp32": 4.0, "vs_best_fp32": 2.0},
-        sqnr_db=30.0,
+    fp32 = Fp32(
+        {"val/acc": 0.75, "val/loss": float("inf")},
+        size_bytes=4000,
+        latency_ms={"torch": 2.0, "onnxruntime": 1.0},
+        errors={"openvino": "why"},
     )
-    made = {
-        **manifest.entry(Outcome("static", "static", "onnx", "onnxruntime", status="ok"), Path(), measured),
-        "path": "static/onnx",
-        "sha256": {"model.onnx": "0" * 64},
-        "size_bytes": 1200,
-        "quantized_ops": [{"name": "net.0", "op": "conv2d"}],
-        "float_ops": [{"name": "net.1", "op": "gelu", "reason": "no kernel"}],
-    }
-    content = manifest.build(
-        [made, manifest.entry(Outcome("static", "static", "pt2", "torch.compile", None, "failed", "why"), Path())],
+    made = Entry(
+        "static",
+        "static",
+        "onnxruntime",
+        "onnx",
+        path="static/onnx",
+        sha256={"model.onnx": "0" * 64},
+        size_bytes=1200,
+        metrics={"val/acc": 0.7, "val/loss": float("inf")},
+        delta={"val/acc": -0.05, "val/loss": float("nan")},
         fp32=fp32,
-        budget={"metric": "val/acc", "max_drop": 0.1, "relative": True, "mode": "max"},
+        latency_ms=LatencyRecord(0.5, 0.6, batch_size=1, threads=2, rounds=3, calls=9, mode="onnxruntime"),
+        speedup=Speedup(4.0, 2.0),
+        sqnr_db=30.0,
+        quantized_ops=(QuantizedOp("net.0", "conv2d"),),
+        float_ops=(FloatOp("net.1", "gelu", "no kernel"),),
+        status="ok",
+    )
+    content = Manifest(
+        fp32=fp32,
+        artifacts=(made, Entry("static", "static", "torch.compile", "pt2", status="failed", error="why")),
         selected="static/onnx",
+        budget=Budget("val/acc", 0.1, relative=True, mode="max"),
         calibration={"static": {"checkpoint": "a.ckpt", "samples": 48}},
-        config={"quantization": {"static": {"skip": ["op:add"]}}, "run": {"model": {"_target_": "m.Net", "width": 8}}},
+        environment=environment(),
         seed=0,
+        config=Config(quantization={"static": {"skip": ["op:add"]}}, run={"model": {"_target_": "m.Net", "width": 8}}),
     )
     with tempfile.TemporaryDirectory() as scratch:
         return dict(json.loads(manifest.write(Path(scratch), content).read_bytes()))

@@ -15,10 +15,11 @@ from tiny import CLASSES, Images, Tiny
 from torchmetrics.classification import MulticlassAccuracy
 
 import lq_plugin
-from lq_plugin import Artifact, Latency
+from lq_plugin import Latency
 from lq_plugin.artifacts.base import export_one
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.loop import Data, run
+from lq_plugin.report.manifest import Entry, Speedup
 
 DATA = Data(Images())
 QUICK = Latency(batch_size=2, threads=1, rounds=1, seconds=0.01)
@@ -36,7 +37,10 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     static = lq_plugin.quantize(model, batches())
     dynamic = lq_plugin.quantize(model, batches(), "dynamic")
     artifacts = [export_one(static, folder / "static" / "pt2", "pt2"), export_one(dynamic, folder / "torch", "torch")]
-    return Subject(model, None, static, artifacts)
+    entries = [
+        Entry(made.candidate, made.method, made.runtime, made.format).exported(made, folder) for made in artifacts
+    ]
+    return Subject(model, None, static, folder, entries)
 
 
 @pytest.fixture(scope="module")
@@ -54,33 +58,34 @@ def comparison(subject: Subject, notes: list[str]) -> Comparison:
 def test_fp32_is_what_the_float_model_logs(subject: Subject, comparison: Comparison) -> None:
     logged = run(subject.model, DATA, "validate") | run(subject.model, DATA, "test")
     given = {f"{split}/given": logged[f"{name}/acc"] for split, name in (("validate", "val"), ("test", "test"))}
-    assert comparison.fp32["metrics"] == pytest.approx(logged | given)
-    assert comparison.fp32["size_bytes"] == sum(tensor.nbytes for tensor in subject.model.state_dict().values())
-    assert (comparison.fp32["latency_ms"], comparison.fp32["errors"]) == ({}, {})
+    assert comparison.fp32.metrics == pytest.approx(logged | given)
+    assert comparison.fp32.size_bytes == sum(tensor.nbytes for tensor in subject.model.state_dict().values())
+    assert (comparison.fp32.latency_ms, comparison.fp32.errors) == ({}, {})
 
 
 def test_measurements_are_those_of_the_artifacts_in_their_order(subject: Subject, comparison: Comparison) -> None:
-    assert len(comparison.measurements) == 2
-    for artifact, measured in zip(subject.artifacts, comparison.measurements, strict=True):
-        wanted = lq_plugin.evaluate(subject.model, Images().val_dataloader(), artifact)
+    assert len(comparison.entries) == 2
+    for entry, measured in zip(subject.entries, comparison.entries, strict=True):
+        wanted = lq_plugin.evaluate(subject.model, Images().val_dataloader(), subject.path(entry))
         assert {name: measured.metrics[name] for name in wanted} == pytest.approx(wanted)
-        fp32 = comparison.fp32["metrics"]
+        fp32 = comparison.fp32.metrics
         assert measured.metrics.keys() == fp32.keys()
         assert measured.delta == {name: value - fp32[name] for name, value in measured.metrics.items()}
         assert measured.fp32 == comparison.fp32
         assert measured.sqnr_db is not None
         assert measured.sqnr_db > 15
         assert (measured.latency_ms, measured.speedup, measured.error) == (None, None, None)
-    static, dynamic = comparison.measurements
+        assert (measured.label, measured.path, measured.sha256) == (entry.label, entry.path, entry.sha256)
+    static, dynamic = comparison.entries
     assert static.metrics["val/loss"] != dynamic.metrics["val/loss"]
 
 
 def test_a_budget_is_about_validation_alone(subject: Subject, comparison: Comparison) -> None:
     assert set(comparison.judged_by) == {"val/loss", "val/acc", "validate/given"}
-    bare = replace(subject, artifacts=())
+    bare = replace(subject, entries=())
     assert compare(bare, DATA, Protocol(("test",), latency=None), lambda note: None).judged_by == ()
     nothing = compare(bare, Data(), Protocol(("validate", "test"), latency=None), lambda note: None)
-    assert (nothing.judged_by, nothing.fp32["metrics"]) == ((), {})
+    assert (nothing.judged_by, nothing.fp32.metrics) == ((), {})
 
 
 class WithExtraState(Tiny):
@@ -92,8 +97,8 @@ class WithExtraState(Tiny):
 
 
 def test_the_size_is_that_of_tensors(subject: Subject) -> None:
-    extra = replace(subject, model=WithExtraState(), artifacts=())
-    size = compare(extra, Data(), Protocol((), latency=None), lambda note: None).fp32["size_bytes"]
+    extra = replace(subject, model=WithExtraState(), entries=())
+    size = compare(extra, Data(), Protocol((), latency=None), lambda note: None).fp32.size_bytes
     assert size == sum(tensor.nbytes for tensor in subject.model.state_dict().values())
 
 
@@ -122,50 +127,45 @@ def emptied(folder: Path) -> None:
 def test_a_damaged_artifact_says_why_and_costs_no_other(
     damage: Callable[[Path], None], said: str, subject: Subject, comparison: Comparison, tmp_path: Path
 ) -> None:
-    static, dynamic = subject.artifacts
-    broken: Artifact = replace(static, path=tmp_path / "pt2")
-    shutil.copytree(static.path, broken.path)
-    damage(broken.path)
-    both = replace(subject, artifacts=[broken, dynamic])
-    made = compare(both, DATA, Protocol(("validate",), latency=None), lambda note: None).measurements
+    copied = replace(subject, folder=shutil.copytree(subject.folder, tmp_path / "copied"))
+    damage(copied.path(copied.entries[0]))
+    made = compare(copied, DATA, Protocol(("validate",), latency=None), lambda note: None).entries
     assert made[0].error is not None
     assert made[0].error.startswith("ArtifactError: path: ")
     assert said in made[0].error
     assert (made[0].metrics, made[0].sqnr_db) == ({}, None)
     assert made[0].fp32 is not None
-    assert made[1].metrics["val/loss"] == comparison.measurements[1].metrics["val/loss"]
+    assert made[1].metrics["val/loss"] == comparison.entries[1].metrics["val/loss"]
 
 
 def test_a_lane_without_latency_keeps_its_metrics(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")  # no worker can be started
     notes: list[str] = []
     made = compare(subject, DATA, Protocol(("validate",), latency=QUICK), notes.append)
-    static, dynamic = made.measurements
+    static, dynamic = made.entries
     assert notes[0] == "measuring the latency of 2 artifacts and of FP32 on the same runtimes …"
     reason = "the worker process could not be started"
     assert (static.error or "").startswith(reason)
     assert (static.latency_ms, static.speedup, static.reload_max_difference) == (None, None, None)
     assert static.metrics.keys() == {"val/loss", "val/acc"}
-    assert made.fp32["latency_ms"].keys() == {"torch"}
-    assert made.fp32["errors"].keys() == {"torch.compile"}
-    assert made.fp32["errors"]["torch.compile"].startswith(reason)
+    assert made.fp32.latency_ms.keys() == {"torch"}
+    assert made.fp32.errors.keys() == {"torch.compile"}
+    assert made.fp32.errors["torch.compile"].startswith(reason)
     assert dynamic.error is None
     assert dynamic.latency_ms is not None
-    assert {name: dynamic.latency_ms[name] for name in ("batch_size", "threads", "rounds", "mode")} == {
-        "batch_size": 2,
-        "threads": 1,
-        "rounds": 1,
-        "mode": "eager",
-    }
-    assert 0 < dynamic.latency_ms["median"] <= dynamic.latency_ms["p90"]
-    assert dynamic.latency_ms["calls"] >= 3
-    ratio = made.fp32["latency_ms"]["torch"] / dynamic.latency_ms["median"]
-    assert dynamic.speedup == {"vs_torch_fp32": ratio, "vs_best_fp32": ratio}
+    timed = dynamic.latency_ms
+    assert (timed.batch_size, timed.threads, timed.rounds, timed.mode) == (2, 1, 1, "eager")
+    assert timed.p90 is not None
+    assert 0 < timed.median <= timed.p90
+    assert timed.calls is not None
+    assert timed.calls >= 3
+    ratio = made.fp32.latency_ms["torch"] / timed.median
+    assert dynamic.speedup == Speedup(ratio, ratio)
     assert dynamic.reload_max_difference is None
 
 
 def test_without_a_graph_the_example_is_what_is_timed(subject: Subject) -> None:
-    alone = replace(subject, artifacts=subject.artifacts[1:])
-    (made,) = compare(alone, Data(), Protocol((), latency=QUICK), lambda note: None).measurements
+    alone = replace(subject, entries=subject.entries[1:])
+    (made,) = compare(alone, Data(), Protocol((), latency=QUICK), lambda note: None).entries
     assert made.latency_ms is not None
-    assert made.latency_ms["batch_size"] == 8
+    assert made.latency_ms.batch_size == 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lq_plugin.errors import ConfigError
-from lq_plugin.evaluation.loop import BatchEnd, Data, alone, replaced_forward, resolve_target, run, splits_of
+from lq_plugin.evaluation.loop import BatchEnd, Data, run, splits_of
+from lq_plugin.graph.torch_patches import process_group_hidden
 
 LOADER = Images().val_dataloader()
 VALIDATE = Data(loaders={"validate": LOADER})
@@ -54,9 +54,6 @@ def test_another_forward_takes_the_place_of_the_target(target: str | None) -> No
 def test_an_unknown_target_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"target: 'nte' is unknown\. Did you mean 'net'"):
         run(Tiny(), VALIDATE, "validate", target="nte", forward=first_class)
-    model = Tiny()
-    assert resolve_target(model, None) is model
-    assert resolve_target(model, "net.0") is model.net[0]
 
 
 class Recording(Images):
@@ -186,38 +183,15 @@ def test_splits_are_those_with_a_step_and_a_loader(model: type[Tiny], data: Data
     assert splits_of(model(), data) == splits
 
 
-def plus(number: float) -> Callable[..., Tensor]:
-    return lambda original, x: original(x) + number
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1)])
-@pytest.mark.parametrize("own", [False, True], ids=["of the class", "of the instance"])
-def test_forwards_are_replaced_and_given_back_in_any_order(order: tuple[int, ...], own: bool) -> None:
-    module = nn.Identity()
-    if own:
-        module.forward = lambda x: 2 * x  # type: ignore[method-assign]
-    before, x = module.__dict__.get("forward"), torch.ones(1)
-    replaced = [replaced_forward(module, plus(10.0**n)) for n in range(3)]
-    for one in replaced:
-        one.__enter__()
-    expected = 1.0 + own + 111.0
-    assert module(x).item() == expected
-    for index in order:
-        replaced[index].__exit__(None, None, None)
-        expected -= 10.0**index
-        assert module(x).item() == expected
-    assert module.__dict__.get("forward") is before
-
-
 def test_a_process_that_evaluates_alone_sees_no_process_group(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         group = torch.distributed.group.WORLD
-        with pytest.raises(ZeroDivisionError), alone():  # noqa: PT012
+        with pytest.raises(ZeroDivisionError), process_group_hidden():  # noqa: PT012
             assert not torch.distributed.is_initialized()
             raise ZeroDivisionError
         assert torch.distributed.group.WORLD is group
     finally:
         torch.distributed.destroy_process_group()
-    with alone():
+    with process_group_hidden():
         assert not torch.distributed.is_initialized()

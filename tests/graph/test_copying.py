@@ -15,8 +15,8 @@ from tiny import Tiny, trainer
 from torch import Tensor, nn
 
 from lq_plugin.errors import CaptureError
-from lq_plugin.evaluation.loop import replaced_forward
 from lq_plugin.graph.copying import detached_copy, module_names
+from lq_plugin.targets import replaced_forward
 
 X = torch.tensor([[1.0, -2.0]])
 

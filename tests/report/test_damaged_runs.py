@@ -17,8 +17,11 @@ from rich.console import Console
 from lq_plugin.apps.report import main, show
 from lq_plugin.printing import plain
 from lq_plugin.report import manifest
-from lq_plugin.report.leaderboard import Leaderboard, leaderboard, save
-from lq_plugin.report.schema import DEEPEST, LONGEST_NAME, MOST, validated
+from lq_plugin.report.board import Leaderboard
+from lq_plugin.report.environment import environment
+from lq_plugin.report.leaderboard import leaderboard, save
+from lq_plugin.report.limits import DEEPEST, LONGEST_NAME, MOST
+from lq_plugin.report.manifest import Entry, Manifest
 
 
 def put(run: Path, content: Any) -> Path:
@@ -97,6 +100,10 @@ BY_FIELD: dict[str, tuple[Any, str]] = {
     "surrogate": (changed("artifacts", 0, "error", to="\ud800"), r"manifest.json: '\ud800' is no Unicode text"),
     "surrogate in a key": (changed("config", "run", to={"\udfff": 1}), r"manifest.json: '\udfff' is no Unicode text"),
     "budget": (changed("budget", "max_drop", to="0.1"), "budget.max_drop is '0.1', not a number, 0 or more"),
+    "budget of old": (
+        {**good(), "budget": {"metric": "val/acc", "max_loss": 0.1, "relative": True, "mode": "max"}},
+        "manifest.json: budget.max_drop is missing; max_loss, its old name, is no longer read",
+    ),
     "lenient budget": (changed("budget", "relative", to=1), "budget.relative is 1, not true or false"),
     "environment": (changed("environment", to=DELETED), "manifest.json: environment is missing"),
     "config": (changed("config", to=[]), "manifest.json: config is an empty list, not an object"),
@@ -282,7 +289,7 @@ def test_a_tree_deeper_than_a_path_can_be_is_noted(tmp_path: Path) -> None:
             os.rmdir(name)
         os.chdir(here)
     assert [job.run for job in board.failed] == [BAD]
-    assert board.notes[-1].startswith("What could not be looked into may hold more runs, 1 folders: ")
+    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
@@ -292,7 +299,7 @@ def test_a_folder_that_cannot_be_looked_into_is_noted(tmp_path: Path) -> None:
     (tmp_path / BAD / "quantized" / "manifest.json").chmod(0)
     board = reported(tmp_path)
     assert [job.error for job in board.failed] == ["manifest.json cannot be read (Permission denied)"]
-    assert board.notes[-1].startswith("What could not be looked into may hold more runs, 1 folders: ")
+    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
 
 
 def test_a_file_that_was_laid_in_the_way_is_not_written_to(tmp_path: Path) -> None:
@@ -318,7 +325,7 @@ def test_figures_at_the_end_of_what_floats_hold_are_shown_and_not_reckoned_with(
     put(tmp_path / BAD, content)
     board = reported(tmp_path)
     assert board.failed == ()
-    assert board.artifacts[0].metrics["val/acc"] == value
+    assert board.artifacts[0].entry.metrics["val/acc"] == value
 
 
 @pytest.mark.parametrize("key", ["metric", "candidate", "runtime", "error", "cpu", "model", "override", "failure"])
@@ -354,18 +361,11 @@ def test_no_cell_begins_like_a_formula(text: str, tmp_path: Path) -> None:
 
 
 def test_what_a_run_writes_is_what_a_report_reads(tmp_path: Path) -> None:
-    file = manifest.write(tmp_path / "quantized", good())
-    assert manifest.read(file) == validated(good()) == good()
-    unmeasured = manifest.build(
-        [manifest.entry(manifest.Outcome("a", "static", "onnx", "onnxruntime", None, "failed", "why"), tmp_path)],
-        fp32=manifest.NO_FP32,
-        budget=None,
-        selected=None,
-        calibration={},
-        config={"quantization": {}, "run": {}, "evaluation": None},
-        seed=None,
-    )
-    assert manifest.read(manifest.write(tmp_path / "quantized", unmeasured))["artifacts"][0]["error"] == "why"
+    file = manifest.write(tmp_path / "quantized", Manifest.from_json(good()))
+    assert manifest.read(file).to_json() == good()
+    failed = Entry("a", "static", "onnxruntime", "onnx", status="failed", error="why")
+    unmeasured = Manifest(artifacts=(failed,), environment=environment())
+    assert manifest.read(manifest.write(tmp_path / "quantized", unmeasured)) == unmeasured
 
 
 def test_a_sample_of_all_damages_is_survived(tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ def test_a_run_is_found_from_its_folder_and_those_around(below: str, tmp_path: P
     folder = put(tmp_path / "run")
     (found,) = find_results(str(tmp_path / "run" / below))
     assert found.folder == folder
-    assert found.manifest == json.loads((folder / "manifest.json").read_text())
-    ok = [entry for entry in found.manifest["artifacts"] if entry["status"] == "ok"]
+    content = json.loads((folder / "manifest.json").read_text())
+    assert found.manifest.to_json() == content
+    ok = [entry for entry in content["artifacts"] if entry["status"] == "ok"]
     assert ok
     assert found.artifacts == {f"{e['candidate']}/{e['format']}": folder / e["path"] for e in ok}
 

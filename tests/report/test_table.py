@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +13,62 @@ from rich.console import Console
 
 from lq_plugin.printing import brief, line, plain
 from lq_plugin.report import table
+from lq_plugin.report.manifest import Entry, Manifest, Speedup
 
 NAMES = ["val/iou[/car]", "[red]", ":car:", "[bold]x", NASTY]
 
 
-def printed(content: dict[str, Any]) -> str:
+def printed(content: Manifest) -> str:
     written = io.StringIO()
     table.show(content, Path("run[/x]"), Console(file=written, width=200))
     return written.getvalue()
 
 
 @pytest.fixture
-def content() -> dict[str, Any]:
-    """What a run has in memory: its figures are floats."""
-    made = copy.deepcopy(good())
-    for metrics in (made["fp32"]["metrics"], *(entry["metrics"] for entry in made["artifacts"])):
-        metrics.pop("val/loss", None)
-    for entry in made["artifacts"]:
-        entry["fp32"] = entry["fp32"] and made["fp32"]
-    return made
+def content() -> Manifest:
+    return Manifest.from_json(good())
+
+
+def changed(content: Manifest, *entries: Entry, **changes: Any) -> Manifest:
+    """Replace the first artifacts, or anything else of a manifest."""
+    return replace(content, artifacts=(*entries, *content.artifacts[len(entries) :]), **changes)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("key", ["metric", "candidate", "status", "runtime", "reason", "error"])
-def test_a_name_is_shown_as_text(key: str, name: str, content: dict[str, Any]) -> None:
-    entry = content["artifacts"][0]
+def test_a_name_is_shown_as_text(key: str, name: str, content: Manifest) -> None:
+    entry = content.artifacts[0]
     if key == "metric":
-        for values in (content["fp32"]["metrics"], entry["metrics"], entry["delta"]):
-            values[name] = values.pop("val/acc")
+        fp32 = replace(content.fp32, metrics={name: 0.75})
+        made = changed(content, replace(entry, fp32=fp32, metrics={name: 0.7}, delta={name: -0.05}), fp32=fp32)
     elif key == "runtime":
-        content["fp32"]["latency_ms"][name] = 1.5
+        made = changed(content, fp32=replace(content.fp32, latency_ms={name: 1.5}))
     elif key == "reason":
-        entry["float_ops"][0]["reason"] = name
+        made = changed(content, replace(entry, float_ops=(replace(entry.float_ops[0], reason=name),)))
     else:
-        entry[key] = name
-    shown = printed(content)
+        made = changed(content, replace(entry, **{key: name}))
+    shown = printed(made)
     expected = {"reason": line(name), "error": line(brief(name))}.get(key, plain(name))
     assert expected in shown
     assert all(character.isprintable() or character == "\n" for character in shown)
 
 
-def test_an_error_of_several_artifacts_is_printed_once_by_its_first_line(content: dict[str, Any]) -> None:
-    for entry in content["artifacts"]:
-        entry["error"] = "CaptureError: it cannot be captured:\n  model.py:7: if x.sum() > 0:"
-    shown = printed(content)
+def test_an_error_of_several_artifacts_is_printed_once_by_its_first_line(content: Manifest) -> None:
+    error = "CaptureError: it cannot be captured:\n  model.py:7: if x.sum() > 0:"
+    shown = printed(changed(content, *(replace(entry, error=error) for entry in content.artifacts)))
     assert shown.count("cannot be captured") == 1
     assert "static/onnx, static/pt2: CaptureError: it cannot be captured: …" in shown
     assert "model.py:7" not in shown
 
 
-def test_the_last_line_leads_to_the_manifest(content: dict[str, Any]) -> None:
+def test_an_artifact_is_compared_with_its_own_fp32(content: Manifest) -> None:
+    """Figures that are no numbers are equal to themselves: a model of nan and inf is one model."""
+    assert printed(content).count("val/loss") == 1
+    small = replace(content.fp32, size_bytes=10)
+    made = changed(content, replace(content.artifacts[0], fp32=small, speedup=Speedup(1.0, 0.5)))
+    assert "Larger than FP32: static/onnx" in printed(made)
+    assert "Slower than the fastest FP32 runtime: static/onnx" in printed(made)
+
+
+def test_the_last_line_leads_to_the_manifest(content: Manifest) -> None:
     assert printed(content).splitlines()[-1] == "Manifest: run[/x]/manifest.json"

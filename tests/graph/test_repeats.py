@@ -10,9 +10,8 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from lq_plugin.callbacks import repeats
-from lq_plugin.callbacks.repeats import Share
 from lq_plugin.graph.capture import capture
+from lq_plugin.graph.repeats import Repeats, repeats_in, without_repeats
 
 PLAIN, SHUFFLED, WRAPPED = "plain", "shuffled", "wrapped"
 
@@ -28,25 +27,25 @@ def loader(kind: str, samples: int, batch_size: int, processes: int, rank: int) 
 
 @pytest.mark.parametrize("kind", [PLAIN, SHUFFLED, WRAPPED])
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_every_sample_is_fresh_once_among_all_processes(kind: str, processes: int) -> None:
+def test_every_sample_is_unique_once_among_all_processes(kind: str, processes: int) -> None:
     for samples in (1, 2, 3, 6, 31, 32, 33):
         for batch_size in (1, 2, 8):
-            fresh: list[int] = []
+            unique: list[int] = []
             for rank in range(processes):
                 own = loader(kind, samples, batch_size, processes, rank)
                 for number, batch in enumerate(own):
-                    share = repeats.share([[None], {"a": own}], number, 1)
-                    assert share is None or share.samples == len(batch)
-                    fresh += batch.tolist()[: None if share is None else share.fresh]
-            assert sorted(fresh) == list(range(samples)), (samples, batch_size)
+                    repeats = repeats_in([[None], {"a": own}], number, 1)
+                    assert repeats is None or repeats.samples == len(batch)
+                    unique += batch.tolist()[: None if repeats is None else repeats.unique]
+            assert sorted(unique) == list(range(samples)), (samples, batch_size)
 
 
 def test_nothing_is_repeated_where_the_rest_is_dropped_or_the_sampler_is_another() -> None:
     data: Any = range(5)
     dropping = DataLoader(data, 2, sampler=DistributedSampler(data, 2, 1, shuffle=False, drop_last=True))
     for other in (dropping, DataLoader(data, 2), [], None, data):
-        assert repeats.share(other, 0, 0) is None
-        assert repeats.share(other, 1, 0) is None
+        assert repeats_in(other, 0, 0) is None
+        assert repeats_in(other, 1, 0) is None
 
 
 def test_a_call_loses_the_repeated_samples_and_one_that_is_not_the_batch_is_left_out() -> None:
@@ -56,9 +55,9 @@ def test_a_call_loses_the_repeated_samples_and_one_that_is_not_the_batch_is_left
 
     x, shift = torch.arange(12.0).view(4, 3), torch.ones(3)
     graph = capture(Shifted(), (x, shift), {}, {})
-    (kept, also) = repeats.without([x, shift], graph, Share(4, 3)) or ()
+    (kept, also) = without_repeats([x, shift], graph, Repeats(4, 3)) or ()
     assert torch.equal(kept, x[:3])
     assert torch.equal(also, shift)
-    assert repeats.without([x, shift], graph, None) == [x, shift]
-    assert repeats.without([x, shift], graph, Share(4, 0)) is None
-    assert repeats.without([torch.cat([x, x]), shift], graph, Share(4, 3)) is None
+    assert without_repeats([x, shift], graph, None) == [x, shift]
+    assert without_repeats([x, shift], graph, Repeats(4, 0)) is None
+    assert without_repeats([torch.cat([x, x]), shift], graph, Repeats(4, 3)) is None

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from lq_plugin import ArtifactExport, DynamicQuantization, StaticQuantization
 from lq_plugin.callbacks.quantizing import QuantizingCallback
-from lq_plugin.callbacks.rehearsal import inability
-from lq_plugin.errors import CaptureError, ConfigError, LqError, UnsupportedError
+from lq_plugin.errors import ConfigError, UnsupportedError
 
 
 class Branching(Tiny):
@@ -153,15 +152,3 @@ def test_the_same_callbacks_serve_a_fit_of_a_model_that_they_can_quantize(tmp_pa
     assert (static.candidate is None, dynamic.candidate is None) == (True, False)
     fit(tmp_path, Tiny(), static, dynamic, enable_checkpointing=False)
     assert (static.candidate is None, dynamic.candidate is None) == (False, False)
-
-
-@pytest.mark.parametrize("error", [CaptureError("why"), UnsupportedError("why"), ZeroDivisionError("why")])
-def test_what_is_no_mistake_of_the_user_is_an_inability_of_the_model(error: Exception) -> None:
-    found = inability(error)
-    assert found is error if isinstance(error, LqError) else found.__cause__ is error
-    assert "why" in str(found)
-
-
-def test_a_mistake_is_raised_as_it_is() -> None:
-    with pytest.raises(ConfigError, match="why"):
-        inability(ConfigError("why"))

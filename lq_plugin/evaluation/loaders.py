@@ -1,7 +1,7 @@
-"""The validation loaders of a running Trainer: in their mode, for the one process that sees all data, and their length.
+"""The validation loaders of a running Trainer, for one process that goes through all data, and how long they are.
 
-``trainer.val_dataloaders`` is not enough, for it is what a ``CombinedLoader`` is made of and not its mode: whether
-batches come from one loader after the other, or from all of them at once.
+``trainer.val_dataloaders`` holds the loaders that a ``CombinedLoader`` combines, but not its mode, which says whether
+batches come from one loader after the other or from all of them at once.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lq_plugin.evaluation.loop import Data
+from lq_plugin.evaluation.loop import Data, Observed, run
+from lq_plugin.graph.observation import Begin
 
 _SEQUENTIAL = "sequential"  # what Lightning makes of loaders that the user did not combine
 
@@ -35,6 +37,18 @@ def numbers_of_batches(trainer: Any) -> Sequence[int | float]:
     return [min(numbers) if combined._mode == "min_size" else max(numbers)]
 
 
+def observed_pass(model: nn.Module, data: Data, begin: Begin) -> None:
+    """Run one validation pass of a copy of a LightningModule, observed; see :func:`~lq_plugin.evaluation.loop.run`.
+
+    Args:
+        model: a LightningModule.
+        data: its batches.
+        begin: begins the observation of the copy.
+    """
+    observed = Observed(lambda trainer, module: begin(module, numbers_of_batches(trainer)))
+    run(model, data, "validate", callbacks=[observed])
+
+
 def _combined(*loops: Any) -> Any:
     return next((loop._combined_loader for loop in loops if loop._combined_loader is not None), None)
 
@@ -45,7 +59,7 @@ def _unsharded(combined: Any) -> Any:
 
 
 def _whole(loader: Any) -> Any:
-    """Undo the split of the data among processes, for the one process that sees all of it."""
+    """Undo the split of the data among processes."""
     if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, DistributedSampler):
         return loader
     return DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)

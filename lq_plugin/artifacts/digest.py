@@ -1,0 +1,49 @@
+"""What determines the files of an artifact: an interrupted run knows by it what it need not make once more."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import lq_plugin
+from lq_plugin import checksums, cpu
+from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.checksums import of_json
+from lq_plugin.identity import tensors_digest
+from lq_plugin.scheme import as_dict
+
+
+def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[str]) -> str:
+    """Return a sha256 of everything that decides how a graph is written in a format.
+
+    Args:
+        candidate: what is exported.
+        format_name: the format, which holds a graph.
+        packages: that write it, besides torch and torchao.
+    """
+    graph = candidate.graph
+    content = {
+        "candidate": [candidate.name, as_dict(candidate.scheme)],
+        "graph": [graph.digest, graph.signature.to_json(), [list(tensor.shape) for tensor in graph.example]],
+        "format": format_name,
+        "code": [_own_code(), *(importlib.metadata.version(name) for name in ("torch", "torchao", *packages))],
+        "machine": cpu.name(),  # where something is measured, such as the form of a GRU
+    }
+    if isinstance(candidate, StaticCandidate):
+        statistics = candidate.calibration.statistics
+        content["statistics"] = tensors_digest(
+            {f"{value}.{part}": tensor for value, parts in statistics.items() for part, tensor in parts.items()}
+        )
+    return checksums.of_json(content)
+
+
+@functools.cache
+def _own_code() -> str:
+    """Digest of this package's source; a version says nothing about a working copy."""
+    total = hashlib.sha256()
+    for file in sorted(Path(lq_plugin.__file__).parent.rglob("*.py")):
+        total.update(file.read_bytes())
+    return total.hexdigest()

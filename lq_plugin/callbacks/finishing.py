@@ -1,0 +1,178 @@
+"""The end of fit: what the callbacks of a Trainer ask for is done once, by the first of them, for all of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from lq_plugin import pipeline
+from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks.copyable import CopyableCallback
+from lq_plugin.callbacks.ranks import on_one_process
+from lq_plugin.checkpoints import Checkpoint
+from lq_plugin.evaluation import loop
+from lq_plugin.evaluation.loaders import data_of
+from lq_plugin.evaluation.loop import Data
+from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.report.manifest import Config, Manifest
+from lq_plugin.steps import say
+from lq_plugin.store import Store
+
+logger = logging.getLogger("lq_plugin")
+STORE = ".lq_plugin"  # below the default_root_dir
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights and batches come from.
+
+    Args:
+        module: the LightningModule.
+        data: the batches of the splits.
+        read: reads the checkpoint that a ``checkpoint`` option means.
+        store: what earlier runs have finished.
+    """
+
+    module: Any
+    data: Data
+    read: Callable[[str], Checkpoint]
+    store: Store
+
+
+class RunContext(Callback):
+    """What a command tells the end of fit.
+
+    Args:
+        config: builtins stored in the manifest as the configuration of the whole run.
+        store: where finished steps are kept; below the Trainer's ``default_root_dir`` by default.
+    """
+
+    def __init__(self, config: Mapping[str, Any], store: Store | None = None) -> None:
+        self.config = config
+        self.store = store
+
+
+class FinishingCallback(CopyableCallback):
+    """Base of all of our callbacks, in any order and number.
+
+    The first one in a Trainer's list calls :func:`finish`, which asks each what it wants, and gives each the result.
+    """
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Do everything that is asked for, where this is the first of our callbacks."""
+        if finishing(trainer)[0] is self:
+            with after_training(trainer) as works:
+                if works:
+                    finish(trainer, origin_of(trainer, pl_module))
+
+    @abstractmethod
+    def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
+        """Return the plan with what this callback wants."""
+
+    @abstractmethod
+    def receive(self, finished: Finished) -> None:
+        """Take what came of it."""
+
+
+def finishing(trainer: Any) -> list[FinishingCallback]:
+    """Return the callbacks of a Trainer that take part, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, FinishingCallback)]
+
+
+def origin_of(trainer: Any, module: Any) -> Origin:
+    """Return where weights and batches come from when a fit ends."""
+    store = context_of(trainer).store or Store(Path(trainer.default_root_dir) / STORE)
+    return Origin(module, data_of(trainer), lambda choice: checkpoints.read(trainer, choice), store)
+
+
+def context_of(trainer: Any) -> RunContext:
+    """Return what a command has told this run."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, RunContext)), RunContext({}))
+
+
+def finish(trainer: Any, origin: Origin) -> None:
+    """Do what the callbacks of a Trainer ask for, and tell them what came of it.
+
+    Args:
+        trainer: whose callbacks and loggers these are; it need not have fitted anything.
+        origin: where weights and batches come from.
+    """
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    plan = Plan(seed=None if seed is None else int(seed), config=Config(run=context_of(trainer).config))
+    for callback in finishing(trainer):
+        plan = callback.ask(trainer, origin, plan)
+    finished = pipeline.finish(plan, origin.store)
+    for callback in finishing(trainer):
+        callback.receive(finished)
+    if plan.protocol is not None and finished.manifest is not None:
+        log(trainer, finished.manifest)
+
+
+def log(trainer: Any, manifest: Manifest) -> None:
+    """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
+
+    A logger that fails, because it takes no such name or its server is gone, does not end a finished training.
+    """
+    figures = {
+        f"quantized/{entry.label}/{name}": value
+        for entry in manifest.artifacts
+        for name, value in entry.figures.items()
+        if value is not None
+    }
+    for used in trainer.loggers:
+        try:
+            used.log_metrics(figures, step=trainer.global_step)
+            used.save()
+        except Exception:
+            logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
+
+
+def without_training(
+    trainer: Any, module: Any, datamodule: Any, read: Callable[[str], Checkpoint], store: Store
+) -> None:
+    """Do the same for weights that were trained before: no pass over batches poses as training.
+
+    Args:
+        trainer: whose callbacks and loggers these are.
+        module: the LightningModule.
+        datamodule: gives the batches; set up with the hooks of ``fit``, for some know no other stage.
+        read: see :class:`Origin`.
+        store: see :class:`Origin`.
+
+    Raises:
+        ConfigError: an option cannot work.
+    """
+    data = loop.set_up(trainer, module, datamodule)
+    for callback in finishing(trainer):
+        callback.setup(trainer, module, "fit")
+    for callback in finishing(trainer):
+        callback.on_fit_start(trainer, module)
+    with on_one_process(trainer):
+        finish(trainer, Origin(module, data, read, store))
+    for callback in finishing(trainer):
+        callback.teardown(trainer, module, "fit")
+
+
+@contextmanager
+def after_training(trainer: Any) -> Iterator[bool]:
+    """Tell whether this process does the work at the end of fit, and let no error of it out.
+
+    ``KeyboardInterrupt`` and ``SystemExit`` pass. What can fail for one candidate or artifact is caught and recorded
+    where it is made; this is for the rest, such as a disk that is full.
+
+    Args:
+        trainer: at the end of fit; see :func:`~lq_plugin.callbacks.ranks.on_one_process`.
+    """
+    with on_one_process(trainer) as works:
+        try:
+            yield works
+        except Exception as error:
+            say("what follows the training did not finish; the training did, and what was made before is kept", error)

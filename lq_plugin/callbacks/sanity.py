@@ -1,0 +1,46 @@
+"""What the sanity check shows before training: a candidate that cannot be made stops no other candidate.
+
+A user's mistake (a name that does not exist, a pattern that matches nothing) stops the run wherever it is found before
+training. What the model does not allow is recorded. It stops the run only if no callback of the Trainer is left that
+can make a candidate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lq_plugin.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from lq_plugin.callbacks.quantizing import QuantizingCallback
+
+logger = logging.getLogger("lq_plugin")
+
+
+def decide(callbacks: Sequence[QuantizingCallback]) -> None:
+    """Say which candidates the model does not allow, and stop the run if it allows none.
+
+    Args:
+        callbacks: all that make candidates, each with its ``failure`` if one is known.
+
+    Raises:
+        LqError: why no candidate can be made, for every callback.
+    """
+    unable = {callback.name: callback.failure for callback in callbacks if callback.failure is not None}
+    if len(unable) == len(callbacks):
+        first, *others = unable.values()
+        if not others:
+            raise first
+        reasons = " ".join(f"{name!r}: {error}" for name, error in unable.items())
+        raise UnsupportedError(f"no callback of this Trainer can make a candidate of this model. {reasons}") from first
+    for callback in callbacks:
+        if callback.failure is not None:
+            say(callback)
+
+
+def say(callback: QuantizingCallback) -> None:
+    """Warn once of a candidate that cannot be made."""
+    text = "candidate %r of %s cannot be made; training goes on, and the other candidates are made. %s"
+    logger.warning(text, callback.name, type(callback).__name__, callback.error)

@@ -1,0 +1,137 @@
+"""What is asked for when training is over: candidates, each of the weights of one checkpoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
+from lq_plugin.errors import CalibrationError
+from lq_plugin.graph.calibration import Calibration, uncalibrated
+from lq_plugin.graph.capture import Call
+from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
+from lq_plugin.graph.prepare import prepare
+from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
+from lq_plugin.progress import note
+from lq_plugin.scheme import Scheme
+from lq_plugin.source import Source
+from lq_plugin.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """One candidate to make.
+
+    Args:
+        name: the candidate's.
+        scheme: what is quantized and how.
+        source: the target and its weights.
+        options: the exact configuration as builtins, for the manifest.
+        example: a call of the target that was seen; the first one in validation by default.
+        failure: why there can be no candidate, where that is known, and was said, already.
+    """
+
+    name: str
+    scheme: Scheme
+    source: Source
+    options: Mapping[str, Any]
+    example: Call | None = None
+    failure: Exception | None = None
+
+    def candidate(self, store: Store) -> Candidate:
+        """Make the candidate.
+
+        Args:
+            store: what was finished of it before.
+
+        Raises:
+            LqError: there can be none.
+        """
+        example = self.source.first_call() if self.example is None else self.example
+        candidate = self._made(example, store)
+        warn_of_random_forward(self.name, self.source.float_target, example)
+        return candidate
+
+    @abstractmethod
+    def _made(self, example: Call, store: Store) -> Candidate:
+        """Make the candidate, given a call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticJob(Job):
+    """A candidate with fixed scales, from statistics of the weights that are quantized.
+
+    Args:
+        plan: what is observed, and how.
+        calibration: of the last validation pass, whose weights need not be those of the checkpoint.
+    """
+
+    plan: ObservationPlan
+    calibration: Calibration | None = None
+
+    def _made(self, example: Call, store: Store) -> StaticCandidate:
+        """Combine the checkpoint's weights with a calibration of them, and calibrate once more where there is none."""
+        checkpoint = self.source.checkpoint
+        graph = prepare(self.source.float_target, *example, self.plan.dynamic_dims)
+        calibration = self._known(graph.digest, store)
+        if calibration is None:
+            calibration = self._calibrated(checkpoint.global_step)
+            store.keep_calibration(calibration)
+        provenance = replace(
+            calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
+        )
+        warn_of_ranges(self.name, graph, calibration, self.scheme)
+        return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
+
+    def _known(self, digest: str, store: Store) -> Calibration | None:
+        """A calibration of the graph with this digest that was made before, wherever it is kept."""
+        saved = (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
+        found = next((one for one in (self.calibration, *saved) if self.plan.fits(one, digest)), None)
+        place = "the checkpoint"
+        if found is None:
+            found, place = store.take_calibration(lambda one: self.plan.fits(one, digest)), "an earlier run"
+        if found is not None and self.calibration is None:  # there was no fit, so this is news
+            note(f"calibration of {self.name!r} taken from {place}")
+        return found
+
+    def _calibrated(self, step: int) -> Calibration:
+        note(f"calibrating {self.name!r} in a validation pass of its own …")
+        found = calibrate_pass(self.source.observed_pass, self.plan)
+        if found is None:
+            raise CalibrationError(self.source.never_called("validation_step"))
+        calibration, _ = found
+        return replace(calibration, provenance=replace(calibration.provenance, global_step=step, extra_pass=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicJob(Job):
+    """A candidate whose scales are computed at run time.
+
+    Args:
+        dynamic_dims: dynamic dimensions besides the batch, by input name.
+    """
+
+    dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def _made(self, example: Call, store: Store) -> DynamicCandidate:
+        checkpoint, target = self.source.checkpoint, self.source.float_target
+        step = checkpoint.global_step
+        provenance = replace(
+            uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
+        )
+        return DynamicCandidate(
+            self.name, target, example, self.scheme, provenance, self.dynamic_dims, store.decisions()
+        )
+
+
+def calibration_in(state: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration in a callback's state of a checkpoint, which may come from anywhere; ``None`` without."""
+    if "calibration" not in state:
+        return None
+    try:
+        return Calibration.from_state_dict(state["calibration"])
+    except CalibrationError as error:  # the weights may be good
+        note(f"{error}; it is not used")
+        return None

@@ -1,0 +1,254 @@
+"""From the weights and statistics of a fit to artifacts on disk, measured, one of them selected. Knows no Trainer.
+
+Every step is kept in a store under the digest of what determines it, before the next one begins: a run that was
+interrupted continues by running again. A step that fails is recorded, and only what needs it is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lq_plugin import selection
+from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, formats_of, read
+from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
+from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
+from lq_plugin.evaluation.judging import judged, select
+from lq_plugin.evaluation.loop import Data
+from lq_plugin.jobs import Job
+from lq_plugin.progress import note
+from lq_plugin.report import manifest
+from lq_plugin.report.environment import environment
+from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
+from lq_plugin.selection import Budget
+from lq_plugin.steps import Step, attempt, say
+from lq_plugin.store import Store, remove
+
+UNJUDGED = (
+    "no budget was judged: no metric of validation is known, and the test split judges nothing. Log one in "
+    "validation_step, or give metrics={…}, with 'validate' among the splits."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Args:
+        jobs: the candidates to make.
+        folder: where artifacts and the manifest go; ``None`` where nothing is exported.
+        formats: of the artifacts.
+        protocol: how artifacts are evaluated; ``None`` where they are not.
+        budget: how much of a metric may be dropped.
+        monitor: the metric that the checkpoint monitors, and its direction, as far as there are any.
+        config: sections of the manifest's ``config``.
+        seed: that Lightning was given.
+    """
+
+    jobs: tuple[Job, ...] = ()
+    folder: Path | None = None
+    formats: Sequence[str] = ()
+    protocol: Protocol | None = None
+    budget: Budget = Budget()
+    monitor: tuple[str | None, str | None] = (None, None)
+    config: Config = field(default_factory=Config)
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of a plan.
+
+    Args:
+        candidates: by their names.
+        manifest: as it was written; ``None`` where nothing was exported.
+        unjudged: the mistake or failure that kept every artifact from being evaluated or judged, if any.
+    """
+
+    candidates: Mapping[str, Step[Candidate]]
+    manifest: Manifest | None = None
+    unjudged: str | None = None
+
+
+def finish(plan: Plan, store: Store) -> Finished:
+    """Make candidates, export them, evaluate the artifacts, select one, and write the manifest after each of these.
+
+    Args:
+        plan: what is to be done.
+        store: what earlier runs have finished of it.
+    """
+    if plan.folder is None:
+        candidates = _candidates(plan, store)
+        store.complete()
+        return Finished(candidates)
+    with _only_run_in(plan.folder):
+        _remove_manifest(plan.folder)
+        candidates = _candidates(plan, store)
+        entries = [
+            _exported(job, candidates[job.name], name, plan.folder, store)
+            for job in plan.jobs
+            for name in formats_of(job.scheme.method, plan.formats)
+        ]
+        finished = _with_manifest(plan, Finished(candidates), entries)
+        if plan.protocol is not None:
+            finished = _evaluated(plan, finished, entries)
+    store.complete()
+    return finished
+
+
+def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
+    return {
+        job.name: attempt(
+            f"candidate {job.name!r} could not be made",
+            partial(job.candidate, store),
+            Step[None](error=job.failure),
+        )
+        for job in plan.jobs
+    }
+
+
+def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Path, store: Store) -> Entry:
+    """Make one artifact; say what became of it."""
+    entry = Entry(job.name, job.scheme.method, FORMATS[format_name].runtime, format_name)
+    path = folder / job.name / format_name
+
+    def export() -> Artifact:
+        assert candidate.result is not None
+        return _export(candidate.result, path, format_name, store)
+
+    step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError,))
+    if step.result is not None:
+        return entry.exported(step.result, folder)
+    remove(path)  # what an earlier run left there would be taken for this one's
+    if candidate.result is not None and isinstance(step.error, UnsupportedError):
+        return replace(entry, status="unsupported", error=str(step.error))
+    return replace(entry, status="failed", error=step.reason)
+
+
+def _export(candidate: Candidate, path: Path, format_name: str, store: Store) -> Artifact:
+    """Take an artifact from the store, or make it and keep it there."""
+    chosen = FORMATS[format_name]
+    if candidate.scheme.method not in chosen.refuses:
+        note(f"exporting {candidate.name}/{format_name} …")
+    if chosen.load is None or candidate.scheme.method in chosen.refuses:  # it is not made of the graph, or of nothing
+        return export_one(candidate, path, format_name)
+    digest = artifact_digest(candidate, format_name, chosen.packages)
+    if store.take_artifact(digest, path):
+        try:
+            return read(path)
+        except ArtifactError:
+            store.drop_artifact(digest)
+    artifact = export_one(candidate, path, format_name)
+    store.keep_artifact(digest, path)
+    return artifact
+
+
+def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Finished:
+    """Evaluate, judge and select; one model that cannot be evaluated costs no other anything."""
+    assert plan.protocol is not None
+    comparisons: list[Comparison] = []
+    measured: dict[str, Entry] = {}
+    failure: str | None = None
+    for subject, data in _subjects(plan, finished.candidates, entries):
+        labels = ", ".join(entry.label for entry in subject.entries)
+        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, data, plan.protocol, note))
+        failure = step.reason or failure
+        if step.result is None:
+            measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
+        else:
+            comparisons.append(step.result)
+            measured |= {entry.label: entry for entry in step.result.entries}
+    if not comparisons:
+        left = [measured.get(entry.label, entry) for entry in entries]
+        return replace(_with_manifest(plan, finished, left, budget=plan.budget), unjudged=failure)
+    budget, reason, mistake = _budget(plan, comparisons[0].judged_by)
+    judgements = [judged(measured.get(entry.label, entry), budget, reason) for entry in entries]
+    finished = _with_manifest(plan, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
+    return replace(finished, unjudged=mistake)
+
+
+def _subjects(
+    plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]
+) -> list[tuple[Subject, Data]]:
+    """Unite the artifacts that share target and weights: one FP32 model is measured for all of them."""
+    assert plan.folder is not None
+    subjects: dict[tuple[str | None, str], tuple[Subject, Data]] = {}
+    for job in plan.jobs:
+        candidate = candidates[job.name].result
+        made = [entry for entry in entries if entry.candidate == job.name and entry.path is not None]
+        if candidate is None or not made:
+            continue
+        source = job.source
+        first = Subject(source.model, source.target, candidate, plan.folder, ())
+        known, data = subjects.setdefault((source.target, source.digest), (first, source.data))
+        # A static candidate has its graph already; a dynamic one may have none.
+        serving = candidate if isinstance(candidate, StaticCandidate) else known.candidate
+        united = replace(known, candidate=serving, entries=(*known.entries, *made))
+        subjects[source.target, source.digest] = united, data
+    return list(subjects.values())
+
+
+def _budget(plan: Plan, logged: Sequence[str]) -> tuple[Budget, str | None, str | None]:
+    """Return the budget with its metric, why nothing can be judged by it, and that again where it is a mistake."""
+    if not logged:
+        return plan.budget, UNJUDGED, None
+    try:
+        return selection.resolve(plan.budget, logged, *plan.monitor), None, None
+    except ConfigError as error:
+        reason = say("no artifact is judged", error)
+        return plan.budget, reason, reason
+
+
+def _with_manifest(
+    plan: Plan, finished: Finished, entries: Sequence[Entry], fp32: Fp32 | None = None, budget: Budget | None = None
+) -> Finished:
+    """Write the manifest with what is known by now."""
+    assert plan.folder is not None
+    made = Manifest(
+        fp32=fp32 or Fp32(),
+        artifacts=tuple(entries),
+        selected=select(entries),
+        budget=budget,
+        calibration={
+            name: vars(step.result.provenance) for name, step in finished.candidates.items() if step.result is not None
+        },
+        environment=environment(),
+        seed=plan.seed,
+        config=replace(plan.config, quantization={job.name: job.options for job in plan.jobs}),
+    )
+    place = plan.folder / manifest.FILE
+    message = f"{str(place)!r} cannot be written; what it would hold is in ArtifactExport.manifest"
+    attempt(message, partial(manifest.write, plan.folder, made))
+    return replace(finished, manifest=made)
+
+
+def _remove_manifest(folder: Path) -> None:
+    """Let no manifest of an earlier run stand beside the artifacts of this one, even if this one is killed."""
+    place = folder / manifest.FILE
+    attempt(f"{str(place)!r} of an earlier run cannot be removed", partial(place.unlink, missing_ok=True))
+
+
+@contextmanager
+def _only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other runs that write to this folder waiting, or their artifacts and ours would be mixed."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with suppress(OSError):  # on a disk that is full or has no locks, the steps say what they miss
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            note(f"waiting for another run, which writes to {folder} …")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # who waits with this file in hand looks for a new one
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,98 @@
+"""Where candidates come from and where they are judged: a module with the weights of one checkpoint, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from lq_plugin.checkpoints import Checkpoint, with_weights
+from lq_plugin.errors import CalibrationError
+from lq_plugin.evaluation import loop
+from lq_plugin.evaluation.loaders import observed_pass
+from lq_plugin.evaluation.loop import Data
+from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.observation import Begin
+from lq_plugin.identity import weights_digest
+from lq_plugin.targets import Forward, never_called, resolve_target
+
+
+class Source:
+    """One target with the weights of one checkpoint. Opened when it is first used, so one that fails stops no other.
+
+    Args:
+        module: the LightningModule, which is not changed.
+        target: dotted path of the module that is quantized; the LightningModule itself for ``None``.
+        read: reads the checkpoint.
+        data: the batches of the splits.
+        option_of: class of the callback whose options these are, for messages.
+    """
+
+    def __init__(
+        self, module: nn.Module, target: str | None, read: Callable[[], Checkpoint], data: Data, option_of: str
+    ) -> None:
+        self.target, self.data = target, data
+        self._module, self._read, self._option_of = module, read, option_of
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return self._read()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """A copy of the LightningModule with these weights, in eval mode on the CPU.
+
+        Raises:
+            ConfigError: the weights are those of another model.
+        """
+        return with_weights(self._module, self.checkpoint)
+
+    @property
+    def float_target(self) -> nn.Module:
+        """The target with these weights."""
+        return resolve_target(self.model, self.target)
+
+    @cached_property
+    def digest(self) -> str:
+        """What the weights are known by: the files of two ModelCheckpoints may have one name."""
+        return weights_digest(self.model)
+
+    def float_copy(self) -> nn.Module:
+        """Return a copy of the float target, for artifacts that need the user's class around them."""
+        return detached_copy(self.float_target)
+
+    def observed_pass(self, begin: Begin) -> None:
+        """Run one validation pass, observed; see :func:`lq_plugin.graph.observation.calibrate_pass`."""
+        observed_pass(self.model, self.data, begin)
+
+    def first_call(self) -> Call:
+        """Return the first call of the target in validation, on the CPU.
+
+        Raises:
+            CalibrationError: the target is never called.
+        """
+        seen: list[Call] = []
+
+        def remember(original: Forward, *args: Any, **kwargs: Any) -> Any:
+            if not seen:
+                seen.append(private_call(args, kwargs))
+            return original(*args, **kwargs)
+
+        if "validate" in loop.splits_of(self.model, self.data):
+            one_batch = self.data.limited("validate", 1)
+            loop.run(self.model, one_batch, "validate", target=self.target, forward=remember)
+        if not seen:
+            raise CalibrationError(self.never_called("validation_step"))
+        return seen[0]
+
+    def never_called(self, where: str) -> str:
+        """Say that the target's forward is not what a step calls, and what could be chosen in its place."""
+        return never_called(self.model, self.target, where, self._option_of)

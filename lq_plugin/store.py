@@ -1,0 +1,234 @@
+"""Finished steps, each under the digest of what determines it, in a folder that outlives the folder of a run.
+
+A run that was interrupted continues by running again: what exists under the right digest is not made once more, and
+what belongs to other weights, options or code has another digest. Calibrations are files of torch.save, artifacts are
+folders as they are exported, and decisions that were made by measuring are JSON. Whatever is read is checked first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from lq_plugin.artifacts.description import decisions
+from lq_plugin.coverage import Measured
+from lq_plugin.errors import CalibrationError
+from lq_plugin.graph.calibration import Calibration
+from lq_plugin.progress import note
+from lq_plugin.torch_file import read
+from lq_plugin.untrusted import naming, read_json, regular_file
+
+_ABANDONED = 3600.0  # seconds after which what was half written is taken for that of a killed run
+_STALE = 7 * 24 * 3600.0  # seconds after which nobody runs an interrupted run again
+
+
+class Store:
+    """A folder of finished steps.
+
+    Args:
+        folder: where they are; made when something is kept.
+        keeps_calibrations: whether calibrations stay when a run is complete, for other runs of the same weights.
+        advice: how a user does without what is kept, for the notes.
+    """
+
+    def __init__(self, folder: Path, keeps_calibrations: bool = False, advice: str = "") -> None:
+        self.folder = folder
+        self._keeps_calibrations = keeps_calibrations
+        self._advice = advice
+        self._used: set[Path] = set()
+
+    def take_calibration(self, fits: Callable[[Calibration], bool]) -> Calibration | None:
+        """Return a calibration that was made before and fits; what is damaged is put aside."""
+        folder = self.folder / "calibrations"
+        if folder.is_symlink():
+            put_aside(folder, f"the calibrations kept in {folder}: it is a link", "made anew", self._advice)
+        for file in sorted(folder.glob("*.pt")):
+            try:
+                calibration = self._calibration(file)
+            except (CalibrationError, ValueError) as error:
+                what = f"the calibration kept in {file}: {error}"
+                put_aside(file, what, "made anew where it is needed", self._advice)
+                continue
+            if fits(calibration):
+                self._use_calibration(file)
+                return calibration
+        return None
+
+    def keep_calibration(self, calibration: Calibration) -> None:
+        """Keep a calibration."""
+        name = f"{calibration.provenance.observed}-{calibration.provenance.digest[:16]}"
+        content = io.BytesIO()
+        torch.save(calibration.state_dict(), content)
+        file = self.folder / "calibrations" / f"{name}-{_short(content.getvalue())}.pt"
+        with _noted(f"the calibration of {name}"):
+            if not any(file.parent.glob(f"{name}-*.pt")):
+                write_whole(file, content.getvalue())
+                self._use_calibration(file)
+
+    def _use_calibration(self, file: Path) -> None:
+        if not self._keeps_calibrations:
+            self._used.add(file)
+
+    def take_artifact(self, digest: str, path: Path) -> bool:
+        """Put an artifact that was exported before at a path; whoever reads it there checks it.
+
+        Returns:
+            Whether there was one.
+        """
+        kept = self.folder / "artifacts" / digest
+        if not kept.is_dir() or kept.is_symlink():
+            return False
+        self._used.add(kept)
+        try:
+            _copy(kept, path)
+        except OSError:  # another run has just removed it, or the disk is full, which the export will say
+            return False
+        return True
+
+    def keep_artifact(self, digest: str, path: Path) -> None:
+        """Keep an artifact that was exported to a path."""
+        kept = self.folder / "artifacts" / digest
+        with _noted(f"the artifact {path.parent.name}/{path.name}"):
+            if not kept.exists():
+                _copy(path, kept)
+            self._used.add(kept)
+
+    def drop_artifact(self, digest: str) -> None:
+        """Remove an artifact that turned out to be damaged."""
+        remove(self.folder / "artifacts" / digest)
+
+    def decisions(self) -> dict[str, Measured]:
+        """Return what was decided by measuring, by its digest; what is put into it is on disk before it is acted on."""
+        return _Decisions(self.folder / "decisions")
+
+    def complete(self) -> None:
+        """Remove what a complete run needs no more, and what interrupted runs of long ago have left."""
+        for path in (*self._used, *self._left_behind()):
+            remove(path)
+        self._used.clear()
+        for folder in (self.folder / "artifacts", self.folder / "calibrations", self.folder):
+            with suppress(OSError):  # it is not empty, or was never there
+                folder.rmdir()
+
+    def _left_behind(self) -> Iterator[Path]:
+        now = time.time()
+        of_one_run = ["artifacts/*"] if self._keeps_calibrations else ["artifacts/*", "calibrations/*"]
+        for path in (path for pattern in (*of_one_run, "*/.*") for path in self.folder.glob(pattern)):
+            with suppress(OSError):  # another run was faster
+                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else _STALE):
+                    yield path
+
+    def _calibration(self, file: Path) -> Calibration:
+        with naming("it"):
+            inside(self.folder, f"{file.parent.name}/{file.name}")
+            state = read(file)
+            if _short(file.read_bytes()) != file.stem.rpartition("-")[2]:
+                raise ValueError("was changed since it was kept: its sha256 is another one")
+        return Calibration.from_state_dict(state)
+
+
+class _Decisions(dict[str, Measured]):
+    """Decisions by the digest of what was measured; one that is made is written before it is acted on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        for file in folder.glob("*.json"):
+            with suppress(OSError, ValueError):  # what cannot be read is measured once more
+                self.update(decisions({file.stem: read_json(file)}))
+
+    def __setitem__(self, digest: str, decision: Measured) -> None:
+        with _noted("a measured decision"):
+            write_whole(self._folder / f"{digest}.json", json.dumps(asdict(decision)).encode())
+        super().__setitem__(digest, decision)
+
+
+def put_aside(damaged: Path, what: str, then: str, advice: str) -> None:
+    """Rename what is damaged, so that it is used no more and can be looked at; say so.
+
+    Args:
+        damaged: file or folder.
+        what: which one, and what is wrong with it.
+        then: what happens in its place.
+        advice: how a user does without what is kept.
+    """
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    try:
+        remove(aside)
+        damaged.rename(aside)
+    except FileNotFoundError:  # another job was faster
+        return
+    except OSError as error:
+        note(f"{what}. It could not be put aside ({error.strerror}), and is {then}; {advice}")
+    else:
+        note(f"{what}. It was put aside as {aside.name}, and is {then}; {advice}")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return a file of a folder, which no link leads to and which lies nowhere else.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is another kind of file, or lies elsewhere.
+    """
+    file = folder / name
+    if os.path.realpath(file) != os.path.join(os.path.realpath(folder.parent), folder.name, *name.split("/")):
+        raise ValueError("is a link, or lies outside of the folder")
+    return regular_file(file)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file that is there as a whole or not at all, even if the machine stops."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(scratch, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.rename(file)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copy a folder of files, which is there as a whole or not at all; what was at its place is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for file in source.iterdir():
+            shutil.copyfile(regular_file(file), scratch / file.name)
+        remove(folder)
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+    finally:
+        remove(scratch)
+
+
+@contextmanager
+def _noted(what: str) -> Iterator[None]:
+    """A step that cannot be kept is done nevertheless; only another run has to do it again."""
+    try:
+        yield
+    except OSError as error:
+        note(f"{what} is not kept for another run ({error})")
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -85,7 +85,7 @@ def read(path: Path) -> Any:
         raise ValueError(f"cannot be read ({error.strerror})") from error
 
 
-def parts(value: Any) -> Iterator[Any]:
+def walk(value: Any) -> Iterator[Any]:
     """Yield a value and everything in its containers, keys too, each once: they may hold themselves."""
     waiting, seen = [value], set[int]()
     while waiting:
@@ -99,7 +99,7 @@ def parts(value: Any) -> Iterator[Any]:
 
 def foreign_in(value: Any) -> str | None:
     """Return the name of what a :class:`Foreign` in a value stands for, ``None`` where all of it is plain."""
-    return next((item.name for item in parts(value) if isinstance(item, Foreign)), None)
+    return next((item.name for item in walk(value) if isinstance(item, Foreign)), None)
 
 
 def _content(stream: BinaryIO) -> Any:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
-from lq_plugin.graph import nesting, signature
+from lq_plugin.graph import nesting, signature, structure
 from lq_plugin.graph.batch import BatchDims, doubled, find_batch_dims
 from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.recurrent import kept_whole
-from lq_plugin.graph.signature import Parameter, Signature, Structure
+from lq_plugin.graph.signature import Parameter, Signature
+from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
@@ -47,7 +48,7 @@ class _FlatForward(nn.Module):
         args, kwargs = self._inputs.call(tensors)
         results: list[Tensor] = []
         output = self.target(*args, **kwargs)
-        self._record_output(signature.structure(output, "output", results))
+        self._record_output(structure.flatten(output, "output", results))
         if not any(True for _ in nesting.tensors(output)):
             raise CaptureError(
                 f"target: the forward of {type(self.target).__name__} returns no tensor. Choose a target that does."

@@ -9,6 +9,7 @@ Inside a captured graph a packed sequence is a padded one, time first, and its l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -30,54 +31,59 @@ _rnn: Any = rnn
 
 def _define(kind: str) -> Any:
     """Register ``lq_plugin::<kind>``: output, last hidden state, and last cell state where there is one."""
-
-    def run(
-        x: Tensor,
-        lengths: Tensor | None,
-        states: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        bidirectional: bool,
-        batch_first: bool,
-        nonlinearity: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        function: Any = getattr(torch, f"rnn_{nonlinearity}" if kind == "rnn" else kind)
-        count = layers * (2 if bidirectional else 1)
-        batch = x.shape[0 if batch_first else 1]
-        given = list(states) or [x.new_zeros(count, batch, size) for size in _state_sizes(kind, weights)]
-        start: Any = given if kind == "lstm" else given[0]
-        options = (has_biases, layers, 0.0, False, bidirectional)
-        if lengths is None:
-            output, hidden, *cell = function(x, start, weights, *options, batch_first)
-        else:
-            packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=True)
-            output, hidden, *cell = function(packed.data, packed.batch_sizes, start, weights, *options)
-            output, _ = pad_packed_sequence(PackedSequence(output, packed.batch_sizes), total_length=x.shape[0])
-        return output.contiguous(), hidden.clone(), cell[0].clone() if cell else x.new_empty(0)
-
-    def shapes(
-        x: Tensor,
-        lengths: Tensor | None,
-        states: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        bidirectional: bool,
-        batch_first: bool,
-        nonlinearity: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        directions, batch = 2 if bidirectional else 1, x.shape[0 if batch_first else 1]
-        for state in states:  # a comparison, for it ties sizes that are dynamic to one another
-            if state.shape[:2] != (layers * directions, batch):
-                raise ValueError(f"states of shape {list(state.shape)} for {layers * directions} layers, batch {batch}")
-        size, *cell_size = _state_sizes(kind, weights)
-        hidden, *cell = (x.new_empty(layers * directions, batch, each) for each in (size, *cell_size))
-        return x.new_empty(*x.shape[:2], directions * size), hidden, cell[0] if cell else x.new_empty(0)
-
-    operator = torch.library.custom_op(f"lq_plugin::{kind}", run, mutates_args=(), schema=_SCHEMA)
-    operator.register_fake(shapes)
+    operator = torch.library.custom_op(
+        f"lq_plugin::{kind}", functools.partial(_run, kind), mutates_args=(), schema=_SCHEMA
+    )
+    operator.register_fake(functools.partial(_shapes, kind))
     return getattr(torch.ops.lq_plugin, kind)
+
+
+def _run(
+    kind: str,
+    x: Tensor,
+    lengths: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    function: Any = getattr(torch, f"rnn_{nonlinearity}" if kind == "rnn" else kind)
+    count = layers * (2 if bidirectional else 1)
+    batch = x.shape[0 if batch_first else 1]
+    given = list(states) or [x.new_zeros(count, batch, size) for size in _state_sizes(kind, weights)]
+    start: Any = given if kind == "lstm" else given[0]
+    options = (has_biases, layers, 0.0, False, bidirectional)
+    if lengths is None:
+        output, hidden, *cell = function(x, start, weights, *options, batch_first)
+    else:
+        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=True)
+        output, hidden, *cell = function(packed.data, packed.batch_sizes, start, weights, *options)
+        output, _ = pad_packed_sequence(PackedSequence(output, packed.batch_sizes), total_length=x.shape[0])
+    return output.contiguous(), hidden.clone(), cell[0].clone() if cell else x.new_empty(0)
+
+
+def _shapes(
+    kind: str,
+    x: Tensor,
+    lengths: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    directions, batch = 2 if bidirectional else 1, x.shape[0 if batch_first else 1]
+    for state in states:  # a comparison, for it ties sizes that are dynamic to one another
+        if state.shape[:2] != (layers * directions, batch):
+            raise ValueError(f"states of shape {list(state.shape)} for {layers * directions} layers, batch {batch}")
+    size, *cell_size = _state_sizes(kind, weights)
+    hidden, *cell = (x.new_empty(layers * directions, batch, each) for each in (size, *cell_size))
+    return x.new_empty(*x.shape[:2], directions * size), hidden, cell[0] if cell else x.new_empty(0)
 
 
 def _state_sizes(kind: str, weights: Sequence[Tensor]) -> list[int]:

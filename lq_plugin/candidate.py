@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
-from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.errors import CalibrationError, ConfigError, unknown_name
 from lq_plugin.graph.calibration import Calibration, Provenance, Recording, calls, uncalibrated
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
@@ -54,6 +54,10 @@ class Candidate(Protocol):
             CaptureError: the model's forward cannot be captured.
         """
 
+    @property
+    def reference(self) -> Graph:
+        """The float graph that everything is compared with."""
+
     def placed(self, runtime: str) -> Placement:
         """Return where quantize/dequantize pairs go for a runtime."""
 
@@ -70,12 +74,28 @@ class StaticCandidate:
         graph: the folded float graph on its own copy of the weights, on the CPU.
         calibration: statistics of the graph's values.
         scheme: what is quantized and how.
+        reference: the float graph that everything is compared with, and that the statistics are of; ``graph`` itself by
+            default, and what it was before where it was rewritten.
+        weight_scales: scales of weights that were learnt, by the names of operators: one for each output channel, or
+            a single number where the scheme says ``"per_tensor"``.
+
+    Raises:
+        ConfigError: ``weight_scales`` names an operator that does not exist.
     """
 
     name: str
     graph: Graph
     calibration: Calibration
     scheme: Scheme
+    reference: Graph = field(default=None, repr=False)  # type: ignore[assignment]  # filled in below
+    weight_scales: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reference is None:
+            object.__setattr__(self, "reference", self.graph)
+        names = [node.name for node in self.graph.module.graph.nodes]
+        if unknown := sorted(self.weight_scales.keys() - set(names)):
+            raise unknown_name("weight_scales", unknown[0], names)
 
     @property
     def example(self) -> Call:
@@ -98,7 +118,7 @@ class StaticCandidate:
     def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
         assert isinstance(self.scheme.observer, Observer)
-        if self.provenance.structure != self.graph.structure:
+        if self.provenance.structure != self.reference.structure:
             raise CalibrationError(
                 "calibration: it was gathered from another graph, whose values only happen to have the names of this "
                 "one's. Calibrate the model that is quantized."
@@ -111,7 +131,7 @@ class StaticCandidate:
                 f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with other skip "
                 "and only patterns; calibrate again."
             )
-        return convert(self.graph, placement, ranges)
+        return convert(self.graph, placement, ranges, self.weight_scales)
 
 
 @dataclass(frozen=True)
@@ -141,6 +161,11 @@ class DynamicCandidate:
     def graph(self) -> Graph:
         """The module's folded float graph, captured at first use."""
         return prepare(self.module, *self.example, self.dynamic_dims)
+
+    @property
+    def reference(self) -> Graph:
+        """The graph: nothing rewrites it."""
+        return self.graph
 
     @cached_property
     def survey(self) -> swap.Survey:

@@ -217,7 +217,7 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
                 folder = Path(scratch) / name
                 folder.mkdir()
                 try:
-                    write_float(subject.candidate.graph, folder)
+                    write_float(subject.candidate.reference, folder)
                     lanes[FORMATS[name].lane] = (name, folder)
                 except Exception as error:
                     failed[FORMATS[name].lane] = Timing(error=f"{type(error).__name__}: {error}")
@@ -265,6 +265,6 @@ def _inputs(subject: Subject, samples: int) -> Inputs:
     """The example of a call at another batch size, where it has a graph and its batch is dynamic."""
     if all(FORMATS[entry.format].load is None for entry in subject.entries):
         return _example(subject)
-    graph = subject.candidate.graph
+    graph = subject.candidate.reference
     tensors = graph.resized(samples)
     return Inputs(tensors, graph.signature.call(tensors), graph.samples(tensors))

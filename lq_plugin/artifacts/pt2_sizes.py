@@ -67,17 +67,17 @@ def _bounded(terms: int, degree: int) -> Measure:
     return terms, degree
 
 
-def _sum(parts: list[Measure]) -> Measure:
-    return sum(terms for terms, _ in parts), max(degree for _, degree in parts)
+def _sum(summands: list[Measure]) -> Measure:
+    return sum(terms for terms, _ in summands), max(degree for _, degree in summands)
 
 
-def _product(parts: list[Measure]) -> Measure:
-    return prod(terms for terms, _ in parts), sum(degree for _, degree in parts)
+def _product(factors: list[Measure]) -> Measure:
+    return prod(terms for terms, _ in factors), sum(degree for _, degree in factors)
 
 
-def _closed(parts: list[Measure]) -> Measure:
+def _closed(arguments: list[Measure]) -> Measure:
     """A function that is not multiplied out; sympy compares each of its arguments with each other."""
-    if len(parts) > 8:
+    if len(arguments) > 8:
         raise ValueError("too many arguments")
     return 1, 1
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import lq_plugin
 from lq_plugin import checksums, cpu
 from lq_plugin.candidate import Candidate, StaticCandidate
-from lq_plugin.checksums import of_json
 from lq_plugin.identity import tensors_digest
 from lq_plugin.scheme import as_dict
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme
+
+DynamicDims = Mapping[str, Sequence[int]]  # dynamic dimensions besides the batch, by the name of the input
 
 
 class Candidate(Protocol):
@@ -153,7 +155,7 @@ class DynamicCandidate:
     example: Call
     scheme: Scheme
     provenance: Provenance
-    dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    dynamic_dims: DynamicDims = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
     _placements: dict[str, Placement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -216,7 +218,7 @@ def quantize(
     scheme: Scheme | str = "static",
     *,
     name: str | None = None,
-    dynamic_dims: Mapping[str, Sequence[int]] | None = None,
+    dynamic_dims: DynamicDims | None = None,
 ) -> Candidate:
     """Make a candidate from a trained model: what artifacts are made from.
 
@@ -244,25 +246,38 @@ def quantize(
     scheme = _scheme(scheme)
     name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
     check_inputs(dims, model.forward)
-    if scheme.method == "dynamic":
-        example = private_call(*_first(iter(calls(batches))))
-        module = detached_copy(model).cpu()
-        swap.check_patterns(module, scheme)
-        swap.run(detached_copy(module), example)
-        warn_of_random_forward(name, module, example)
-        return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dims)
-    graph, calibration = _calibrated(model, batches, scheme, dims)
+    return _QUANTIZE[scheme.method](model, batches, scheme, name, dims)
+
+
+def _quantize_static(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
+) -> StaticCandidate:
+    graph, calibration = _calibrated(model, batches, scheme, dynamic_dims)
     candidate = StaticCandidate(name, graph, calibration, scheme)
     warn_of_ranges(name, graph, calibration, scheme)
     warn_of_random_forward(name, model, candidate.example)
     return candidate
 
 
+def _quantize_dynamic(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
+) -> DynamicCandidate:
+    example = private_call(*_first(iter(calls(batches))))
+    module = detached_copy(model).cpu()
+    swap.check_patterns(module, scheme)
+    swap.run(detached_copy(module), example)
+    warn_of_random_forward(name, module, example)
+    return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dynamic_dims)
+
+
+_QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, DynamicDims], Candidate]] = {
+    "static": _quantize_static,
+    "dynamic": _quantize_dynamic,
+}
+
+
 def _calibrated(
-    model: nn.Module,
-    batches: Iterable[Any],
-    scheme: Scheme,
-    dynamic_dims: Mapping[str, Sequence[int]] | None,
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
 ) -> tuple[Graph, Calibration]:
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))

@@ -17,6 +17,7 @@ _LONGEST = 8_000  # characters; two sizes multiplied, each behind five strided c
 _LARGEST = 1 << 63
 _MOST_TERMS = 256
 _HIGHEST = 8  # degree
+_POWERS = {"Pow", "PowByNatural"}
 
 Measure = tuple[int, int]  # terms and degree of what is left when an expression is multiplied out
 
@@ -50,9 +51,9 @@ def _measured(node: ast.expr) -> Measure:
     name = node.func.id
     if name in _ATOMS:
         return _ATOMS[name](node)
-    if name not in _FUNCTIONS or node.keywords or not len(node.args) >= 1:
+    if name not in _POWERS | _FUNCTIONS.keys() or node.keywords or not node.args:
         raise ValueError(f"{name} is not allowed")
-    if name in ("Pow", "PowByNatural"):
+    if name in _POWERS:
         base, exponent = node.args
         (terms, degree), power = _measured(base), _integer(exponent)
         if not degree or not 0 <= power <= _HIGHEST:
@@ -85,8 +86,6 @@ def _closed(arguments: list[Measure]) -> Measure:
 _FUNCTIONS: Mapping[str, Callable[[list[Measure]], Measure]] = {
     "Add": _sum,
     "Mul": _product,
-    "Pow": _product,
-    "PowByNatural": _product,
     **dict.fromkeys(
         (
             "And CeilDiv CeilToInt CleanDiv Equality FloatTrueDiv FloorDiv FloorToInt GreaterThan Identity IntTrueDiv "

@@ -85,15 +85,11 @@ def stopping(function: Callable[..., Any], times: int = 1) -> Callable[..., Any]
     return stop
 
 
-KILLS: dict[
-    str, tuple[Any, str, int, int]
-] = {  # what is killed after which call of what, and how many exports are left
+KILLS: dict[str, tuple[Any, str, int, int]] = {  # killed after which call of what, and how many artifacts are left
     "calibration": (Store, "keep_calibration", 1, 3),
     "first artifact": (Store, "keep_artifact", 1, 2),
-    "second artifact": (Store, "keep_artifact", 2, 1),
     "manifest of the export": (pipeline.manifest, "write", 1, 1),
     "evaluation": (pipeline, "compare", 1, 1),
-    "whole manifest": (pipeline.manifest, "write", 2, 1),
 }
 
 

@@ -82,7 +82,7 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format(
         "onnxruntime",
         "onnx",
-        ("onnx", "onnxscript", "onnxruntime"),
+        ("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
         (onnx.FILE,),
         (onnx.WEIGHTS,),
         export=onnx.export,
@@ -92,7 +92,7 @@ FORMATS: Mapping[str, Format] = {
     "openvino": Format(
         "openvino",
         "openvino",
-        ("onnx", "onnxscript", "openvino"),
+        ("onnx", "onnx_ir", "onnxscript", "openvino"),
         openvino.FILES,
         export=openvino.export,
         load=openvino.load,

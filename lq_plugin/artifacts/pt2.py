@@ -48,8 +48,8 @@ def export(graph: Graph, folder: Path) -> None:
         checked(folder / FILE)
     except ValueError as error:
         raise ExportError(
-            f"formats: 'pt2' cannot be made of this graph: it {error}. No artifact with that is loaded, for it could "
-            "run code, change files or take all memory. The other formats are not affected."
+            f"formats: 'pt2' cannot be made of this graph: it {error}. No artifact with that is loaded, because it "
+            "could run code, change files or take all memory. The other formats are not affected."
         ) from error
 
 

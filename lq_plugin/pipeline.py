@@ -126,7 +126,8 @@ def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Pa
     step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError,))
     if step.result is not None:
         return entry.exported(step.result, folder)
-    remove(path)  # what an earlier run left there would be taken for this one's
+    if path.exists():  # what an earlier run left there would be taken for this one's
+        attempt(f"{str(path)!r} of an earlier run cannot be removed", partial(remove, path))
     if candidate.result is not None and isinstance(step.error, UnsupportedError):
         return replace(entry, status="unsupported", error=str(step.error))
     return replace(entry, status="failed", error=step.reason)

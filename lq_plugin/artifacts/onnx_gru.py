@@ -1,8 +1,8 @@
 """GRUs on integers in ONNX, which onnxruntime's quantizer leaves alone: a ``Scan`` over time around integer products.
 
 The products of the inputs are computed for all steps at once, those of the hidden state step by step; each by
-``com.microsoft.DynamicQuantizeMatMul``. A step costs more calls than one of the fused float ``GRU`` does, so it pays
-for wide layers alone: whether it does is measured.
+``com.microsoft.DynamicQuantizeMatMul``. A step takes more calls than one of the fused float ``GRU``, so this pays off
+only for wide layers: whether it does is measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 LEAST_SPEEDUP = 1.05  # below, the difference could be noise
-_SECONDS, _LEAST_CALLS = 0.3, 5  # of measuring, for each of the two forms
+_SECONDS, _LEAST_CALLS = 0.3, 5  # of measuring each of the two forms
 
 
 def with_integer_grus(model: ir.Model, names: Sequence[str], weights: QuantSpec) -> ir.Model:

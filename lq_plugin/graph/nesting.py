@@ -19,7 +19,7 @@ NAMED = ("record", "named_tuple")  # kinds whose keys are names of fields
 
 
 class Record(OrderedDict[str, Any]):
-    """Fields of a dataclass whose class is not at hand, as attributes and as keys."""
+    """Fields of a dataclass whose class is not available, as attributes and as keys."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -35,7 +35,7 @@ def children(value: Any) -> tuple[str, Children] | None:
 
     Returns:
         Its kind (``"record"`` for dataclasses, ``"named_tuple"``, ``"tuple"``, ``"list"``, ``"dict"`` or
-        ``"ordered_dict"``) and its keys with their values; ``None`` for what is no such container.
+        ``"ordered_dict"``) and its keys with their values; ``None`` for anything else.
     """
     if isinstance(value, PackedSequence | type):
         return None

@@ -33,7 +33,7 @@ class Parameter:
         name: the parameter's name.
         kind: the name of its ``inspect`` kind, such as ``"POSITIONAL_OR_KEYWORD"``.
         given: structure of the captured argument.
-        default: structure of its default; ``None`` where there is none or where it is no plain constant.
+        default: structure of its default; ``None`` where there is none or it is not a plain constant.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Signature:
         """Read what :meth:`to_json` has written, from a file that anybody may have written.
 
         Raises:
-            ValueError: the data is nothing that :meth:`to_json` returns.
+            ValueError: the data is not what :meth:`to_json` returns.
         """
         try:
             data = structure_json.decoded(data)
@@ -184,9 +184,9 @@ def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -
 def _inspected(forward: Callable[..., Any]) -> inspect.Signature:
     if isinstance(forward, torch._C.ScriptMethod):
         raise ConfigError(
-            "target: it is a TorchScript module (torch.jit.script, torch.jit.trace), of which neither a graph can be "
-            "captured nor a layer be replaced. Give the nn.Module that it was made from, and script that after "
-            "training, or choose another target: target='encoder' takes only that submodule."
+            "target: it is a TorchScript module (torch.jit.script, torch.jit.trace). Its graph cannot be captured, and "
+            "its layers cannot be replaced. Give the nn.Module that it was made from, and script that after training, "
+            "or choose another target: target='encoder' takes only that submodule."
         )
     return inspect.signature(forward)
 

@@ -55,9 +55,9 @@ def flatten(value: Any, where: str, tensors: list[Tensor]) -> Structure:
     opened = children(value)
     if opened is None:
         raise CaptureError(
-            f"{where}: a {type(value).__name__} cannot cross the border of a graph. Allowed: tensors, None, bool, int, "
-            "float, str, and list, tuple, dict, named tuple or dataclass of them. Choose as target a submodule whose "
-            "forward takes and returns such values."
+            f"{where}: a graph can neither take nor return a {type(value).__name__}. Allowed: tensors, None, bool, "
+            "int, float, str, and list, tuple, dict, named tuple or dataclass of them. Choose as target a submodule "
+            "whose forward takes and returns such values."
         )
     kind, items = opened
     if not all(type(key) in (str, int, bool) for key, _ in items):

@@ -40,14 +40,14 @@ def check(data: Any, depth: int = 0, of_output: bool = False) -> None:
     """Check a structure that anybody may have written.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a structure.
     """
     if not isinstance(data, dict) or depth >= _DEEPEST:
-        raise ValueError("the signature is malformed (it holds no structure, or one nested too deeply)")
+        raise ValueError("the signature is malformed (it has no structure, or one that is nested too deeply)")
     if _is_tensor(data) or is_constant(data) or (of_output and _is_size(data)):
         return
     if len(data) != 1:
-        raise ValueError("the signature is malformed (it holds no structure)")
+        raise ValueError("the signature is malformed (it has no structure)")
     ((kind, content),) = data.items()
     if kind not in _CONTAINERS or not isinstance(content, list) or not all(len(pair) == 2 for pair in content):
         raise ValueError(f"the signature is malformed (no pairs of keys and structures of the kind {kind!r})")
@@ -63,7 +63,7 @@ def _are_keys(kind: str, keys: list[Any]) -> bool:
     if not all(type(key) in (str, int, bool) for key in keys) or len(set(keys)) != len(keys):
         return False
     if kind == "named_tuple":
-        named_tuple_of(tuple(keys))  # a ValueError for what is no name of a field
+        named_tuple_of(tuple(keys))  # a ValueError for what cannot be the name of a field
     return kind not in NAMED or all(type(key) is str for key in keys)
 
 

@@ -199,7 +199,7 @@ def export(
         except LqError as error:
             failed = failed or error
     if failed is not None:
-        failed.add_note(f"Made all the same in {str(folder)!r}: {', '.join(artifacts) or 'nothing'}.")
+        failed.add_note(f"Exported to {str(folder)!r} nevertheless: {', '.join(artifacts) or 'nothing'}.")
         raise failed
     if not artifacts:
         raise UnsupportedError(f"formats: {list(asked)} cannot be made of candidate {candidate.name!r}: {refused}.")

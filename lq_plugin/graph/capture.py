@@ -122,7 +122,7 @@ def _captured_of_one(task: _Task) -> Graph:
         graph = _captured(replace(task, batch_dims=((),) * len(task.tensors)))
     except CaptureError as error:
         raise failure or error from None
-    note(f"the graph of {type(task.module).__name__} takes batches of one alone, like its example: {reason}")
+    note(f"the graph of {type(task.module).__name__} takes only batches of one, like its example: {reason}")
     return graph
 
 

@@ -45,8 +45,8 @@ def fold(graph: Graph) -> Graph:
 
     The names of values (``conv2d``, ``conv2d_1``, …) depend on the graph alone, so statistics gathered in one process
     fit the graph captured in another; nor does what was inserted since move them, where a graph is folded again. The
-    digest is that of the graph before it was first folded: that is float arithmetic, and rounds differently from one
-    machine to another.
+    digest is that of the graph as given: folding is float arithmetic, and rounds differently from one machine to
+    another.
     """
     with muted(), torch.inference_mode(False), torch.no_grad():
         snapshot = duplicate(graph)
@@ -55,7 +55,7 @@ def fold(graph: Graph) -> Graph:
         drop_identities(snapshot.module)
         fold_constants(snapshot.module)
         fold_batch_norm(snapshot.module)
-        return replace(snapshot, module=_renamed(snapshot.module), digest=graph.digest or graph_digest(graph.module))
+        return replace(snapshot, module=_renamed(snapshot.module), digest=graph_digest(graph.module))
 
 
 def drop_identities(module: fx.GraphModule) -> None:

@@ -74,7 +74,7 @@ def _shapes(
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     directions, batch = 2 if bidirectional else 1, x.shape[0 if batch_first else 1]
-    for state in states:  # a comparison, for it ties sizes that are dynamic to one another
+    for state in states:  # a comparison, as it ties dynamic sizes to one another
         if state.shape[:2] != (layers * directions, batch):
             raise ValueError(f"states of shape {list(state.shape)} for {layers * directions} layers, batch {batch}")
     size, *cell_size = _state_sizes(kind, weights)

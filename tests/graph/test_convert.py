@@ -181,7 +181,8 @@ def test_what_is_inserted_moves_no_names_and_no_statistics() -> None:
     kept = {node.name: node for node in again.module.graph.nodes}
     assert kept.keys() - nodes.keys() == {"lq_mul", "lq_mul_1"}
     assert kept["mul"].args[0] is kept["lq_mul_1"]
-    assert (again.digest, again.structure) == (given.graph.digest, given.graph.structure)
+    assert again.structure == given.graph.structure
+    assert again.digest != given.graph.digest
     candidate = replace(given, graph=again, reference=given.graph)
     assert candidate.placed("onnxruntime").scales == given.placed("onnxruntime").scales
     for runtime in ("onnxruntime", "torch"):

@@ -88,13 +88,14 @@ class StaticJob(Job):
     def _known(self, digest: str, store: Store) -> Calibration | None:
         """A calibration of the graph with this digest that was made before, wherever it is kept."""
         saved = (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
-        found = next((one for one in (self.calibration, *saved) if self.plan.fits(one, digest)), None)
-        place = "the checkpoint"
-        if found is None:
-            found, place = store.take_calibration(lambda one: self.plan.fits(one, digest)), "an earlier run"
-        if found is not None and self.calibration is None:  # there was no fit, so this is news
-            note(f"calibration of {self.name!r} taken from {place}")
-        return found
+        places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": store.calibrations(digest)}
+        for place, calibrations in places.items():
+            found = next((one for one in calibrations if self.plan.fits(one, digest)), None)
+            if found is not None:
+                if self.calibration is None:  # there was no fit, so this is news
+                    note(f"calibration of {self.name!r} taken from {place}")
+                return found
+        return None
 
     def _calibrated(self, step: int) -> Calibration:
         note(f"calibrating {self.name!r} in a validation pass of its own …")

@@ -18,7 +18,7 @@ from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, formats_of, read
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
-from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
+from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError, is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
 from lq_plugin.evaluation.loop import Data
@@ -50,6 +50,8 @@ class Plan:
         monitor: the metric that the checkpoint monitors, and its direction, as far as there are any.
         config: sections of the manifest's ``config``.
         seed: that Lightning was given.
+        trained: whether a training has just ended, so that all that can be made is worth having. Else a mistake of
+            the user ends everything, and so does having no candidate at all.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -60,6 +62,7 @@ class Plan:
     monitor: tuple[str | None, str | None] = (None, None)
     config: Config = field(default_factory=Config)
     seed: int | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ def finish(plan: Plan, store: Store) -> Finished:
     Args:
         plan: what is to be done.
         store: what earlier runs have finished of it.
+
+    Raises:
+        LqError: a mistake of the user, or why there is no candidate, where nothing was trained.
     """
     if plan.folder is None:
         candidates = _candidates(plan, store)
@@ -104,7 +110,7 @@ def finish(plan: Plan, store: Store) -> Finished:
 
 
 def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
-    return {
+    candidates = {
         job.name: attempt(
             f"candidate {job.name!r} could not be made",
             partial(job.candidate, store),
@@ -112,6 +118,17 @@ def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
         )
         for job in plan.jobs
     }
+    if not plan.trained:
+        _check(candidates)
+    return candidates
+
+
+def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
+    """Raise a mistake of the user, or why there is no candidate at all."""
+    errors = [step.error for step in candidates.values() if step.error is not None]
+    mistakes = [error for error in errors if is_mistake(error)]
+    if mistakes or (errors and len(errors) == len(candidates)):
+        raise (mistakes or errors)[0]
 
 
 def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Path, store: Store) -> Entry:

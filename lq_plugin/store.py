@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -42,43 +42,34 @@ class Store:
         advice: how a user does without what is kept, for the notes.
     """
 
-    def __init__(self, folder: Path, keeps_calibrations: bool = False, advice: str = "") -> None:
+    def __init__(self, folder: Path, keeps_calibrations: bool = False, advice: str | None = None) -> None:
         self.folder = folder
         self._keeps_calibrations = keeps_calibrations
-        self._advice = advice
+        self._advice = advice or f"remove {folder} to start anew"
         self._used: set[Path] = set()
 
-    def take_calibration(self, fits: Callable[[Calibration], bool]) -> Calibration | None:
-        """Return a calibration that was made before and fits; what is damaged is put aside."""
-        folder = self.folder / "calibrations"
-        if folder.is_symlink():
-            put_aside(folder, f"the calibrations kept in {folder}: it is a link", "made anew", self._advice)
-        for file in sorted(folder.glob("*.pt")):
+    def calibrations(self, graph_digest: str) -> list[Calibration]:
+        """Return what was calibrated before of a graph and its weights; what is damaged is put aside."""
+        found = []
+        for file in sorted(self._kept("calibrations").glob(f"*-{graph_digest[:16]}-*.pt")):
             try:
-                calibration = self._calibration(file)
+                found.append(self._calibration(file))
+                self._used.add(file)
             except (CalibrationError, ValueError) as error:
                 what = f"the calibration kept in {file}: {error}"
                 put_aside(file, what, "made anew where it is needed", self._advice)
-                continue
-            if fits(calibration):
-                self._use_calibration(file)
-                return calibration
-        return None
+        return found
 
     def keep_calibration(self, calibration: Calibration) -> None:
         """Keep a calibration."""
         name = f"{calibration.provenance.observed}-{calibration.provenance.digest[:16]}"
         content = io.BytesIO()
         torch.save(calibration.state_dict(), content)
-        file = self.folder / "calibrations" / f"{name}-{_short(content.getvalue())}.pt"
+        file = self._kept("calibrations") / f"{name}-{_short(content.getvalue())}.pt"
         with _noted(f"the calibration of {name}"):
             if not any(file.parent.glob(f"{name}-*.pt")):
                 write_whole(file, content.getvalue())
-                self._use_calibration(file)
-
-    def _use_calibration(self, file: Path) -> None:
-        if not self._keeps_calibrations:
-            self._used.add(file)
+                self._used.add(file)
 
     def take_artifact(self, digest: str, path: Path) -> bool:
         """Put an artifact that was exported before at a path; whoever reads it there checks it.
@@ -86,48 +77,54 @@ class Store:
         Returns:
             Whether there was one.
         """
-        kept = self.folder / "artifacts" / digest
+        kept = self._kept("artifacts") / digest
         if not kept.is_dir() or kept.is_symlink():
             return False
         self._used.add(kept)
         try:
             _copy(kept, path)
+        except ValueError:  # there is more in it than files
+            self.drop_artifact(digest)
+            return False
         except OSError:  # another run has just removed it, or the disk is full, which the export will say
             return False
         return True
 
     def keep_artifact(self, digest: str, path: Path) -> None:
         """Keep an artifact that was exported to a path."""
-        kept = self.folder / "artifacts" / digest
+        kept = self._kept("artifacts") / digest
         with _noted(f"the artifact {path.parent.name}/{path.name}"):
-            if not kept.exists():
+            if kept.is_symlink() or not kept.is_dir():
                 _copy(path, kept)
             self._used.add(kept)
 
     def drop_artifact(self, digest: str) -> None:
         """Remove an artifact that turned out to be damaged."""
-        remove(self.folder / "artifacts" / digest)
+        remove(self._kept("artifacts") / digest)
 
     def decisions(self) -> dict[str, Measured]:
         """Return what was decided by measuring, by its digest; what is put into it is on disk before it is acted on."""
-        return _Decisions(self.folder / "decisions")
+        return _Decisions(self._kept("decisions"))
 
     def complete(self) -> None:
         """Remove what a complete run needs no more, and what interrupted runs of long ago have left."""
-        for path in (*self._used, *self._left_behind()):
-            remove(path)
+        folders = [self._kept(name) for name in ("artifacts", "calibrations", "decisions")]
+        for path in (*self._used, *_left_behind(folders)):
+            if not (self._keeps_calibrations and path.suffix == ".pt"):
+                with suppress(OSError):  # it may be another user's, and is in nobody's way
+                    remove(path)
         self._used.clear()
-        for folder in (self.folder / "artifacts", self.folder / "calibrations", self.folder):
+        for folder in (*folders, self.folder):
             with suppress(OSError):  # it is not empty, or was never there
                 folder.rmdir()
 
-    def _left_behind(self) -> Iterator[Path]:
-        now = time.time()
-        of_one_run = ["artifacts/*"] if self._keeps_calibrations else ["artifacts/*", "calibrations/*"]
-        for path in (path for pattern in (*of_one_run, "*/.*") for path in self.folder.glob(pattern)):
-            with suppress(OSError):  # another run was faster
-                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else _STALE):
-                    yield path
+    def _kept(self, name: str) -> Path:
+        """Return a folder of the store. Nothing is read, renamed or removed behind a link: that is put aside."""
+        folder = self.folder / name
+        for place in (self.folder, folder):
+            if place.is_symlink():
+                put_aside(place, f"what is kept in {place}: it is a link", "made anew", self._advice)
+        return folder
 
     def _calibration(self, file: Path) -> Calibration:
         with naming("it"):
@@ -219,6 +216,16 @@ def _copy(source: Path, folder: Path) -> None:
         scratch.rename(folder)
     finally:
         remove(scratch)
+
+
+def _left_behind(folders: Sequence[Path]) -> Iterator[Path]:
+    """What killed runs have half written, and what nobody has come back for; decisions stay."""
+    now = time.time()
+    for folder in folders:
+        for path in folder.glob(".*" if folder.name == "decisions" else "*"):
+            with suppress(OSError):  # another run was faster
+                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else _STALE):
+                    yield path
 
 
 @contextmanager

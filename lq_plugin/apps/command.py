@@ -1,4 +1,4 @@
-"""How a command ends: a mistake that its user can mend is one line, everything else keeps its trace."""
+"""How a command ends: a mistake of its user is one line, everything else keeps its trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import hydra
 import hydra.experimental.callback
@@ -32,13 +32,13 @@ from lq_plugin.report.manifest import FILE as MANIFEST
 from lq_plugin.report.runs import FAILURE, QUANTIZED, below, reason
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-MENDABLE = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
+MISTAKES = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
 
 def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run a task with the configuration that Hydra composes from the command line.
 
-    A mistake that the user can mend ends a run with one line and exit code 1. With ``HYDRA_FULL_ERROR=1`` in the
+    A mistake of the user ends a run with one line and exit code 1. With ``HYDRA_FULL_ERROR=1`` in the
     environment every error keeps its full trace. In a multirun the errors of jobs are passed on, because the sweeper
     decides what a failed job means; a sweep without one job that succeeded is an error whatever it decides.
 
@@ -55,7 +55,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
         with _traced(swept):
             try:
                 return task(config)
-            except MENDABLE as error:
+            except MISTAKES as error:
                 if swept or full:
                     raise
                 sys.exit(f"{name}: {one_line(error)}")
@@ -64,26 +64,32 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra itself would print several lines and exit; with this it raises
     try:
         hydra.main(version_base="1.3", config_path="pkg://lq_plugin.conf", config_name=config_name)(job)()
-        if Sweep.folder is not None and (reason := _reason_of_all(Sweep.folder)):
+        if (folder := _swept_folder()) is not None and (reason := _reason_of_all(folder)):
             sys.exit(f"{name}: every job of the sweep failed, the last one because of: {reason}")
     except Exception as error:
-        if full or (_left_a_job(error) and not isinstance(error, MENDABLE)):
+        if full or (_left_a_job(error) and not isinstance(error, MISTAKES)):
             raise
         sys.exit(f"{name}: {one_line(error)}")
     finally:
         if not full:
             del os.environ[FULL_ERROR]
-        if Sweep.folder is not None and _is_first_process():
-            _write_leaderboard(Sweep.folder)
+        if (folder := _swept_folder()) is not None and _is_first_process():
+            _write_leaderboard(folder)  # even where a job failed
 
 
 class Sweep(hydra.experimental.callback.Callback):
-    """Remembers where a multirun writes, for its leaderboard, which is written even where a job failed."""
-
-    folder: ClassVar[Path | None] = None
+    """Lets ``HydraConfig`` tell of a multirun between and after its jobs, where it else tells of nothing."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Sweep.folder = Path(config.hydra.sweep.dir)
+        """Set it; each job restores it at its end."""
+        HydraConfig.instance().set_config(config)
+
+
+def _swept_folder() -> Path | None:
+    """Return where a multirun wrote; ``None`` for a single run."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir)
 
 
 @contextmanager
@@ -97,7 +103,7 @@ def _traced(swept: bool) -> Iterator[None]:
     (folder / QUANTIZED / MANIFEST).unlink(missing_ok=True)
     failure.unlink(missing_ok=True)
     if swept:
-        failure.write_text(json.dumps({"error": "it did not come to its end; most likely its process was killed"}))
+        failure.write_text(json.dumps({"error": "the job did not finish; most likely its process was killed"}))
     try:
         yield
     except Exception as error:
@@ -132,7 +138,7 @@ def _reason_of_all(folder: Path) -> str | None:
 def _write_leaderboard(folder: Path) -> None:
     try:
         note(f"leaderboard in {leaderboard.write(folder)}")
-    except Exception as error:  # jobs that export nothing have none; and a sweep that ran is not lost for want of one
+    except Exception as error:  # jobs that export nothing have none; and a sweep that ran does not fail for want of one
         known = isinstance(error, LqError | OSError)
         note(f"no leaderboard: {error if known else f'{type(error).__name__}: {error}'}")
 

@@ -39,19 +39,17 @@ class Fit:
 
     Args:
         folder: what is kept of it.
+
+    Attributes:
+        store: what was made of its checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.store = Store(folder.with_name(f"{folder.name}.store"), keeps_calibrations=True, advice=IGNORED)
         self._lock = FileLock(folder.parent / f"{folder.name}.lock")
         self._holder = folder.parent / f"{folder.name}.holder"
         self._checkpoints: dict[str, str] | None = None
-
-    @property
-    def store(self) -> Store:
-        """What was made of its checkpoints."""
-        folder = self.folder.with_name(f"{self.folder.name}.store")
-        return Store(folder, keeps_calibrations=True, advice=IGNORED)
 
     @property
     def done(self) -> bool:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from lq_plugin.apps import command
 from lq_plugin.apps.train import built, check, outcome, plain
-from lq_plugin.callbacks.finishing import STORE, RunContext, without_training
+from lq_plugin.callbacks.finishing import STORE, RunContext
+from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError
 from lq_plugin.progress import note

@@ -18,7 +18,8 @@ from lq_plugin import ArtifactExport, Int8Evaluation
 from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
-from lq_plugin.callbacks.finishing import RunContext, without_training
+from lq_plugin.callbacks.finishing import RunContext
+from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError, EvaluationError, ExportError
 from lq_plugin.printing import brief

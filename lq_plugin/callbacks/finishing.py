@@ -18,7 +18,6 @@ from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
-from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.pipeline import Finished, Plan
@@ -98,15 +97,20 @@ def context_of(trainer: Any) -> RunContext:
     return next((callback for callback in trainer.callbacks if isinstance(callback, RunContext)), RunContext({}))
 
 
-def finish(trainer: Any, origin: Origin) -> None:
+def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
     """Do what the callbacks of a Trainer ask for, and tell them what came of it.
 
     Args:
         trainer: whose callbacks and loggers these are; it need not have fitted anything.
         origin: where weights and batches come from.
+        trained: see :class:`~lq_plugin.pipeline.Plan`.
     """
     seed = os.environ.get("PL_GLOBAL_SEED")
-    plan = Plan(seed=None if seed is None else int(seed), config=Config(run=context_of(trainer).config))
+    plan = Plan(
+        seed=None if seed is None else int(seed),
+        config=Config(run=context_of(trainer).config),
+        trained=trained,
+    )
     for callback in finishing(trainer):
         plan = callback.ask(trainer, origin, plan)
     finished = pipeline.finish(plan, origin.store)
@@ -133,32 +137,6 @@ def log(trainer: Any, manifest: Manifest) -> None:
             used.save()
         except Exception:
             logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
-
-
-def without_training(
-    trainer: Any, module: Any, datamodule: Any, read: Callable[[str], Checkpoint], store: Store
-) -> None:
-    """Do the same for weights that were trained before: no pass over batches poses as training.
-
-    Args:
-        trainer: whose callbacks and loggers these are.
-        module: the LightningModule.
-        datamodule: gives the batches; set up with the hooks of ``fit``, for some know no other stage.
-        read: see :class:`Origin`.
-        store: see :class:`Origin`.
-
-    Raises:
-        ConfigError: an option cannot work.
-    """
-    data = loop.set_up(trainer, module, datamodule)
-    for callback in finishing(trainer):
-        callback.setup(trainer, module, "fit")
-    for callback in finishing(trainer):
-        callback.on_fit_start(trainer, module)
-    with on_one_process(trainer):
-        finish(trainer, Origin(module, data, read, store))
-    for callback in finishing(trainer):
-        callback.teardown(trainer, module, "fit")
 
 
 @contextmanager

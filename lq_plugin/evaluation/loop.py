@@ -45,28 +45,6 @@ class Data:
         return replace(self, limits={**(self.limits or {}), split: batches})
 
 
-def set_up(trainer: Any, module: Any, datamodule: Any) -> Data:
-    """Run the hooks with which a fit begins, in its order, and return the data: many know no other stage than ``fit``.
-
-    Args:
-        trainer: a Trainer that is not going to fit.
-        module: a LightningModule.
-        datamodule: the batches; ``None`` where the module has them.
-    """
-    trainer.strategy.connect(module)
-    trainer._data_connector.attach_data(module, datamodule=datamodule)
-    owners = [owner for owner in (datamodule, module) if owner is not None]
-    for owner in owners:
-        owner.prepare_data()
-    for owner in owners:
-        owner.setup("fit")
-    module.configure_model()
-    giving = [owner for owner in owners if overrides(owner, "val_dataloader")]
-    loaders = {"validate": giving[0].val_dataloader()} if giving else {}
-    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-    return Data(datamodule, loaders, limits)
-
-
 def splits_of(model: nn.Module, data: Data) -> tuple[str, ...]:
     """Return the splits that a LightningModule can be evaluated on with this data."""
     found = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import Images, Tiny, fit, trainer
 
 from lq_plugin import StaticQuantization
-from lq_plugin.apps.fits import KeepFit, keep_calibrations, reuse
+from lq_plugin.apps.fits import KeepFit
 from lq_plugin.apps.kept_fit import Fit
-from lq_plugin.checkpoints import read_file
+from lq_plugin.callbacks.untrained import without_training
+from lq_plugin.checkpoints import Checkpoint, read_file
 from lq_plugin.errors import ConfigError
 
 NAME = "0123456789abcdef"
@@ -32,12 +31,10 @@ NAME = "0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all fits, with one that was done and a calibration of it."""
+    """The folder of all fits, with one that was done."""
     folder = tmp_path_factory.mktemp("made")
-    kept, callback = Fit(folder / "fits" / NAME), StaticQuantization()
     best = ModelCheckpoint(folder, "best", monitor="val/loss", save_last=True)
-    used = fit(folder, Tiny(), callback, KeepFit(kept), best)
-    keep_calibrations(kept, used)
+    fit(folder, Tiny(), StaticQuantization(), KeepFit(Fit(folder / "fits" / NAME)), best)
     return folder / "fits"
 
 
@@ -50,11 +47,6 @@ def kept(made: Path, tmp_path: Path) -> Fit:
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
     return lambda: capsys.readouterr().out
-
-
-def calibration(kept: Fit) -> Path:
-    (file,) = (kept.folder / "calibrations").glob("*.pt")
-    return file
 
 
 def flip(file: Path, position: float = 0.5) -> None:
@@ -87,7 +79,6 @@ def test_what_was_kept_is_used(kept: Fit, made: Path, said: Callable[[], str]) -
         "last": "last.ckpt",
         "live": "live.ckpt",
     }
-    assert len(kept.calibrations()) == 1
     assert said() == ""
     record = json.loads((kept.folder / "fit.json").read_text())
     assert set(record["sha256"]) == set(record["checkpoints"].values())
@@ -181,96 +172,6 @@ def test_after_a_damaged_fit_another_one_is_kept(kept: Fit, tmp_path: Path) -> N
     assert usable(kept)
 
 
-CALIBRATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "flipped bit": (flip, r"it is damaged|it was changed"),
-    "flipped bit in its directory": (lambda file: flip(file, 0.97), r"it (is|was|has) "),
-    "truncated": (lambda file: os.truncate(file, 500), r"it is cut off or damaged"),
-    "empty": (lambda file: os.truncate(file, 0), r"it is empty"),
-    "another one": (lambda file: torch.save({"statistics": {}}, file), r"it was changed since it was kept"),
-    "no calibration": (
-        lambda file: named(file, {"statistics": 3, "provenance": {}}),
-        r"calibration: what was saved of it is damaged",
-    ),
-    "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), r"it is not a regular file"),
-    "link": (
-        lambda file: (file.rename(file.with_name("elsewhere")), file.symlink_to("elsewhere")),
-        r"it is a link, or lies outside",
-    ),
-    "planted": (lambda file: named(file, {"statistics": Planted(), "provenance": {}}), r"calibration: what was saved"),
-}
-
-
-class Planted:
-    """Makes a folder when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("ran",)
-
-
-def named(file: Path, content: Any) -> None:
-    """Another calibration that is named as it should be."""
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    digest = hashlib.sha256(stream.getvalue()).hexdigest()[:16]
-    file.with_name(f"{file.stem.rpartition('-')[0]}-{digest}.pt").write_bytes(stream.getvalue())
-    file.unlink()
-
-
-@pytest.mark.parametrize("damage", CALIBRATIONS)
-def test_a_damaged_calibration_is_put_aside(
-    damage: str, kept: Fit, said: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prepare, message = CALIBRATIONS[damage]
-    prepare(calibration(kept))
-    file = calibration(kept)
-    assert usable(kept)
-    assert kept.calibrations() == []
-    told = said()
-    assert re.search(message, told), told
-    assert f"the calibration kept in {file}: " in told
-    assert f"It was put aside as {file.name}.damaged" in told
-    assert "fit.reuse=false" in told
-    assert kept.calibrations() == []
-    assert said() == ""
-    assert not (tmp_path / "ran").exists()
-
-
-def test_in_place_of_a_damaged_calibration_another_is_made_and_kept(kept: Fit, tmp_path: Path) -> None:
-    best = "best.ckpt"
-    flip(calibration(kept))
-    assert usable(kept)
-    for extra_pass in (True, False):
-        callback = StaticQuantization(samples=8)  # of which no checkpoint holds a calibration
-        again = trainer(tmp_path, callback, max_epochs=1, limit_train_batches=0, num_sanity_val_steps=1)
-        reuse(kept, [callback])
-        assert len(callback.known) == (not extra_pass)
-        again.fit(Tiny(), datamodule=Images())
-        keep_calibrations(kept, again)
-        assert callback.candidate is not None
-        assert callback.candidate.calibration.provenance.checkpoint == best
-        assert len(list((kept.folder / "calibrations").glob("*.pt"))) == 1
-
-
-def test_nothing_is_renamed_or_removed_behind_a_link(kept: Fit, tmp_path: Path, said: Callable[[], str]) -> None:
-    (tmp_path / "mine").mkdir()
-    for name in ("model.pt", ".hidden.pt.1"):
-        (tmp_path / "mine" / name).touch()
-    shutil.rmtree(kept.folder / "calibrations")
-    (kept.folder / "calibrations").symlink_to(tmp_path / "mine")
-    assert usable(kept)
-    assert kept.calibrations() == []
-    assert "calibrations: it is a link. It was put aside" in said()
-    assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == [".hidden.pt.1", "model.pt"]
-
-
-def test_a_calibration_is_kept_once(kept: Fit) -> None:
-    before = calibration(kept).stat().st_mtime_ns
-    (found,) = kept.calibrations()
-    kept.keep_calibration(found)
-    assert calibration(kept).stat().st_mtime_ns == before
-
-
 def test_who_waits_says_for_whom(kept: Fit, said: Callable[[], str]) -> None:
     inside, leave = threading.Event(), threading.Event()
 
@@ -310,12 +211,10 @@ def test_what_killed_runs_left_is_removed(kept: Fit) -> None:
         for folder in left:
             (folder / "0").mkdir(parents=True)
         (fits / "fedcba9876543210.lock").touch()
-        (kept.folder / "calibrations" / f".x.pt.{killed.pid}").touch()
         (fits / "mine.1").mkdir()  # of somebody else
         killed.kill()
     assert usable(kept)
     assert not any(folder.exists() for folder in left)
-    assert [file.name for file in (kept.folder / "calibrations").iterdir()] == [calibration(kept).name]
     assert (fits / "mine.1").exists()
 
 
@@ -339,6 +238,23 @@ def test_what_another_job_is_writing_stays(kept: Fit) -> None:
     finally:
         leave.set()
         writer.join(30)
+
+
+def test_what_was_calibrated_once_is_kept_beside_the_fit(kept: Fit, tmp_path: Path, said: Callable[[], str]) -> None:
+    assert usable(kept)
+
+    def read(choice: str) -> Checkpoint:
+        return read_file(kept.checkpoint(choice))
+
+    for extra_pass in (True, False):
+        callback = StaticQuantization(samples=8)  # of which no checkpoint holds a calibration
+        made = trainer(tmp_path, callback)
+        without_training(made, Tiny(), Images(), read, Fit(kept.folder).store)
+        assert ("calibrating 'static' in a validation pass of its own" in said()) == extra_pass
+        assert callback.candidate is not None
+        assert callback.candidate.calibration.provenance.checkpoint == "best.ckpt"
+        assert len(list(kept.folder.parent.glob(f"{NAME}.store/calibrations/*.pt"))) == 1
+    assert usable(kept)
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_named_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps train once, in turn and in parallel; what was kept is taken up by later runs of the same training."""
+"""Sweeps train once, in turn and in parallel; a cached fit is reused by later runs of the same training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_sweep_fits_once_and_calibrates_once_for_each_observer(tmp_path: Path)
     assert not board(tmp_path)["failed"]
 
 
-def test_a_fit_is_taken_up_without_what_trained_it_and_without_unpickling(tmp_path: Path) -> None:
+def test_a_fit_is_reused_without_what_trained_it_and_without_unpickling(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import functools, torch\nfrom lq_plugin.recipes.mnist_cnn.model import MnistCnn\n"
         "class Mine(MnistCnn):\n    def __init__(self, optimizer, **options):\n        super().__init__(**options)\n"
@@ -106,7 +106,7 @@ def test_a_job_that_is_killed_is_listed_until_its_folder_is_used_again(tmp_path:
     killed = run(tmp_path, *place, "sweep=joblib", "model.width=5")
     assert killed.returncode != 0
     (failed,) = board(tmp_path)["failed"]
-    assert failed["error"] == "it did not come to its end; most likely its process was killed"
+    assert failed["error"] == "the job did not finish; most likely its process was killed"
     done = run(tmp_path, *place, "model.width=8")
     assert done.returncode == 0, done.stderr
     assert not board(tmp_path)["failed"]

@@ -29,7 +29,7 @@ def run(folder: Path, *callbacks: Any, model: Any = None, data: Any = None, **op
 class Recording:
     """Writes down which hooks are called."""
 
-    calls: list[str] = []
+    calls: list[str]
 
     def prepare_data(self) -> None:
         self.calls.append(f"{type(self).__name__}.prepare_data")
@@ -64,7 +64,7 @@ class Model(Recording, Tiny):
 
 
 class Static(StaticQuantization):
-    calls: list[str] = []
+    calls: list[str]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self.calls.append(f"Static.setup {stage}")

@@ -1,4 +1,4 @@
-"""Damaged checkpoints, kept fits and calibrations: each is a name, what makes it, and what reads it.
+"""Damaged checkpoints, kept fits, and calibrations beside them: each is a name, what makes it, and what reads it.
 
 A reader returns, or raises an error of ours; it asserts that what it returns is right, or what it refuses is put aside.
 """
@@ -22,16 +22,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import Tiny, fit
 
 from lq_plugin import StaticQuantization
-from lq_plugin.apps.fits import KeepFit, keep_calibrations
+from lq_plugin.apps.fits import KeepFit
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.checkpoints import read_file, with_weights
+from lq_plugin.coverage import Measured
 from lq_plugin.graph.calibration import Calibration
 
 Case = tuple[str, Callable[[Path], None], Callable[[Path], None]]
 Damage = Callable[[bytes, random.Random], bytes]
-FIT = "fits/0123456789abcdef"
+NAME = "0123456789abcdef"
 CHECKPOINT = "0/best.ckpt"
+DECISION = "decisions/" + "0" * 64 + ".json"
 CHOICES = ("best", "best:val/loss", "last", "live")
+MEASURED = Measured(int8=False, reason="slower here")
 # What takes the place of a value in a record or in a state.
 VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 2**63, 10**400, 1.5, "", "x", "../x", "/etc/passwd", "\x00", "\ud800", "x" * 5000, "\x1b[31m"),
@@ -51,7 +54,7 @@ def cases() -> Iterator[Case]:
         yield _checkpoint(f"recomputed {number}", _recomputed, exact=False)
     for kind in ("pipe", "device", "folder", "link", "loop", "empty", "text"):
         yield f"checkpoint: {kind}", functools.partial(_replaced, name="given.ckpt", kind=kind), _read_checkpoint
-    for piece in ("fit.json", CHECKPOINT, "calibration"):
+    for piece in ("fit.json", CHECKPOINT, "calibration", "decision"):
         for number in range(200 if piece == "fit.json" else 40):
             yield _kept(f"{piece}: flip {number}", piece, _flipped)
         for number in range(10):
@@ -64,6 +67,7 @@ def cases() -> Iterator[Case]:
             yield _kept(f"fit.json: {part} {number}", "fit.json", change)
     for number, value in enumerate(VALUES):
         yield _kept(f"fit.json: whole {number}", "fit.json", functools.partial(_encoded, value=value))
+        yield _kept(f"decision: whole {number}", "decision", functools.partial(_encoded, value=value))
         yield _kept(f"fit.json: live {number}", "fit.json", functools.partial(_live, value=value))
     for number, path in enumerate(_paths(_state())):
         wrong = (None, "x", -1, 10**400, torch.tensor(torch.nan), torch.zeros(1).expand(10**12), [], {})
@@ -73,32 +77,42 @@ def cases() -> Iterator[Case]:
 
 @functools.cache
 def undamaged() -> dict[str, bytes]:
-    """Every file of a kept fit with one calibration, by its path."""
+    """Every file of a kept fit and of its store, which holds one calibration and one decision, by its path."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        kept = Fit(folder / FIT)
+        folder, static = Path(name), StaticQuantization()
+        kept = Fit(folder / "fits" / NAME)
         best = ModelCheckpoint(folder, "best", monitor="val/loss", save_last=True)
-        keep_calibrations(kept, fit(folder, Tiny(), StaticQuantization(), KeepFit(kept), best))
-        files = sorted(file for file in kept.folder.rglob("*") if file.is_file())
-        return {file.relative_to(kept.folder).as_posix(): file.read_bytes() for file in files}
+        fit(folder, Tiny(), static, KeepFit(kept), best)
+        assert static.calibration is not None
+        kept.store.keep_calibration(static.calibration)
+        kept.store.decisions()["0" * 64] = MEASURED
+        files = sorted(file for place in (kept.folder, kept.store.folder) for file in place.rglob("*"))
+        return {str(file.relative_to(folder / "fits")): file.read_bytes() for file in files if file.is_file()}
 
 
 @functools.cache
 def _weights(name: str) -> Any:
-    return torch.load(io.BytesIO(undamaged()[name]), weights_only=True)
+    return torch.load(io.BytesIO(undamaged()[_file(name)]), weights_only=True)
 
 
 def _state() -> Any:
     return torch.load(io.BytesIO(undamaged()[_file("calibration")]), weights_only=True)
 
 
+def _calibrated_graph() -> str:
+    return str(_state()["provenance"]["digest"])
+
+
 def _file(piece: str) -> str:
-    return next(name for name in undamaged() if name.startswith("calibrations/")) if piece == "calibration" else piece
+    """Path of a piece of the specimen, below the folder of all fits."""
+    if piece == "calibration":
+        return next(name for name in undamaged() if "/calibrations/" in name)
+    return f"{NAME}.store/{DECISION}" if piece == "decision" else f"{NAME}/{piece}"
 
 
 def _checkpoint(name: str, damage: Damage, exact: bool = True) -> Case:
     def prepare(folder: Path) -> None:
-        (folder / "given.ckpt").write_bytes(damage(undamaged()[CHECKPOINT], random.Random(name)))
+        (folder / "given.ckpt").write_bytes(damage(undamaged()[_file(CHECKPOINT)], random.Random(name)))
 
     return f"checkpoint: {name}", prepare, functools.partial(_read_checkpoint, exact=exact)
 
@@ -121,7 +135,7 @@ def _assert_weights(found: Any, name: str) -> None:
 def _kept(name: str, piece: str, damage: Damage) -> Case:
     def prepare(folder: Path) -> None:
         _write(folder)
-        file = folder / FIT / _file(piece)
+        file = folder / "fits" / _file(piece)
         file.write_bytes(damage(file.read_bytes(), random.Random(name)))
 
     return f"fit: {name}", prepare, _read_fit
@@ -129,26 +143,30 @@ def _kept(name: str, piece: str, damage: Damage) -> Case:
 
 def _write(folder: Path) -> None:
     for name, content in undamaged().items():
-        (folder / FIT / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / FIT / name).write_bytes(content)
+        (folder / "fits" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "fits" / name).write_bytes(content)
 
 
 def _read_fit(folder: Path) -> None:
-    """What is kept is right, or it is put aside as a whole; a calibration is right, or it is put aside."""
-    kept = Fit(folder / FIT)
+    """What is kept is right, or it is put aside as a whole; a calibration is right, or it is put aside.
+
+    A decision has no checksum: it is one, or measured once more.
+    """
+    kept = Fit(folder / "fits" / NAME)
     with kept.claimed("here"):
         usable = kept.usable()
     if not usable:
         assert not kept.folder.exists()
         assert os.path.lexists(f"{kept.folder}.damaged")
         return
-    record = json.loads(undamaged()["fit.json"])["checkpoints"]
+    record = json.loads(undamaged()[_file("fit.json")])["checkpoints"]
     for choice in CHOICES:
         assert kept.checkpoint(choice).relative_to(kept.folder).as_posix() == record[choice]
         _assert_weights(read_file(kept.checkpoint(choice)), record[choice])
-    for calibration in kept.calibrations():
+    for calibration in kept.store.calibrations(_calibrated_graph()):
         _assert_calibration(calibration)
-    assert len(list((kept.folder / "calibrations").iterdir())) == 1
+    assert all(isinstance(decision, Measured) for decision in kept.store.decisions().values())
+    assert len(list((kept.store.folder / "calibrations").iterdir())) == 1
 
 
 def _assert_calibration(found: Calibration) -> None:
@@ -171,16 +189,15 @@ def _calibration(path: tuple[Any, ...], value: Any) -> tuple[Callable[[Path], No
         torch.save(state, stream)
         digest = hashlib.sha256(stream.getvalue()).hexdigest()[:16]
         _write(folder)
-        file = folder / FIT / _file("calibration")
+        file = folder / "fits" / _file("calibration")
         file.unlink()
         file.with_name(f"{file.stem.rpartition('-')[0]}-{digest}.pt").write_bytes(stream.getvalue())
 
     def read(folder: Path) -> None:
-        kept = Fit(folder / FIT)
-        callback = StaticQuantization()
-        for calibration in kept.calibrations():
+        plan = StaticQuantization().plan
+        for calibration in Fit(folder / "fits" / NAME).store.calibrations(_calibrated_graph()):
             assert isinstance(calibration.provenance.samples, int)
-            callback._fits(calibration, "of another graph")
+            plan.fits(calibration, "of another graph")
 
     return prepare, read
 
@@ -195,13 +212,13 @@ def _paths(state: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def _replaced_in_fit(folder: Path, piece: str, kind: str) -> None:
     _write(folder)
-    _replaced(folder / FIT, _file(piece), kind)
+    _replaced(folder / "fits", _file(piece), kind)
 
 
 def _replaced(folder: Path, name: str, kind: str) -> None:
     """Put something else in the place of a file; a link leads to the file itself, elsewhere."""
     file, elsewhere = folder / name, folder / "elsewhere"
-    elsewhere.write_bytes(undamaged()[name if name in undamaged() else CHECKPOINT])
+    elsewhere.write_bytes(undamaged()[name if name in undamaged() else _file(CHECKPOINT)])
     file.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(file)

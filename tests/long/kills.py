@@ -52,6 +52,7 @@ def test_a_killed_run_that_is_started_again_leaves_the_same(
     done = commands.run("lq-train", *RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert told(tmp_path) == expected
-    left = [path.name for path in (tmp_path / "fits").iterdir() if not path.name.endswith(".lock")]
+    left = [path.name for path in (tmp_path / "fits").iterdir() if path.suffix not in (".lock", ".store")]
     assert len(left) == 1  # the fit, and no scratch of the run that was killed
+    assert all(path.name.startswith(".") for path in tmp_path.glob("fits/*.store/*/*"))  # half written, for an hour
     assert not list((tmp_path / "run" / "quantized").rglob(".*"))

@@ -102,5 +102,5 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | N
             f"weight_scales: a scale of shape {list(scale.shape)} does not fit a weight of shape {list(weight.shape)}. "
             f"Give one of shape {list(low.shape)}."
         )
-    zero_point = zero_point_of(low, scale, spec)
-    return scale, zero_point.to(torch.int64 if spec.symmetric else torch.int32)  # as PT2E's own observers have it
+    levels = torch.int64 if spec.symmetric else torch.int32  # as PT2E's own observers have it
+    return scale.float(), zero_point_of(low, scale, spec).to(levels)

@@ -197,6 +197,7 @@ def test_what_is_inserted_moves_no_names_and_no_statistics() -> None:
 )
 def test_learnt_scales_of_weights_are_the_converted_graphs(granularity: str, scale: Tensor) -> None:
     layer = nn.Linear(8, 4)
+    layer.weight.data = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     given = lq_plugin.quantize(layer, [GRID], Scheme(weight_granularity=granularity, reduce_range=False))
     assert isinstance(given, StaticCandidate)
     candidate = replace(given, weight_scales={"linear": scale})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lq_plugin.evaluation.metrics import evaluate
     from lq_plugin.graph.calibration import Calibration
     from lq_plugin.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
+    from lq_plugin.report.manifest import Manifest
     from lq_plugin.report.results import Results, find_results
     from lq_plugin.scheme import Scheme
     from lq_plugin.selection import Budget
@@ -29,6 +30,7 @@ __all__ = [
     "HistogramObserver",
     "Int8Evaluation",
     "Latency",
+    "Manifest",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "PercentileObserver",
@@ -56,6 +58,7 @@ _HOMES = {
     "HistogramObserver": "lq_plugin.observers",
     "Int8Evaluation": "lq_plugin.callbacks.evaluation",
     "Latency": "lq_plugin.evaluation.latency",
+    "Manifest": "lq_plugin.report.manifest",
     "MinMaxObserver": "lq_plugin.observers",
     "MovingAverageMinMaxObserver": "lq_plugin.observers",
     "PercentileObserver": "lq_plugin.observers",

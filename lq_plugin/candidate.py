@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
-from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.errors import CalibrationError, ConfigError, unknown_name
 from lq_plugin.graph.calibration import Calibration, Provenance, Recording, calls, uncalibrated
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
@@ -25,6 +25,8 @@ from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme
+
+DynamicDims = Mapping[str, Sequence[int]]  # dynamic dimensions besides the batch, by the name of the input
 
 
 class Candidate(Protocol):
@@ -54,6 +56,10 @@ class Candidate(Protocol):
             CaptureError: the model's forward cannot be captured.
         """
 
+    @property
+    def reference(self) -> Graph:
+        """The float graph that everything is compared with."""
+
     def placed(self, runtime: str) -> Placement:
         """Return where quantize/dequantize pairs go for a runtime."""
 
@@ -70,12 +76,28 @@ class StaticCandidate:
         graph: the folded float graph on its own copy of the weights, on the CPU.
         calibration: statistics of the graph's values.
         scheme: what is quantized and how.
+        reference: the float graph that everything is compared with, and that the statistics are of; ``graph`` itself by
+            default, and what it was before where it was rewritten.
+        weight_scales: scales of weights that were learnt, by the names of operators: one for each output channel, or
+            a single number where the scheme says ``"per_tensor"``.
+
+    Raises:
+        ConfigError: ``weight_scales`` names an operator that does not exist.
     """
 
     name: str
     graph: Graph
     calibration: Calibration
     scheme: Scheme
+    reference: Graph = field(default=None, repr=False)  # type: ignore[assignment]  # filled in below
+    weight_scales: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reference is None:
+            object.__setattr__(self, "reference", self.graph)
+        names = [node.name for node in self.graph.module.graph.nodes]
+        if unknown := sorted(self.weight_scales.keys() - set(names)):
+            raise unknown_name("weight_scales", unknown[0], names)
 
     @property
     def example(self) -> Call:
@@ -98,7 +120,7 @@ class StaticCandidate:
     def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
         assert isinstance(self.scheme.observer, Observer)
-        if self.provenance.structure != self.graph.structure:
+        if self.provenance.structure != self.reference.structure:
             raise CalibrationError(
                 "calibration: it was gathered from another graph, whose values only happen to have the names of this "
                 "one's. Calibrate the model that is quantized."
@@ -111,7 +133,7 @@ class StaticCandidate:
                 f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with other skip "
                 "and only patterns; calibrate again."
             )
-        return convert(self.graph, placement, ranges)
+        return convert(self.graph, placement, ranges, self.weight_scales)
 
 
 @dataclass(frozen=True)
@@ -133,7 +155,7 @@ class DynamicCandidate:
     example: Call
     scheme: Scheme
     provenance: Provenance
-    dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    dynamic_dims: DynamicDims = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
     _placements: dict[str, Placement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -141,6 +163,11 @@ class DynamicCandidate:
     def graph(self) -> Graph:
         """The module's folded float graph, captured at first use."""
         return prepare(self.module, *self.example, self.dynamic_dims)
+
+    @property
+    def reference(self) -> Graph:
+        """The graph: nothing rewrites it."""
+        return self.graph
 
     @cached_property
     def survey(self) -> swap.Survey:
@@ -191,7 +218,7 @@ def quantize(
     scheme: Scheme | str = "static",
     *,
     name: str | None = None,
-    dynamic_dims: Mapping[str, Sequence[int]] | None = None,
+    dynamic_dims: DynamicDims | None = None,
 ) -> Candidate:
     """Make a candidate from a trained model: what artifacts are made from.
 
@@ -219,25 +246,38 @@ def quantize(
     scheme = _scheme(scheme)
     name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
     check_inputs(dims, model.forward)
-    if scheme.method == "dynamic":
-        example = private_call(*_first(iter(calls(batches))))
-        module = detached_copy(model).cpu()
-        swap.check_patterns(module, scheme)
-        swap.run(detached_copy(module), example)
-        warn_of_random_forward(name, module, example)
-        return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dims)
-    graph, calibration = _calibrated(model, batches, scheme, dims)
+    return _QUANTIZE[scheme.method](model, batches, scheme, name, dims)
+
+
+def _quantize_static(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
+) -> StaticCandidate:
+    graph, calibration = _calibrated(model, batches, scheme, dynamic_dims)
     candidate = StaticCandidate(name, graph, calibration, scheme)
     warn_of_ranges(name, graph, calibration, scheme)
     warn_of_random_forward(name, model, candidate.example)
     return candidate
 
 
+def _quantize_dynamic(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
+) -> DynamicCandidate:
+    example = private_call(*_first(iter(calls(batches))))
+    module = detached_copy(model).cpu()
+    swap.check_patterns(module, scheme)
+    swap.run(detached_copy(module), example)
+    warn_of_random_forward(name, module, example)
+    return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dynamic_dims)
+
+
+_QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, DynamicDims], Candidate]] = {
+    "static": _quantize_static,
+    "dynamic": _quantize_dynamic,
+}
+
+
 def _calibrated(
-    model: nn.Module,
-    batches: Iterable[Any],
-    scheme: Scheme,
-    dynamic_dims: Mapping[str, Sequence[int]] | None,
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
 ) -> tuple[Graph, Calibration]:
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))

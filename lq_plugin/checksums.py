@@ -1,6 +1,6 @@
 """sha256 as hexadecimal text: of files and of what JSON can hold.
 
-They find damage, and tell one content from another. They prove nothing about who wrote it.
+They detect damage and identify content. They prove nothing about who wrote it.
 """
 
 from __future__ import annotations

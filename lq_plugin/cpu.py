@@ -17,7 +17,7 @@ def name() -> str:
 
 
 def isa() -> list[str]:
-    """Return the instruction sets that matter to INT8 and that this CPU has, where the system tells."""
+    """Return the instruction sets that matter to INT8 and that this CPU has, as far as the system lists them."""
     flags = (_info().get("flags") or _info().get("Features") or "").split()
     return [flag for flag in _INT8_FLAGS if flag in flags]
 

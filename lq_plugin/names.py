@@ -13,7 +13,7 @@ LONGEST = 64
 LONGEST_BYTES = 128  # in UTF-8; file systems take 255, encrypted ones 143, and a scratch folder's name is longer
 ALLOWED = (
     f'1 to {LONGEST} printable characters other than <>:"/\\|?*, without a dot or a space at the start or the end, '
-    "and no name that is reserved by an operating system (such as CON) or used by lq_plugin (such as manifest.json). "
+    "and not a name that an operating system reserves (such as CON) or lq_plugin uses (such as manifest.json). "
     "Write for example 'static_minmax'."
 )
 _FORBIDDEN = set('<>:"/\\|?*')  # in names of files on Windows
@@ -36,7 +36,7 @@ def check_name(name: Any) -> str:
 
 
 def check_distinct(names: Iterable[str]) -> None:
-    """Check that no two names are one folder, on disks too that do not tell ``Q`` from ``q``.
+    """Check that no two names are one folder, also on disks that ignore case.
 
     Raises:
         ConfigError: two are.
@@ -53,7 +53,7 @@ def check_distinct(names: Iterable[str]) -> None:
 def _obstacle(name: Any) -> str | None:
     """Return why a name cannot name a folder."""
     if not isinstance(name, str):
-        return f"it is no text but of type {type(name).__name__}"
+        return f"it is of type {type(name).__name__}, not a string"
     forbidden = sorted(_FORBIDDEN.intersection(name))
     folded = _folded(name)
     obstacles = {
@@ -70,5 +70,5 @@ def _obstacle(name: Any) -> str | None:
 
 
 def _folded(name: str) -> str:
-    """Return what is equal for names that some file system takes for one: case and the form of accents are ignored."""
+    """Return what is equal for names that some file system takes for one, ignoring case and the form of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

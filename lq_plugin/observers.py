@@ -29,7 +29,7 @@ _FURTHEST = 2.0**110  # what is further from zero counts as this: float32 arithm
 
 @dataclass(frozen=True)
 class Observer(ABC):
-    """How a range is learnt. A statistic is whatever its methods make of it; an empty one has seen nothing."""
+    """How a range is learnt. A statistic is whatever its methods make of it; an empty one has observed nothing."""
 
     name: ClassVar[str]
 
@@ -46,13 +46,13 @@ class Observer(ABC):
         """Return the lowest and the highest value to represent."""
 
     def extremes(self, statistic: Statistic) -> Range:
-        """Return the lowest and the highest value seen, as far as the statistic tells."""
+        """Return the lowest and the highest value observed, as far as the statistic tells."""
         return self.range(statistic)
 
 
 @dataclass(frozen=True)
 class MinMaxObserver(Observer):
-    """Range of everything seen."""
+    """Range of everything observed."""
 
     name: ClassVar[str] = "minmax"
 
@@ -130,7 +130,7 @@ class _HistogramStatistic(Observer):
 
 @dataclass(frozen=True)
 class HistogramObserver(_HistogramStatistic):
-    """Range with the least mean squared error of 8-bit quantization, searched on a histogram of everything seen."""
+    """Range with the least mean squared error of 8-bit quantization, searched on a histogram of everything observed."""
 
     name: ClassVar[str] = "histogram"
 
@@ -142,7 +142,7 @@ class HistogramObserver(_HistogramStatistic):
 
 @dataclass(frozen=True)
 class PercentileObserver(_HistogramStatistic):
-    """Range that leaves out the outermost values on both sides, read from a histogram of everything seen.
+    """Range that leaves out the outermost values on both sides, read from a histogram of everything observed.
 
     Args:
         percentile: share of the values kept below the upper and above the lower end, in percent, in (50, 100].

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lq_plugin.errors import ConfigError
+
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps  # as torch and torchao have it
 
 
@@ -87,10 +89,18 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | N
         spec: which integers it becomes.
         axis: of its output channels.
         scale: one that was learnt; by default the one that spreads the levels over the range.
+
+    Raises:
+        ConfigError: the learnt scale has another shape than is due.
     """
     rows = weight.float().transpose(0, axis).flatten(1) if spec.per_channel else weight.float().flatten()
     low, high = pad(rows, (0, 1)).aminmax(dim=-1)  # zero is part of every range, of an empty weight's too
     if scale is None:
         scale = scale_of(low, high, spec).clamp(min=_SMALLEST_SCALE)
-    zero_point = zero_point_of(low, scale, spec)
-    return scale, zero_point.to(torch.int64 if spec.symmetric else torch.int32)  # as PT2E's own observers have it
+    elif scale.shape != low.shape:
+        raise ConfigError(
+            f"weight_scales: a scale of shape {list(scale.shape)} does not fit a weight of shape {list(weight.shape)}. "
+            f"Give one of shape {list(low.shape)}."
+        )
+    levels = torch.int64 if spec.symmetric else torch.int32  # as PT2E's own observers have it
+    return scale.float(), zero_point_of(low, scale, spec).to(levels)

@@ -46,7 +46,7 @@ class Scheme:
     Args:
         method: ``"static"``: scales of activations are fixed ahead of time from calibration. ``"dynamic"``: they are
             computed from each batch at run time, and nothing is calibrated.
-        observer: how a range is taken from the values seen: a name of ``observers.OBSERVERS`` or an observer itself;
+        observer: how a range is learnt from the values observed: a name of ``observers.OBSERVERS`` or an observer;
             ``"histogram"`` by default. Dynamic has none.
         activation_dtype: ``"uint8"`` or ``"int8"``; by default what the kernels of each runtime want.
         activation_symmetric: zero point in the middle of the range instead of where it fits best; by default as the
@@ -60,7 +60,7 @@ class Scheme:
             written ``"op:conv2d"``.
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
         targets_cpu: which CPUs the artifacts are for, where ``reduce_range`` does not say it: ``"this"`` machine's,
-            ``"any"`` (7 bits), or such as have ``"vnni"`` (8 bits).
+            ``"any"`` (7 bits), or those with ``"vnni"`` (8 bits).
 
     Raises:
         ConfigError: a value is not allowed; the message names the nearest allowed one.
@@ -120,7 +120,7 @@ def _check_fixed(scheme: Scheme, fixed: Mapping[str, Any]) -> None:
 
 
 def _reduced_for(targets_cpu: str) -> bool:
-    """Whether weights must do with 7 bits on the CPUs that artifacts are for."""
+    """Whether weights are limited to 7 bits on the CPUs that artifacts are for."""
     return {"this": cpu.saturates(), "any": True, "vnni": False}[targets_cpu]
 
 

@@ -70,7 +70,7 @@ def read(path: Path) -> Any:
         path: the file, or a link to it.
 
     Raises:
-        ValueError: it is no such file, damaged, or does more than describe tensors and plain values.
+        ValueError: it is not such a file, is damaged, or does more than describe tensors and plain values.
     """
     file = Path(os.path.realpath(path))
     if file.is_dir():
@@ -85,7 +85,7 @@ def read(path: Path) -> Any:
         raise ValueError(f"cannot be read ({error.strerror})") from error
 
 
-def parts(value: Any) -> Iterator[Any]:
+def walk(value: Any) -> Iterator[Any]:
     """Yield a value and everything in its containers, keys too, each once: they may hold themselves."""
     waiting, seen = [value], set[int]()
     while waiting:
@@ -99,7 +99,7 @@ def parts(value: Any) -> Iterator[Any]:
 
 def foreign_in(value: Any) -> str | None:
     """Return the name of what a :class:`Foreign` in a value stands for, ``None`` where all of it is plain."""
-    return next((item.name for item in parts(value) if isinstance(item, Foreign)), None)
+    return next((item.name for item in walk(value) if isinstance(item, Foreign)), None)
 
 
 def _content(stream: BinaryIO) -> Any:
@@ -110,14 +110,14 @@ def _content(stream: BinaryIO) -> Any:
         raise ValueError(
             "is cut off or damaged: the end of it is missing"
             if beginning == b"PK"
-            else "is not of torch.save (or of one before torch 1.6: load it there and save it again)"
+            else "was not written by torch.save (or by torch before 1.6: load it there and save it again)"
         )
     try:
         return _unpickled(_Archive(stream, size))
     except _RefusedError:
         raise
     except Exception as error:  # a damaged description fails in every way that an instruction can fail
-        raise ValueError(f"is damaged, or not of torch.save ({type(error).__name__}: {error})") from error
+        raise ValueError(f"is damaged, or was not written by torch.save ({type(error).__name__}: {error})") from error
 
 
 class _Archive:
@@ -132,7 +132,7 @@ class _Archive:
             raise _RefusedError("claims to hold more than its size")
         roots = [name.removesuffix("/data.pkl") for name in self._members if name.endswith("/data.pkl")]
         if len(roots) != 1 or f"{roots[0]}/constants.pkl" in self._members:
-            raise _RefusedError("is a zip file, but not of torch.save")
+            raise _RefusedError("is a zip file, but was not written by torch.save")
         self._root = roots[0]
         if self._has("byteorder") and self.member("byteorder", 16) != sys.byteorder.encode():
             raise _RefusedError(f"was written on a machine with another byte order than this one's {sys.byteorder!r}")
@@ -291,5 +291,5 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
 def _latin(text: str, encoding: str) -> bytes:
     """Stand for ``_codecs.encode``: bytes are written as a text of that many characters, and in no other encoding."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"a text in the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"a string in the encoding {encoding!r}")
     return text.encode(encoding)

@@ -39,10 +39,10 @@ def regular_file(path: Path) -> Path:
 
 @contextmanager
 def naming(piece: str) -> Iterator[None]:
-    """Say which piece it is that is missing, cannot be read or is refused.
+    """Say which piece is missing, cannot be read or is refused.
 
     Raises:
-        ValueError: in place of an ``OSError``, or of a ``ValueError`` that says what is wrong and not of which piece.
+        ValueError: in place of an ``OSError``, or of a ``ValueError`` that says what is wrong but not with which piece.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: it is no regular file, or it is larger than the limit.
+        ValueError: it is not a regular file, or it is larger than the limit.
     """
     with opened(path) as stream:
         content = stream.read(limit + 1)
@@ -90,8 +90,8 @@ def parse_json(content: bytes) -> Any:
     """Return the value that UTF-8 encoded JSON holds.
 
     Raises:
-        ValueError: it is no JSON by the standard, which knows no NaN and no Infinity, a number of it is too large, or
-            it is nested too deeply.
+        ValueError: it is not standard JSON, which has no NaN and no Infinity, a number in it is too large, or it is
+            nested too deeply.
     """
     try:
         return json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
@@ -110,7 +110,7 @@ def _finite(digits: str) -> float:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _without_waiting(path: str, flags: int) -> int:

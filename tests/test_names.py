@@ -54,11 +54,11 @@ def test_ordinary_names_are_taken(name: str, tmp_path: Path) -> None:
         ("a" * 65, "it has 65 characters"),
         ("a" * 256, "it has 256 characters"),
         ("名" * 60, "it takes more than 128 bytes"),
-        (None, "it is no text but of type NoneType"),
-        (5, "it is no text but of type int"),
-        (True, "it is no text but of type bool"),
-        (b"static", "it is no text but of type bytes"),
-        (["static"], "it is no text but of type list"),
+        (None, "it is of type NoneType, not a string"),
+        (5, "it is of type int, not a string"),
+        (True, "it is of type bool, not a string"),
+        (b"static", "it is of type bytes, not a string"),
+        (["static"], "it is of type list, not a string"),
     ],
 )
 def test_a_name_that_is_no_folder_everywhere_is_refused(name: Any, reason: str) -> None:

@@ -251,7 +251,7 @@ def test_indices_of_a_sparse_tensor_lie_in_it(file: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content.replace((7).to_bytes(8, "little"), (9**9).to_bytes(8, "little")))
-    with pytest.raises(ValueError, match=r"is damaged, or not of torch.save .*ind"):
+    with pytest.raises(ValueError, match=r"is damaged, or was not written by torch.save .*ind"):
         read(file)
     torch.save([1], file)
     assert read(file) == [1]
@@ -319,11 +319,11 @@ def old(file: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda file: file.write_bytes(b""), "is empty"),
-    "text": (lambda file: file.write_text("not a checkpoint"), "is not of torch.save"),
-    "pickle": (lambda file: file.write_bytes(pickle.dumps({"state_dict": {}})), "is not of torch.save"),
-    "old format": (old, "is not of torch.save .*before torch 1.6"),
-    "other zip": (without_description, "is a zip file, but not of torch.save"),
-    "script": (script, "is a zip file, but not of torch.save"),
+    "text": (lambda file: file.write_text("not a checkpoint"), "was not written by torch.save"),
+    "pickle": (lambda file: file.write_bytes(pickle.dumps({"state_dict": {}})), "was not written by torch.save"),
+    "old format": (old, "was not written by torch.save .*before 1.6"),
+    "other zip": (without_description, "is a zip file, but was not written by torch.save"),
+    "script": (script, "is a zip file, but was not written by torch.save"),
     "compressed": (compressed, "is compressed"),
     "overlapping": (overlapping, "claims to hold more than its size"),
     "byte order": (swapped, "another byte order"),
@@ -334,8 +334,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "device": (lambda file: file.symlink_to("/dev/zero"), "is not a regular file"),
     "loop": (lambda file: file.symlink_to(file), "is a link|cannot be read"),
     "nothing": (lambda file: None, "cannot be read .*No such file"),
-    "empty description": (lambda file: written(file, b""), "is damaged, or not of torch.save .*EOFError"),
-    "nonsense": (lambda file: written(file, b"\x80\x02}q\x00("), "is damaged, or not of torch.save"),
+    "empty description": (lambda file: written(file, b""), "is damaged, or was not written by torch.save .*EOFError"),
+    "nonsense": (lambda file: written(file, b"\x80\x02}q\x00("), "is damaged, or was not written by torch.save"),
 }
 
 

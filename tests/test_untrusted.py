@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from lq_plugin.untrusted import parse_json, read_bytes, read_json
+from lq_plugin.untrusted import naming, parse_json, read_bytes, read_json
 
 
 def test_json_is_read(tmp_path: Path) -> None:
@@ -51,3 +52,17 @@ def test_a_missing_file_stays_a_missing_file(tmp_path: Path) -> None:
 def test_what_is_no_json_by_the_standard_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"is not valid JSON|is nested too deeply"):
         parse_json(content)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError(2, "No such file"), "'a' is missing"),
+        (PermissionError(13, "Permission denied"), "'a' cannot be read (Permission denied)"),
+        (ValueError("is a link"), "'a' is a link"),
+    ],
+    ids=str,
+)
+def test_an_error_names_the_piece(error: Exception, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"), naming("'a'"):
+        raise error

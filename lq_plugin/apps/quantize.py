@@ -21,7 +21,7 @@ from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError
 from lq_plugin.progress import note
 from lq_plugin.store import Store
-from lq_plugin.torch_file import foreign_in, parts
+from lq_plugin.torch_file import foreign_in, walk
 
 _OF_LIGHTNING_CLI = ("_instantiator", "_class_path")  # it makes modules from what their checkpoints name
 
@@ -135,7 +135,7 @@ def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str
 
 def _kind(value: Any, instantiated: bool) -> str | None:
     """Return which code a hyperparameter would run, ``None`` where it is plain."""
-    if instantiated and any(isinstance(part, dict) and "class_path" in part for part in parts(value)):
+    if instantiated and any(isinstance(part, dict) and "class_path" in part for part in walk(value)):
         return "a class_path, which would be imported"  # by Lightning, for checkpoints of its command line
     return foreign_in(value)
 

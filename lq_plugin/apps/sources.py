@@ -1,4 +1,4 @@
-"""The code behind a class: the files of a project that it imports, and the versions of the packages."""
+"""The code behind a class: the project files that it imports, and the versions of installed packages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 
 def versions(targets: Iterable[Any]) -> dict[str, str]:
-    """Return what tells one state of the code behind classes and functions from another.
+    """Return what identifies the state of the code behind classes and functions.
 
     Imports are read from the source, those inside functions too, so the result does not depend on what happens to be
-    imported. Code that is found in another way, such as a class named in a string, is not followed.
+    imported. Code that is found in other ways, such as a class named in a string, is not followed.
 
     Args:
         targets: classes, with all that they inherit from, and functions.
@@ -60,7 +60,7 @@ def _is_own(spec: ModuleSpec) -> bool:
 
 
 def _imports(source: bytes, spec: ModuleSpec) -> Iterator[str]:
-    """Names of modules that a source imports, with attributes of modules among them, which may be modules too."""
+    """Names of modules that a source imports, and of what it imports from them, which may be modules too."""
     package = spec.name if spec.submodule_search_locations is not None else spec.name.rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -50,8 +50,7 @@ class Format:
         files: the names of its files.
         further_files: the names of files that it has only where they are needed.
         export: writes a graph's files into a folder, be it float or with quantize/dequantize pairs.
-        dynamic: writes a dynamic candidate's files into a folder, where that takes more than a graph with integer
-            weights.
+        writers: by method, what writes a candidate's files into a folder where that takes more than a converted graph.
         load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
         module: reads that folder into a module that is slow as it is and fast under ``torch.compile``; compiled is how
             its latency is measured.
@@ -66,7 +65,7 @@ class Format:
     files: tuple[str, ...]
     further_files: tuple[str, ...] = ()
     export: Callable[[Graph, Path], None] | None = None
-    dynamic: Callable[[DynamicCandidate, Path], Coverage] | None = None
+    writers: Mapping[str, Callable[[DynamicCandidate, Path], Coverage]] = field(default_factory=dict)
     load: Callable[[Path, int | None], Run] | None = None
     module: Callable[[Path], nn.Module] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
@@ -83,17 +82,17 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format(
         "onnxruntime",
         "onnx",
-        ("onnx", "onnxscript", "onnxruntime"),
+        ("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
         (onnx.FILE,),
         (onnx.WEIGHTS,),
         export=onnx.export,
-        dynamic=onnx_dynamic.export,
+        writers={"dynamic": onnx_dynamic.export},
         load=onnx.load,
     ),
     "openvino": Format(
         "openvino",
         "openvino",
-        ("onnx", "onnxscript", "openvino"),
+        ("onnx", "onnx_ir", "onnxscript", "openvino"),
         openvino.FILES,
         export=openvino.export,
         load=openvino.load,
@@ -113,7 +112,7 @@ FORMATS: Mapping[str, Format] = {
         None,
         (),
         (torch_layers.LAYERS, torch_layers.TENSORS),
-        dynamic=torch_layers.export,
+        writers={"dynamic": torch_layers.export},
         rebuild=torch_layers.rebuild,
         refuses={"static": "a static candidate is a graph without the user's class; the format 'pt2' holds it"},
         seven_bit_activations=True,
@@ -200,7 +199,7 @@ def export(
         except LqError as error:
             failed = failed or error
     if failed is not None:
-        failed.add_note(f"Made all the same in {str(folder)!r}: {', '.join(artifacts) or 'nothing'}.")
+        failed.add_note(f"Exported to {str(folder)!r} nevertheless: {', '.join(artifacts) or 'nothing'}.")
         raise failed
     if not artifacts:
         raise UnsupportedError(f"formats: {list(asked)} cannot be made of candidate {candidate.name!r}: {refused}.")
@@ -261,8 +260,9 @@ def _written(candidate: Candidate, folder: Path, format_name: str) -> Coverage:
 
 
 def _write(candidate: Any, folder: Path, chosen: Format) -> Coverage:
-    if candidate.scheme.method == "dynamic" and chosen.dynamic is not None:
-        return chosen.dynamic(candidate, folder)
+    write = chosen.writers.get(candidate.scheme.method)
+    if write is not None:
+        return write(candidate, folder)
     assert chosen.export is not None
     placement = candidate.placed(chosen.runtime)
     chosen.export(candidate.converted(chosen.runtime), folder)

@@ -1,7 +1,7 @@
 """``artifact.json``: what an artifact is, how it is called, and the sha256 of every file, itself included.
 
-The checksums protect against damage. They prove nothing about who made the artifact, for whoever changes a file can
-write the new checksum beside it: so what is read here is checked as anything from outside is.
+The checksums protect against damage. They prove nothing about who made the artifact: whoever changes a file can
+write its new checksum too. So everything that is read here is checked like any file from outside.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
         formats: which files each known format has.
 
     Raises:
-        ArtifactError: the folder is no artifact, or a file in it is missing, was changed, or leads out of the folder.
+        ArtifactError: it is not an artifact, or a file in it is missing, was changed, or leads out of the folder.
     """
     try:
         content = read_json(folder / FILE)
@@ -149,9 +149,9 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
 
 
 def _artifact(folder: Path, content: Any) -> Artifact:
-    """Build an artifact of the values that are due, each of the type that is due."""
+    """Build an artifact from content that has the expected keys and types."""
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     version = content["schema_version"]
     if type(version) is not int or version != SCHEMA_VERSION:
         raise ValueError(
@@ -159,7 +159,7 @@ def _artifact(folder: Path, content: Any) -> Artifact:
             "have written it"
         )
     if not all(isinstance(content[key], str) for key in _TEXTS):
-        raise ValueError(f"{', '.join(_TEXTS)} must be texts")
+        raise ValueError(f"{', '.join(_TEXTS)} must be strings")
     for key, fields in _OPERATORS.items():
         if not isinstance(content[key], list) or not all(_is_record(op, fields) for op in content[key]):
             raise ValueError(f"{key} must be a list of records of {', '.join(sorted(fields))}")
@@ -182,7 +182,7 @@ def decisions(content: Any) -> dict[str, Measured]:
     """Return what was decided by measuring, as it was written.
 
     Raises:
-        ValueError: it is nothing of the kind.
+        ValueError: the content has another form.
     """
     if not isinstance(content, dict) or not all(map(checksums.is_sha256, content)):
         raise ValueError("measured must hold a decision for each sha256")
@@ -201,13 +201,13 @@ def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
     """Check that the files are those of the format, so that no name leads out of the folder."""
     if artifact.format not in formats:
         raise ValueError(f"format {artifact.format!r} is unknown; allowed are {', '.join(map(repr, formats))}")
-    due = formats[artifact.format]
-    missing = sorted(set(due.files) - artifact.files.keys())
-    foreign = sorted(artifact.files.keys() - {*due.files, *due.further_files})
+    expected = formats[artifact.format]
+    missing = sorted(set(expected.files) - artifact.files.keys())
+    foreign = sorted(artifact.files.keys() - {*expected.files, *expected.further_files})
     if missing or foreign:
         raise ValueError(
-            f"files must be {', '.join(due.files)} for the format {artifact.format!r}; missing: {missing}, not of this "
-            f"format: {foreign}"
+            f"files must be {', '.join(expected.files)} for the format {artifact.format!r}; missing: {missing}, "
+            f"not of this format: {foreign}"
         )
 
 

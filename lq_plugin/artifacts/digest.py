@@ -36,6 +36,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         content["statistics"] = tensors_digest(
             {f"{value}.{part}": tensor for value, parts in statistics.items() for part, tensor in parts.items()}
         )
+        content["weight_scales"] = tensors_digest(candidate.weight_scales)
     return checksums.of_json(content)
 
 

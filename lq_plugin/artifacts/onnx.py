@@ -58,10 +58,10 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
     ort = require("onnxruntime", "onnx", "load: an ONNX artifact")
     _check_weights(folder / FILE)
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it would print about an error is in the exception that it raises
+    options.log_severity_level = 4  # its exceptions say what it would print about an error
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Its fallback tries the same provider again after an error, and prints that it does.
+    # Its fallback only tries the same provider again after an error, and prints so.
     session = ort.InferenceSession(
         str(folder / FILE), options, providers=["CPUExecutionProvider"], enable_fallback=False
     )
@@ -77,8 +77,8 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
 def _check_weights(file: Path) -> None:
     """Check that a model reads weights from no other file than the one that export writes beside it.
 
-    onnxruntime itself refuses files outside of the folder. A model without the word that every such reference has in
-    it need not be parsed.
+    onnxruntime itself refuses files outside of the folder. A model is parsed only if it contains the word that every
+    such reference contains.
     """
     if not _holds(file, b"location"):
         return
@@ -86,7 +86,7 @@ def _check_weights(file: Path) -> None:
     for name in _locations(library.load(file, load_external_data=False)):
         if name != WEIGHTS:
             raise ArtifactError(
-                f"path: {str(file)!r} reads weights from {name!r}, where ArtifactExport writes {WEIGHTS!r} alone. "
+                f"path: {str(file)!r} reads weights from {name!r}; ArtifactExport writes them only to {WEIGHTS!r}. "
                 "Export again from a source that you trust."
             )
 
@@ -102,8 +102,8 @@ def _locations(message: Any) -> Iterator[str]:
         if field.name == "external_data":
             yield from (entry.value for entry in value if entry.key == "location")
         elif field.message_type is not None:
-            for part in [value] if hasattr(value, "ListFields") else value:
-                yield from _locations(part)
+            for item in [value] if hasattr(value, "ListFields") else value:
+                yield from _locations(item)
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -49,7 +49,7 @@ def _with_grus(
     """Take GRUs on integers where they are faster, and return what was decided; it is measured once."""
     if not names:
         return model, {}
-    made = onnx_gru.with_integer_grus(model, names, bool(candidate.scheme.reduce_range))
+    made = onnx_gru.with_integer_grus(model, names, candidate.scheme.weights)
     digest = _digest_of_measuring(made, candidate)
     if digest not in candidate.measured:
         candidate.measured[digest] = _measure(model, made, candidate)

@@ -1,8 +1,8 @@
 """GRUs on integers in ONNX, which onnxruntime's quantizer leaves alone: a ``Scan`` over time around integer products.
 
 The products of the inputs are computed for all steps at once, those of the hidden state step by step; each by
-``com.microsoft.DynamicQuantizeMatMul``. A step costs more calls than one of the fused float ``GRU`` does, so it pays
-for wide layers alone: whether it does is measured.
+``com.microsoft.DynamicQuantizeMatMul``. A step takes more calls than one of the fused float ``GRU``, so this pays off
+only for wide layers: whether it does is measured.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lq_plugin.errors import require
+from lq_plugin.qparams import QuantSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Array = NDArray[Any]
 LEAST_SPEEDUP = 1.05  # below, the difference could be noise
-_SECONDS, _LEAST_CALLS = 0.3, 5  # of measuring, for each of the two forms
+_SECONDS, _LEAST_CALLS = 0.3, 5  # of measuring each of the two forms
 
 
-def with_integer_grus(model: ir.Model, names: Sequence[str], reduce_range: bool) -> ir.Model:
+def with_integer_grus(model: ir.Model, names: Sequence[str], weights: QuantSpec) -> ir.Model:
     """Return a copy of a model with some of its ``GRU`` nodes computed on integers.
 
     Args:
         model: one in which the weights of these nodes are initializers.
         names: of the nodes.
-        reduce_range: weights use 7 bits.
+        weights: which integers their weights become, with a scale for each channel.
     """
     made = model.clone()
     for name in names:
-        _replace(made.graph, made.graph.node(name), 63 if reduce_range else 127)
+        _replace(made.graph, made.graph.node(name), weights.highest)
     made.opset_imports.setdefault("com.microsoft", 1)
     return made
 

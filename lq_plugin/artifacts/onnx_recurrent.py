@@ -81,14 +81,14 @@ class _Layers(nn.Module):
         each = 4 if has_biases else 2
         if len(weights) != each * layers * self.directions:
             raise UnsupportedError(
-                "target: it has an LSTM with proj_size, which ONNX does not know. torch's formats hold it in float."
+                "target: it has an LSTM with proj_size, which does not exist in ONNX. torch's formats keep it in float."
             )
-        parts = [weights[start : start + each] for start in range(0, len(weights), each)]
+        groups = [weights[start : start + each] for start in range(0, len(weights), each)]  # of a layer's direction
         for layer in range(layers):
-            here = parts[layer * self.directions : (layer + 1) * self.directions]
-            self.register_buffer(f"w{layer}", torch.stack([self._ordered(part[0]) for part in here]))
-            self.register_buffer(f"r{layer}", torch.stack([self._ordered(part[1]) for part in here]))
-            biases = [torch.cat([self._ordered(bias) for bias in part[2:]]) for part in here] if has_biases else None
+            here = groups[layer * self.directions : (layer + 1) * self.directions]
+            self.register_buffer(f"w{layer}", torch.stack([self._ordered(group[0]) for group in here]))
+            self.register_buffer(f"r{layer}", torch.stack([self._ordered(group[1]) for group in here]))
+            biases = [torch.cat([self._ordered(bias) for bias in group[2:]]) for group in here] if has_biases else None
             self.register_buffer(f"b{layer}", torch.stack(biases) if biases else None)
 
     def _ordered(self, tensor: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def export(graph: Graph, folder: Path) -> None:
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """Compile the model for the CPU; what is not INT8 is computed in float32 on every CPU.
 
-    Left to choose, OpenVINO tries every format that it knows on a file that is none of its own.
+    The frontend is named: left to choose, OpenVINO would try every format that it knows on a file that is not its own.
     """
     ov = require("openvino", "openvino", "load: an OpenVINO artifact")
     reader = ov.frontend.FrontEndManager().load_by_framework("ir")

@@ -20,7 +20,7 @@ _KEPT_META = ("val", "tensor_meta")  # the rest is stack traces: paths of the ma
 
 
 def program_of(graph: Graph) -> ExportedProgram:
-    """Export a converted graph again, with the dynamic dimensions of its signature and without traces of its origin."""
+    """Export a converted graph again, with the dynamic dimensions of its signature and without stack traces."""
     shapes = tuple(
         {axis: Dim.AUTO for axis, size in enumerate(structure["shape"]) if size is None}
         for _, structure in graph.signature.tensors()
@@ -48,8 +48,8 @@ def export(graph: Graph, folder: Path) -> None:
         checked(folder / FILE)
     except ValueError as error:
         raise ExportError(
-            f"formats: 'pt2' cannot be made of this graph: it {error}. No artifact with that is loaded, for it could "
-            "run code, change files or take all memory. The other formats are not affected."
+            f"formats: 'pt2' cannot be made of this graph: it {error}. load would refuse such a file, because it could "
+            "run code, change files or exhaust memory. The other formats are not affected."
         ) from error
 
 
@@ -76,7 +76,7 @@ def load_module(folder: Path) -> torch.nn.Module:
         archive = checked(folder / FILE)
     except ValueError as error:
         raise ArtifactError(
-            f"path: {str(folder / FILE)!r} {error}, which could run code or take all memory. It is refused: "
+            f"path: {str(folder / FILE)!r} {error}, which could run code or exhaust memory. It is refused: "
             "ArtifactExport never writes this. Export again from a source that you trust."
         ) from error
     with muted():

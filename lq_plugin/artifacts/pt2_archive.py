@@ -2,7 +2,7 @@
 
 ``torch.export.load`` unpickles samples, old tensors and custom objects, loads native libraries, and finds members
 whatever their case. It also reads a zip file by other rules than Python does, so that one file can show each of them
-other members. So it never sees the file: it is given a new archive, made of nothing but the members checked here.
+other members. So it never sees the file: it is given a new archive, made of only the members checked here.
 
 What is refused is a ``ValueError`` that says in half a sentence what was found.
 """
@@ -44,7 +44,7 @@ def checked(file: Path) -> io.BytesIO:
                     _check_json(name, data, members)
                 made.writestr(f"model/{name}", data)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(f"is no whole archive ({error})") from None
+        raise ValueError(f"is not a complete archive ({error})") from None
     content.seek(0)
     return content
 
@@ -71,7 +71,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 def _check_json(name: str, data: bytes, members: Mapping[str, zipfile.ZipInfo]) -> None:
     content = parse_json(data)
     if not isinstance(content, dict):
-        raise ValueError(f"holds no graph or tensors in {name!r}")
+        raise ValueError(f"has neither a graph nor tensors in {name!r}")
     if name.endswith("_config.json"):
         _check_tensors(name, content, members)
     else:

@@ -107,7 +107,7 @@ def is_operator(target: str) -> bool:
 
 
 def _is_tree(text: str) -> bool:
-    """Say whether a treespec is made of plain containers, whose keys name nothing but values."""
+    """Say whether a treespec is made of plain containers, whose keys are only names of values."""
     version, root = parse_json(text.encode())
     return version == 1 and _is_node(root)
 
@@ -125,12 +125,12 @@ def _is_node(node: Any) -> bool:
 
 
 def _is_name(text: Any) -> bool:
-    """Say whether a text is a plain name: names become part of the source code that torch runs."""
+    """Say whether a string is a plain name: names become part of the source code that torch runs."""
     return isinstance(text, str) and re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", text) is not None
 
 
 def _is_attribute(text: str) -> bool:
-    """Say whether a text is a path such as ``layers.0.weight``, which in source code may stand between quotes."""
+    """Say whether a string is a path such as ``layers.0.weight``, which in source code may stand between quotes."""
     return re.fullmatch(r"""[^"'\\\x00-\x1f\x7f-\x9f\u2028\u2029]*""", text) is not None and not re.search(
         r"(^|\.)__", text
     )
@@ -159,6 +159,6 @@ _STRINGS: Mapping[str, Callable[[str], bool]] = {  # by the key in a serialized 
     "verifiers": _of("[A-Z]+"),
     "as_string": _is_anything,  # an argument such as "same", or what an assertion says; quoted in source code
     "as_strings": _is_anything,
-    "torch_version": _is_anything,  # neither is read by anything
+    "torch_version": _is_anything,  # nothing reads these two
     "guards_code": _is_anything,
 }

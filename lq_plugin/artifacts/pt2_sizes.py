@@ -1,9 +1,9 @@
 """The expressions of dynamic sizes that a ``.pt2`` may hold.
 
-torch hands them to ``sympy.sympify``, which evaluates them as Python and then does algebra. Export writes calls alone,
+torch hands them to ``sympy.sympify``, which evaluates them as Python and then does algebra. Export writes only calls,
 such as ``Mul(Integer(4), Symbol('s13', positive=True, integer=True))``. Numbers are short, powers are of small constant
 exponents (attention of dynamic length has strides of ``s13`` squared), and an expression that is multiplied out has a
-bounded number of terms: of others, such as ``9**9**9**9``, the algebra does not end.
+bounded number of terms: with others, such as ``9**9**9**9``, the algebra does not end.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ _LONGEST = 8_000  # characters; two sizes multiplied, each behind five strided c
 _LARGEST = 1 << 63
 _MOST_TERMS = 256
 _HIGHEST = 8  # degree
+_POWERS = {"Pow", "PowByNatural"}
 
 Measure = tuple[int, int]  # terms and degree of what is left when an expression is multiplied out
 
 
 def is_symbol(text: str) -> bool:
-    """Say whether a text is the name of a size, such as ``s13``."""
+    """Say whether a string is the name of a size, such as ``s13``."""
     return re.fullmatch(r"[a-z]{1,4}\d{1,4}", text) is not None
 
 
 def is_expression(text: str) -> bool:
-    """Say whether a text is an expression that export writes and that is evaluated in little time."""
+    """Say whether a string is an expression that export writes and that is evaluated quickly."""
     if len(text) > _LONGEST:
         return False
     try:
@@ -41,7 +42,7 @@ def _measured(node: ast.expr) -> Measure:
     """Return an expression's measure.
 
     Raises:
-        ValueError: it is no such expression, or too large.
+        ValueError: it is not such an expression, or too large.
     """
     if isinstance(node, ast.Name) and node.id in ("true", "false"):
         return 1, 0
@@ -50,9 +51,9 @@ def _measured(node: ast.expr) -> Measure:
     name = node.func.id
     if name in _ATOMS:
         return _ATOMS[name](node)
-    if name not in _FUNCTIONS or node.keywords or not len(node.args) >= 1:
+    if name not in _POWERS | _FUNCTIONS.keys() or node.keywords or not node.args:
         raise ValueError(f"{name} is not allowed")
-    if name in ("Pow", "PowByNatural"):
+    if name in _POWERS:
         base, exponent = node.args
         (terms, degree), power = _measured(base), _integer(exponent)
         if not degree or not 0 <= power <= _HIGHEST:
@@ -63,21 +64,21 @@ def _measured(node: ast.expr) -> Measure:
 
 def _bounded(terms: int, degree: int) -> Measure:
     if terms > _MOST_TERMS or degree > _HIGHEST:
-        raise ValueError("too large when it is multiplied out")
+        raise ValueError("too large when multiplied out")
     return terms, degree
 
 
-def _sum(parts: list[Measure]) -> Measure:
-    return sum(terms for terms, _ in parts), max(degree for _, degree in parts)
+def _sum(summands: list[Measure]) -> Measure:
+    return sum(terms for terms, _ in summands), max(degree for _, degree in summands)
 
 
-def _product(parts: list[Measure]) -> Measure:
-    return prod(terms for terms, _ in parts), sum(degree for _, degree in parts)
+def _product(factors: list[Measure]) -> Measure:
+    return prod(terms for terms, _ in factors), sum(degree for _, degree in factors)
 
 
-def _closed(parts: list[Measure]) -> Measure:
+def _closed(arguments: list[Measure]) -> Measure:
     """A function that is not multiplied out; sympy compares each of its arguments with each other."""
-    if len(parts) > 8:
+    if len(arguments) > 8:
         raise ValueError("too many arguments")
     return 1, 1
 
@@ -85,8 +86,6 @@ def _closed(parts: list[Measure]) -> Measure:
 _FUNCTIONS: Mapping[str, Callable[[list[Measure]], Measure]] = {
     "Add": _sum,
     "Mul": _product,
-    "Pow": _product,
-    "PowByNatural": _product,
     **dict.fromkeys(
         (
             "And CeilDiv CeilToInt CleanDiv Equality FloatTrueDiv FloorDiv FloorToInt GreaterThan Identity IntTrueDiv "
@@ -138,7 +137,7 @@ def _name(call: ast.Call) -> str:
 
 def _text(call: ast.Call) -> str:
     if len(call.args) != 1 or not isinstance(call.args[0], ast.Constant) or not isinstance(call.args[0].value, str):
-        raise ValueError("one text is due")
+        raise ValueError("not one string")
     return call.args[0].value
 
 

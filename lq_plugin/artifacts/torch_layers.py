@@ -42,7 +42,7 @@ def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
         described.append({"paths": list(layer.paths), "kind": layer.kind, "options": options})
         tensors |= {f"int8.{number}.{name}": tensor.contiguous() for name, tensor in parts.items()}
     rest, aliases = _rest(candidate.module, [path for layer in found.chosen for path in layer.paths])
-    # Cloned, for tensors that are views of one another cannot be written.
+    # Cloned, because tensors that are views of one another cannot be written.
     tensors |= {f"float.{name}": t.clone(memory_format=torch.contiguous_format) for name, t in rest.items()}
     safetensors.torch.save_file(tensors, folder / TENSORS)
     (folder / LAYERS).write_text(json.dumps({"layers": described, "aliases": aliases}, indent=1))
@@ -112,7 +112,7 @@ def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
     cast = sorted(name for name, tensor in rest.items() if kinds.get(name, _kind(tensor)) != _kind(tensor))
     if cast:
         raise ArtifactError(
-            f"factory: {cast[0]!r} of {type(module).__name__} is of another kind of numbers than was exported. "
+            f"factory: {cast[0]!r} of {type(module).__name__} holds another kind of numbers than was exported. "
             f"{_AS_TRAINED}"
         )
     try:
@@ -152,7 +152,7 @@ def _described(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def _malformed(why: str) -> ArtifactError:
-    return ArtifactError(f"path: {LAYERS} is not as it was written ({why}). Export again.")
+    return ArtifactError(f"path: {LAYERS} was changed after it was written ({why}). Export again.")
 
 
 def _check(module: nn.Module, entry: Mapping[str, Any], tensors: Tensors) -> None:

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lq_plugin.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from lq_plugin.callbacks.quantizing import QuantizingCallback
 
 logger = logging.getLogger("lq_plugin")
 
 
-def decide(callbacks: Sequence[QuantizingCallback]) -> None:
+def decide(callbacks: Sequence[Any]) -> None:
     """Say which candidates the model does not allow, and stop the run if it allows none.
 
     Args:
-        callbacks: all that make candidates, each with its ``failure`` if one is known.
+        callbacks: all quantizing callbacks, each with its ``failure`` if one is known.
 
     Raises:
         LqError: why no candidate can be made, for every callback.
@@ -40,7 +37,7 @@ def decide(callbacks: Sequence[QuantizingCallback]) -> None:
             say(callback)
 
 
-def say(callback: QuantizingCallback) -> None:
+def say(callback: Any) -> None:
     """Warn once of a candidate that cannot be made."""
     text = "candidate %r of %s cannot be made; training goes on, and the other candidates are made. %s"
     logger.warning(text, callback.name, type(callback).__name__, callback.error)

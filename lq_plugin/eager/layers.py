@@ -63,7 +63,7 @@ def quantized(layer: nn.Module, kind: str, weights: QuantSpec) -> nn.Module:
         layer: of the kind's class or of a subclass that inherits its forward.
         kind: a key of ``KINDS``.
         weights: how many bits they have, and whether a scale for each channel. Tables always have one for each row,
-            and all 8 bits, for they are not multiplied.
+            and all 8 bits, because they are not multiplied.
     """
     chosen = KINDS[kind]
     config: QConfig = per_channel_dynamic_qconfig if weights.per_channel else default_dynamic_qconfig

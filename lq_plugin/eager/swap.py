@@ -112,7 +112,7 @@ def check_patterns(module: nn.Module, scheme: Scheme) -> None:
 
 
 def by_path(module: nn.Module, scheme: Scheme) -> Scheme:
-    """Return the scheme with patterns of modules in place of those of kinds of layers, for a graph has no layers."""
+    """Return the scheme with patterns of modules in place of those of kinds of layers: a graph has no layers."""
     layers = _layers(module)
 
     def paths(pattern: str) -> list[str]:

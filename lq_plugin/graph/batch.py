@@ -63,21 +63,21 @@ def _batch_dims_of_layers(module: nn.Module, inputs: Signature, tensors: Sequenc
 
 
 def _recurrent_batch(module: nn.Module, inputs: Signature, tensors: Sequence[Tensor]) -> int | None:
-    """How many samples the first recurrent layer has in a call; ``None`` where there is no telling."""
-    seen: list[int] = []
+    """How many samples the first recurrent layer has in a call; ``None`` where that is not known."""
+    found: list[int] = []
 
-    def look(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def observe(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         given = args[0] if args else kwargs["input"]
         if isinstance(given, PackedSequence):
-            seen.append(int(given.batch_sizes[0]))
+            found.append(int(given.batch_sizes[0]))
         elif given.dim() == 3:
-            seen.append(given.shape[0 if layer.batch_first else 1])
+            found.append(given.shape[0 if layer.batch_first else 1])
 
-    probe = detached_copy(module)  # for a forward may change the module
+    probe = detached_copy(module)  # because a forward may change the module
     for layer in probe.modules():
         if isinstance(layer, nn.RNNBase):
-            layer.register_forward_pre_hook(look, with_kwargs=True)
+            layer.register_forward_pre_hook(observe, with_kwargs=True)
     args, kwargs = inputs.call(doubled(tensors, [()] * len(tensors)))
     with contextlib.suppress(Exception):  # of this size, the model cannot be called
         probe(*args, **kwargs)
-    return seen[0] if seen else None
+    return found[0] if found else None

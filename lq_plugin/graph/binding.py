@@ -1,8 +1,8 @@
-"""A captured graph follows its module where tensors were exchanged for others.
+"""A captured graph follows its module where tensors were replaced by others.
 
-In-place changes and ``parameter.data = …`` reach the graph by themselves, for it shares the module's tensors. An
+In-place changes and ``parameter.data = …`` reach the graph by themselves, because it shares the module's tensors. An
 assigned buffer, a new Parameter, ``load_state_dict(assign=True)`` or Lightning's SWA, which gives BatchNorm new running
-statistics, do not: the graph would go on with the old tensors, and learn the ranges of a model that is no more.
+statistics, do not: the graph would keep the old tensors, and observers would see a model that no longer exists.
 """
 
 from __future__ import annotations

@@ -27,9 +27,8 @@ class Provenance:
         checkpoint: file (name) whose weights were calibrated, ``"live"`` for weights in memory.
         global_step: the Trainer's optimizer steps when the statistics were gathered.
         checkpoint_global_step: those of the checkpoint whose weights are quantized with them.
-        split: which data was seen: ``"validate"`` or ``"batches"`` (given by the caller); ``None`` where nothing was
-            calibrated.
-        samples: how many samples were seen.
+        split: which data was observed: ``"validate"`` or ``"batches"`` (given by the caller); ``None`` where none was.
+        samples: how many samples were observed.
         batches: in how many batches.
         observer: name of the observer, if any.
         seed: of the generator that chose the batches; ``None`` where all were taken.
@@ -139,7 +138,7 @@ class Recording:
             CalibrationError: nothing was observed.
         """
         if not self.batches:
-            raise CalibrationError("calibration: not a single batch was seen. Give at least one batch of inputs.")
+            raise CalibrationError("calibration: no batch was observed. Give at least one batch of inputs.")
         return {name: recorder.statistic for name, recorder in self.recorders.items() if recorder.statistic}
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
-from lq_plugin.graph import nesting, signature
+from lq_plugin.graph import nesting, signature, structure
 from lq_plugin.graph.batch import BatchDims, doubled, find_batch_dims
 from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.recurrent import kept_whole
-from lq_plugin.graph.signature import Parameter, Signature, Structure
-from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.graph.signature import Parameter, Signature
+from lq_plugin.graph.structure import Structure
+from lq_plugin.graph.torch_patches import isolated, recurrent_layers_whole
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
 from lq_plugin.progress import note
@@ -47,7 +47,7 @@ class _FlatForward(nn.Module):
         args, kwargs = self._inputs.call(tensors)
         results: list[Tensor] = []
         output = self.target(*args, **kwargs)
-        self._record_output(signature.structure(output, "output", results))
+        self._record_output(structure.flatten(output, "output", results))
         if not any(True for _ in nesting.tensors(output)):
             raise CaptureError(
                 f"target: the forward of {type(self.target).__name__} returns no tensor. Choose a target that does."
@@ -74,7 +74,7 @@ def capture(
         dynamic_dims: more dynamic dimensions, by the name of the input: ``{"x": [2, 3]}``, ``{"batch.ids": [1]}``.
 
     Raises:
-        CaptureError: the forward cannot be captured; the message names the line and the ways out.
+        CaptureError: the forward cannot be captured; the message names the line and what to do.
         ConfigError: ``dynamic_dims`` names an input that does not exist.
 
     Example:
@@ -85,62 +85,60 @@ def capture(
     with isolated():
         module = detached_copy(target, share_tensors=True)
         inputs = Signature(signature.describe(module.forward, args, dict(kwargs or {})), {"constant": None})
-        given = inputs.flatten(args, dict(kwargs or {}))
-        if not given:
+        tensors = inputs.flatten(args, dict(kwargs or {}))
+        if not tensors:
             raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
-        batch_dims = find_batch_dims(module, inputs, given)
-        if any(dims and tensor.shape[dims[0]] == 1 for tensor, dims in zip(given, batch_dims, strict=True)):
-            return _captured_of_one(module, inputs, given, batch_dims, dynamic_dims or {})
-        return _captured(module, inputs, given, batch_dims, dynamic_dims or {})
+        task = _Task(module, inputs, tensors, find_batch_dims(module, inputs, tensors), dynamic_dims or {})
+        of_one = any(dims and t.shape[dims[0]] == 1 for t, dims in zip(tensors, task.batch_dims, strict=True))
+        return _captured_of_one(task) if of_one else _captured(task)
 
 
-def _captured_of_one(
-    module: nn.Module,
-    inputs: Signature,
-    given: Sequence[Tensor],
-    batch_dims: BatchDims,
-    dynamic_dims: Mapping[str, Sequence[int]],
-) -> Graph:
-    """Capture a batch of one, doubled, for torch.export would bake a one into the graph.
+@dataclass(frozen=True)
+class _Task:
+    """What is captured: a module, one call of it, and which dimensions are the batch or dynamic besides."""
+
+    module: nn.Module
+    inputs: Signature
+    tensors: Sequence[Tensor]
+    batch_dims: BatchDims
+    dynamic_dims: Mapping[str, Sequence[int]]
+
+
+def _captured_of_one(task: _Task) -> Graph:
+    """Capture a batch of one, doubled, because torch.export would bake a one into the graph.
 
     Where the model takes no batch of two, or does something else with it, the graph is that of the real batch, and
     takes no other.
     """
     failure: CaptureError | None = None
     try:
-        graph = _captured(module, inputs, doubled(given, [dims[:1] for dims in batch_dims]), batch_dims, dynamic_dims)
-        reason = contradiction(graph.module, graph.signature, module, given)
+        graph = _captured(replace(task, tensors=doubled(task.tensors, [dims[:1] for dims in task.batch_dims])))
+        reason = contradiction(graph.module, graph.signature, task.module, task.tensors)
     except CaptureError as error:
         failure, reason = error, "its forward cannot be captured with a batch of two"
     if reason is None:
         return graph
     try:
-        graph = _captured(module, inputs, given, ((),) * len(given), dynamic_dims)
+        graph = _captured(replace(task, batch_dims=((),) * len(task.tensors)))
     except CaptureError as error:
         raise failure or error from None
-    note(f"the graph of {type(module).__name__} takes batches of one alone, like its example: {reason}")
+    note(f"the graph of {type(task.module).__name__} takes only batches of one, like its example: {reason}")
     return graph
 
 
-def _captured(
-    module: nn.Module,
-    inputs: Signature,
-    given: Sequence[Tensor],
-    batch_dims: BatchDims,
-    dynamic_dims: Mapping[str, Sequence[int]],
-) -> Graph:
-    tensors = doubled(given, [()] * len(given))
+def _captured(task: _Task) -> Graph:
+    tensors = doubled(task.tensors, [()] * len(task.tensors))
     outputs: list[Structure] = []
-    flat = _FlatForward(module, inputs, outputs.append)
-    program = _export(flat, tensors, _dynamic_shapes(inputs.tensors(), tensors, batch_dims, dynamic_dims))
-    graph_module = program.module(check_guards=False)
+    flat = _FlatForward(task.module, task.inputs, outputs.append)
+    program = _export(flat, tensors, _dynamic_shapes(task, tensors))
+    module = program.module(check_guards=False)
     return Graph(
-        module=graph_module,
-        signature=Signature(_with_shapes(inputs.parameters, _input_shapes(program)), outputs[-1]),
+        module=module,
+        signature=Signature(_with_shapes(task.inputs.parameters, _input_shapes(program)), outputs[-1]),
         example=tuple(tensor.cpu() for tensor in tensors),
-        batch_dims=batch_dims,
-        modules=tuple(name for name, _ in module.named_modules() if name),
-        structure=structure_digest(graph_module),
+        batch_dims=task.batch_dims,
+        modules=tuple(name for name, _ in task.module.named_modules() if name),
+        structure=structure_digest(module),
     )
 
 
@@ -151,20 +149,15 @@ def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
     return copied
 
 
-def _dynamic_shapes(
-    inputs: Sequence[tuple[str, Structure]],
-    tensors: Sequence[Tensor],
-    batch_dims: BatchDims,
-    dynamic_dims: Mapping[str, Sequence[int]],
-) -> tuple[tuple[dict[int, Any], ...]]:
-    names = [name for name, _ in inputs]
-    for name in dynamic_dims:
+def _dynamic_shapes(task: _Task, tensors: Sequence[Tensor]) -> tuple[tuple[dict[int, Any], ...]]:
+    names = [name for name, _ in task.inputs.tensors()]
+    for name in task.dynamic_dims:
         if name not in names:
             raise unknown_name("dynamic_dims", name, names)
     shapes = []
-    for name, tensor, batch in zip(names, tensors, batch_dims, strict=True):
+    for name, tensor, batch in zip(names, tensors, task.batch_dims, strict=True):
         dims: dict[int, Any] = dict.fromkeys(batch, Dim.AUTO)
-        for dim in dynamic_dims.get(name, ()):
+        for dim in task.dynamic_dims.get(name, ()):
             if not -tensor.dim() <= dim < tensor.dim():
                 raise ConfigError(f"dynamic_dims: {name!r} has {tensor.dim()} dimensions, got {dim}.")
             dims[dim % tensor.dim()] = Dim.DYNAMIC
@@ -193,7 +186,7 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
 def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     with (
         muted(),
-        kept_whole(),
+        recurrent_layers_whole(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
         try:

@@ -1,4 +1,4 @@
-"""Whether a captured graph says of a call what the module itself says of it."""
+"""Whether a captured graph computes what its module computes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TOLERANCE = 1e-3  # of the largest value: float kernels differ by the batch, a 
 
 
 def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, tensors: Sequence[Tensor]) -> str | None:
-    """Call a graph and the module that it was captured from, and say in which way the graph is wrong.
+    """Call a graph and the module that it was captured from, and say how the graph is wrong.
 
-    Copies are called, with the same random state: a forward may change buffers and draw random numbers.
+    Copies are called with the same random state, because a forward may change buffers and draw random numbers.
 
     Args:
         graph: over flat lists of tensors.
@@ -43,17 +43,17 @@ def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, ten
             args, kwargs = signature.call(_clones(tensors))
             given = signature.unflatten(copy.deepcopy(graph)(*signature.flatten(args, kwargs)))
     except ArtifactError:  # a dimension was fixed
-        return "its forward takes a size for a constant"
+        return "its forward treats a size as a constant"
     except Exception as error:
-        return f"its forward does not take both batches of one and of two ({type(error).__name__})"
+        return f"its forward does not run with batches of both one and two ({type(error).__name__})"
     left, right = list(nesting.leaves(given)), list(nesting.leaves(wanted))
     if len(left) != len(right) or not all(map(_alike, left, right)):
-        return "its forward does something else with larger ones"
+        return "its forward computes something else for larger ones"
     return None
 
 
 def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of its own for each call, for a forward may change them."""
+    """Tensors for one call, which a forward may change."""
     return [tensor.detach().clone() for tensor in tensors]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from lq_plugin.graph import pt2e
 from lq_plugin.graph.folding import share_equal
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.nodes import arguments, attribute
+from lq_plugin.graph.nodes import arguments, attribute, insert
 from lq_plugin.graph.placement import Placement
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.noise import muted
@@ -29,19 +29,23 @@ _DEQUANTIZE = (
 )
 
 
-def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range]) -> Graph:
+def convert(
+    graph: Graph, placement: Placement, ranges: Mapping[str, Range], weight_scales: Mapping[str, Tensor] | None = None
+) -> Graph:
     """Insert quantize/dequantize pairs and turn weights into integers.
 
     Args:
         graph: a folded graph; it is not changed.
         placement: where the pairs go, and which integers they make.
         ranges: lowest and highest value, by the names of ``placement.scales``'s values.
+        weight_scales: scales of weights that were learnt, by the names of operators; those of the others are taken from
+            their weights.
 
     Returns:
         A graph without the float weights that nothing uses any more.
     """
     with muted(), isolated():
-        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges))
+        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges, weight_scales or {}))
         _observe_weights(prepared)
         converted = pt2e.convert_pt2e(prepared)
         _look_up_integers(converted)
@@ -53,9 +57,9 @@ def convert(graph: Graph, placement: Placement, ranges: Mapping[str, Range]) -> 
 class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
     """Annotates a graph as a placement says, with fixed scales for activations."""
 
-    def __init__(self, placement: Placement, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, placement: Placement, ranges: Mapping[str, Range], weight_scales: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.placement, self.ranges = placement, ranges
+        self.placement, self.ranges, self.weight_scales = placement, ranges, weight_scales
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         nodes = {node.name: node for node in model.graph.nodes}
@@ -63,7 +67,7 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
             inputs = {nodes[value]: self._activation(value) for value in self.placement.inputs.get(name, ())}
             if name in self.placement.weights:
                 weight, axis = self.placement.weights[name]
-                inputs[nodes[weight]] = self._weight(axis)
+                inputs[nodes[weight]] = self._weight(axis, self.weight_scales.get(name))
             output = self._activation(name) if name in self.placement.outputs else None
             nodes[name].meta["quantization_annotation"] = pt2e.QuantizationAnnotation(
                 input_qspec_map=inputs, output_qspec=output, _annotated=True
@@ -86,22 +90,23 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
             qscheme=torch.per_tensor_symmetric if spec.symmetric else torch.per_tensor_affine,
         )
 
-    def _weight(self, axis: int) -> pt2e.QuantizationSpec:
+    def _weight(self, axis: int, scale: Tensor | None) -> pt2e.QuantizationSpec:
         spec = self.placement.weight_spec
-        return pt2e.QuantizationSpec(spec.dtype, _WeightObserver.with_args(spec=spec, axis=axis))
+        return pt2e.QuantizationSpec(spec.dtype, _WeightObserver.with_args(spec=spec, axis=axis, scale=scale))
 
 
 class _WeightObserver(pt2e.ObserverBase):  # type: ignore[misc]
     """Gives PT2E the scale and the zero point of a weight, of which it asks an observer."""
 
-    def __init__(self, spec: QuantSpec, axis: int, **_: Any) -> None:
+    def __init__(self, spec: QuantSpec, axis: int, scale: Tensor | None, **_: Any) -> None:
         super().__init__(spec.dtype)
+        self.scale = scale
         self.spec, self.ch_axis, self.quant_min, self.quant_max = spec, axis, spec.lowest, spec.highest
         self.qscheme = torch.per_channel_affine if spec.per_channel else torch.per_tensor_affine
         self.qparams: tuple[Tensor, Tensor] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        self.qparams = weight_qparams(weight, self.spec, self.ch_axis)
+        self.qparams = weight_qparams(weight, self.spec, self.ch_axis, self.scale)
         return weight
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor] | None:
@@ -129,15 +134,15 @@ def _look_up_integers(module: fx.GraphModule) -> None:
             continue
         integers, scale, *_ = arguments(table)
         with graph.inserting_before(node):
-            rows = graph.call_function(aten.embedding.default, (integers, node.args[1]))
+            rows = insert(graph, aten.embedding.default, (integers, node.args[1]))
             if table.target is quantized.dequantize_per_channel.default:
                 name = f"{node.name}_scale"
                 module.register_buffer(name, attribute(module, scale).view(-1, 1))
-                scales = graph.call_function(aten.embedding.default, (graph.get_attr(name), node.args[1]))
-                floats = graph.call_function(aten.to.dtype, (rows, torch.float32))
-                result = graph.call_function(aten.mul.Tensor, (floats, scales))
+                scales = insert(graph, aten.embedding.default, (graph.get_attr(name), node.args[1]))
+                floats = insert(graph, aten.to.dtype, (rows, torch.float32))
+                result = insert(graph, aten.mul.Tensor, (floats, scales))
             else:
-                result = graph.call_function(table.target, (rows, *table.args[1:]))
+                result = insert(graph, table.target, (rows, *table.args[1:]))
         node.replace_all_uses_with(result)
     graph.eliminate_dead_code()
     module.recompile()
@@ -157,7 +162,7 @@ def _keep_reduced_dimensions(module: fx.GraphModule) -> None:
         if not dims or keep or value.target in _DEQUANTIZE:
             continue
         with module.graph.inserting_after(node):
-            squeezed = module.graph.call_function(aten.squeeze.dims, (node, dims))
+            squeezed = insert(module.graph, aten.squeeze.dims, (node, dims))
         squeezed.meta = node.meta
         node.replace_all_uses_with(squeezed, delete_user_cb=lambda user, kept=squeezed: user is not kept)
         node.args, node.meta = (value, dims, True), {}

@@ -105,7 +105,7 @@ def _moved_function(function: types.FunctionType, memo: dict[int, Any]) -> Any:
     kept = function.__closure__ or ()
     cells = tuple(memo.setdefault(id(cell), types.CellType()) for cell in kept)  # functions may share them
     made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
-    memo[id(function)] = made  # before it is complete, for it may close over itself
+    memo[id(function)] = made  # before it is complete, as it may close over itself
     for cell, new in zip(kept, cells, strict=True):
         with suppress(ValueError):  # it is empty
             new.cell_contents = _moved(cell.cell_contents, memo)

@@ -1,4 +1,4 @@
-"""Why a forward cannot be captured, in the words of whoever wrote it: their line, their names of inputs, ways out."""
+"""Why a forward cannot be captured, in its author's words: the line of code, the names of inputs, and what to do."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _INPUT = re.compile(r"(?:L|inputs)\['tensors'\]\[(\d+)\](\.size\(\)|\.shape)?|\b
 _SYMBOL = re.compile(r"\bs\d+\b")
 _FIXED = re.compile(r"You marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _TOO_SMALL = re.compile(r"0/1 specialized due to hint of (\d) for dimension (\S+\])")
-_WAYS_OUT = (
-    "Ways out: choose another target (target='encoder' captures only that submodule), {}, or use the format 'torch' of "
-    "dynamic quantization, which needs no graph."
+_ADVICE = (
+    "What you can do: choose another target (target='encoder' captures only that submodule), {}, or use the format "
+    "'torch' of dynamic quantization, which needs no graph."
 )
 _REWRITE = "rewrite this line without control flow that depends on the values of tensors"
-_UNSCRIPT = "put the module that it was made from in its place, and script that after training"
+_UNSCRIPT = "replace it by the module that it was scripted from, and script that after training"
 
 
 def explanation(target: nn.Module, error: Exception, names: Sequence[str]) -> str:
@@ -35,14 +35,14 @@ def explanation(target: nn.Module, error: Exception, names: Sequence[str]) -> st
     """
     text = _translated(str(error), error, names)
     if fixed := _FIXED.findall(text):
-        said = ", ".join(f"{place} for the constant {size}" for place, size in fixed)
+        said = ", ".join(f"{place} to {size}" for place, size in fixed)
         return (
-            f"dynamic_dims: the forward of {type(target).__name__} takes {said}. Leave it out of dynamic_dims; or, "
-            "where another input has to have the same size, ask for that one's dimension too."
+            f"dynamic_dims: the forward of {type(target).__name__} fixes {said}. Leave it out of dynamic_dims; or, "
+            "where another input must have the same size, make that dimension dynamic too."
         )
     if small := _TOO_SMALL.search(text):
         return (
-            f"dynamic_dims: {small[2]} is {small[1]} in the first batch, which torch.export takes for a constant. Give "
+            f"dynamic_dims: {small[2]} is {small[1]} in the first batch, which torch.export treats as a constant. Give "
             "a first batch in which it is 2 or more."
         )
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
@@ -51,7 +51,7 @@ def explanation(target: nn.Module, error: Exception, names: Sequence[str]) -> st
     return (
         f"target: the forward of {type(target).__name__} cannot be captured by torch.export.\n"
         f"  {_user_line(error)}\n  {type(error).__name__}: {reason}\n{held}"
-        + _WAYS_OUT.format(_UNSCRIPT if scripted else _REWRITE)
+        + _ADVICE.format(_UNSCRIPT if scripted else _REWRITE)
     )
 
 

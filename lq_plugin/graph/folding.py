@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.nodes import arguments, attribute, operator_type
+from lq_plugin.graph.nodes import arguments, attribute, is_inserted, operator_type
 from lq_plugin.identity import graph_digest
 from lq_plugin.noise import muted
 
@@ -44,8 +44,9 @@ def fold(graph: Graph) -> Graph:
     """Return a snapshot of the graph on its own weights, with constants and BatchNorm folded and values renamed.
 
     The names of values (``conv2d``, ``conv2d_1``, …) depend on the graph alone, so statistics gathered in one process
-    fit the graph captured in another. The digest is that of the graph before folding, which is float arithmetic and
-    rounds differently from one machine to another.
+    fit the graph captured in another; nor does what was inserted since move them, where a graph is folded again. The
+    digest is that of the graph as given: folding is float arithmetic, and rounds differently from one machine to
+    another.
     """
     with muted(), torch.inference_mode(False), torch.no_grad():
         snapshot = duplicate(graph)
@@ -142,8 +143,8 @@ def _renamed(module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
-        target = node.target if isinstance(node.target, str) else operator_type(node)
-        name = node.name if node.op == "placeholder" else target.replace(".", "_")
+        kept = node.op == "placeholder" or is_inserted(node)
+        name = node.name if kept else operator_type(node).replace(".", "_")
         args = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
         copies[node] = graph.create_node(node.op, node.target, *args, name=name)
         copies[node].meta = node.meta.copy()

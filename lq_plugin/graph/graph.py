@@ -28,7 +28,7 @@ class Graph:
         structure: digest of what was captured, without the values of its weights. Statistics are those of the values
             of one structure: names of values mean nothing elsewhere.
         digest: of what was captured and of its weights, before folding; see :func:`~lq_plugin.identity.graph_digest`.
-            Empty until a snapshot is made, for until then the weights may change.
+            Empty until a snapshot is made, because until then the weights may change.
     """
 
     module: fx.GraphModule

@@ -16,8 +16,8 @@ _PLAIN = (type(None), bool, int, float, str, Tensor, nn.Parameter)
 def without_copies(module: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
     """Return what stands in a copy of a module, by the id of the original, for what of a running fit is not copied.
 
-    A copy does without a Trainer, for one reaches data loaders, processes and open files. A callback that cannot be
-    copied, such as a progress bar, is the same one in the copy.
+    A copy does without a Trainer, because one reaches data loaders, processes and open files. A callback that cannot
+    be copied, such as a progress bar, is the same one in the copy.
 
     Args:
         module: what is to be copied.

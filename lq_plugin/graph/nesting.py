@@ -1,4 +1,8 @@
-"""Values that hold tensors: taken apart, put together again, and given back their own classes."""
+"""Values that hold tensors: their leaves, and the same values of other tensors or other classes.
+
+torch's own pytree opens fewer containers: dataclasses and subclasses of list and dict, such as what the tokenizers of
+Hugging Face return, are leaves to it, unless their classes are registered in the whole process.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-Parts = list[tuple[Any, Any]]
+Children = list[tuple[Any, Any]]
 NAMED = ("record", "named_tuple")  # kinds whose keys are names of fields
 
 
 class Record(OrderedDict[str, Any]):
-    """Fields of a dataclass whose class is not at hand, as attributes and as keys."""
+    """Fields of a dataclass whose class is not available, as attributes and as keys."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -23,15 +27,15 @@ class Record(OrderedDict[str, Any]):
         raise AttributeError(f"no field {name!r}; there are {', '.join(self)}")
 
 
-def parts(value: Any) -> tuple[str, Parts] | None:
-    """Take a container apart.
+def children(value: Any) -> tuple[str, Children] | None:
+    """Flatten one level of a value.
 
     Args:
         value: anything.
 
     Returns:
         Its kind (``"record"`` for dataclasses, ``"named_tuple"``, ``"tuple"``, ``"list"``, ``"dict"`` or
-        ``"ordered_dict"``) and its keys with their values; ``None`` for what is no such container.
+        ``"ordered_dict"``) and its keys with their values; ``None`` for anything else.
     """
     if isinstance(value, PackedSequence | type):
         return None
@@ -50,11 +54,11 @@ def parts(value: Any) -> tuple[str, Parts] | None:
 
 def leaves(value: Any) -> Iterator[Any]:
     """Yield what a value holds, containers opened."""
-    taken = parts(value)
-    if taken is None:
+    opened = children(value)
+    if opened is None:
         yield value
     else:
-        for _, item in taken[1]:
+        for _, item in opened[1]:
             yield from leaves(item)
 
 
@@ -74,11 +78,11 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         return function(value)
     if isinstance(value, PackedSequence):
         made: Any = PackedSequence
-        return made(*(None if part is None else function(part) for part in value))
-    taken = parts(value)
-    if taken is None:
+        return made(*(None if field is None else function(field) for field in value))
+    opened = children(value)
+    if opened is None:
         return value
-    return _made(value, taken[0], [(key, mapped(function, item)) for key, item in taken[1]])
+    return _unflatten(value, opened[0], [(key, mapped(function, item)) for key, item in opened[1]])
 
 
 def retyped(value: Any, like: Any) -> Any:
@@ -88,14 +92,14 @@ def retyped(value: Any, like: Any) -> Any:
         value: with a :class:`Record` or a plain named tuple in their places.
         like: a value of the same structure with the classes.
     """
-    wanted, given = parts(like), parts(value)
+    wanted, given = children(like), children(value)
     if wanted is None or given is None or (wanted[0] in NAMED and type(value) is type(like)):
         return value
     pairs = zip(given[1], wanted[1], strict=True)
-    return _made(like, wanted[0], [(key, retyped(item, example)) for (key, item), (_, example) in pairs])
+    return _unflatten(like, wanted[0], [(key, retyped(item, example)) for (key, item), (_, example) in pairs])
 
 
-def _made(like: Any, kind: str, items: Parts) -> Any:
+def _unflatten(like: Any, kind: str, items: Children) -> Any:
     if kind in NAMED:
         return type(like)(**dict(items))
     if kind in ("dict", "ordered_dict"):

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
+_INSERTED = "lq_"  # what the names of nodes begin with that were inserted after preparation
+
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
     """A node's positional arguments, of which the operator's schema says what they are."""
@@ -22,8 +24,17 @@ def attribute(module: fx.GraphModule, node: fx.Node) -> Tensor:
 
 def operator_type(node: fx.Node) -> str:
     """Name of the operator that a node calls, such as ``"conv2d"`` for ``aten.conv2d.default``."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(packet.__name__ if packet is not None else getattr(node.target, "__name__", node.target))
+    return _operator_type(node.target)
+
+
+def insert(graph: fx.Graph, target: Any, args: tuple[Any, ...]) -> fx.Node:
+    """Insert a call into a prepared graph, under a name that moves no other value's: statistics go by names."""
+    return graph.create_node("call_function", target, args, name=f"{_INSERTED}{_operator_type(target)}")
+
+
+def is_inserted(node: fx.Node) -> bool:
+    """Whether a node was inserted after preparation."""
+    return node.name.startswith(_INSERTED)
 
 
 def module_path(node: fx.Node) -> str:
@@ -39,3 +50,8 @@ def module_stack(node: fx.Node) -> list[str]:
 def _paths(node: fx.Node) -> list[str]:
     stack = (path.split("@")[0] for path, _ in node.meta.get("nn_module_stack", {}).values())
     return [path.removeprefix("target").removeprefix(".") for path in stack if path.split(".")[0] == "target"]
+
+
+def _operator_type(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
+    return str(packet.__name__ if packet is not None else getattr(target, "__name__", target))

@@ -6,8 +6,6 @@ does to padding is done here after the other path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -16,35 +14,21 @@ from torch import Tensor, nn
 _forward: Any = nn.TransformerEncoder.forward
 
 
-@contextmanager
-def padding_zeroed() -> Iterator[None]:
-    """Let encoders that would take the fast path zero padded positions without it."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return (_zeroing if self.use_nested_tensor else _forward)(self, *args, **kwargs)
-
-    before = nn.TransformerEncoder.forward
-    nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.TransformerEncoder.forward = before  # type: ignore[method-assign]
-
-
 def leave_fast_path(encoder: nn.TransformerEncoder) -> None:
     """Keep an encoder from its fast path for good; what it computes stays the same."""
     if encoder.use_nested_tensor and "forward" not in vars(encoder):
-        encoder.forward = MethodType(_zeroing, encoder)  # type: ignore[method-assign]
+        encoder.forward = MethodType(zeroing, encoder)  # type: ignore[method-assign]
     encoder.use_nested_tensor = False
 
 
-def _zeroing(
+def zeroing(
     self: Any,
     src: Tensor,
     mask: Tensor | None = None,
     src_key_padding_mask: Tensor | None = None,
     is_causal: bool | None = None,
 ) -> Tensor:
+    """The forward of an encoder that would take the fast path, without it."""
     output: Tensor = _forward(self, src, mask, src_key_padding_mask, is_causal)
     if src_key_padding_mask is None or mask is not None or src.dim() != 3:
         return output

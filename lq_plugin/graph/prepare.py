@@ -48,7 +48,7 @@ class TrackedTarget:
     """Prepares one target again and again while its weights change, and captures it only where it must.
 
     The graph that was captured shares the target's tensors, so changes in place reach it by themselves, and tensors
-    that were assigned anew are exchanged in it. A copy of this captures anew.
+    that were assigned anew are replaced in it. A copy of this captures anew.
 
     Args:
         dynamic_dims: see :func:`prepare`.

@@ -2,22 +2,20 @@
 
 ``torch.export`` unrolls a recurrent layer over the length that the example happens to have, and cannot take in packed
 sequences at all. While a graph is captured, ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` therefore call an operator of our
-own, which gives the same numbers and stays whole.
+own, which gives the same numbers and stays whole; see torch_patches.py.
 
 Inside a captured graph a packed sequence is a padded one, time first, and its lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import SimpleNamespace
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 _SCHEMA = (
@@ -25,59 +23,63 @@ _SCHEMA = (
     "bool batch_first, str nonlinearity) -> (Tensor, Tensor, Tensor)"
 )
 LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-_rnn: Any = rnn
 
 
 def _define(kind: str) -> Any:
     """Register ``lq_plugin::<kind>``: output, last hidden state, and last cell state where there is one."""
-
-    def run(
-        x: Tensor,
-        lengths: Tensor | None,
-        states: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        bidirectional: bool,
-        batch_first: bool,
-        nonlinearity: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        function: Any = getattr(torch, f"rnn_{nonlinearity}" if kind == "rnn" else kind)
-        count = layers * (2 if bidirectional else 1)
-        batch = x.shape[0 if batch_first else 1]
-        given = list(states) or [x.new_zeros(count, batch, size) for size in _state_sizes(kind, weights)]
-        start: Any = given if kind == "lstm" else given[0]
-        options = (has_biases, layers, 0.0, False, bidirectional)
-        if lengths is None:
-            output, hidden, *cell = function(x, start, weights, *options, batch_first)
-        else:
-            packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=True)
-            output, hidden, *cell = function(packed.data, packed.batch_sizes, start, weights, *options)
-            output, _ = pad_packed_sequence(PackedSequence(output, packed.batch_sizes), total_length=x.shape[0])
-        return output.contiguous(), hidden.clone(), cell[0].clone() if cell else x.new_empty(0)
-
-    def shapes(
-        x: Tensor,
-        lengths: Tensor | None,
-        states: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        has_biases: bool,
-        layers: int,
-        bidirectional: bool,
-        batch_first: bool,
-        nonlinearity: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        directions, batch = 2 if bidirectional else 1, x.shape[0 if batch_first else 1]
-        for state in states:  # a comparison, for it ties sizes that are dynamic to one another
-            if state.shape[:2] != (layers * directions, batch):
-                raise ValueError(f"states of shape {list(state.shape)} for {layers * directions} layers, batch {batch}")
-        size, *cell_size = _state_sizes(kind, weights)
-        hidden, *cell = (x.new_empty(layers * directions, batch, each) for each in (size, *cell_size))
-        return x.new_empty(*x.shape[:2], directions * size), hidden, cell[0] if cell else x.new_empty(0)
-
-    operator = torch.library.custom_op(f"lq_plugin::{kind}", run, mutates_args=(), schema=_SCHEMA)
-    operator.register_fake(shapes)
+    operator = torch.library.custom_op(
+        f"lq_plugin::{kind}", functools.partial(_run, kind), mutates_args=(), schema=_SCHEMA
+    )
+    operator.register_fake(functools.partial(_shapes, kind))
     return getattr(torch.ops.lq_plugin, kind)
+
+
+def _run(
+    kind: str,
+    x: Tensor,
+    lengths: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    function: Any = getattr(torch, f"rnn_{nonlinearity}" if kind == "rnn" else kind)
+    count = layers * (2 if bidirectional else 1)
+    batch = x.shape[0 if batch_first else 1]
+    given = list(states) or [x.new_zeros(count, batch, size) for size in _state_sizes(kind, weights)]
+    start: Any = given if kind == "lstm" else given[0]
+    options = (has_biases, layers, 0.0, False, bidirectional)
+    if lengths is None:
+        output, hidden, *cell = function(x, start, weights, *options, batch_first)
+    else:
+        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=True)
+        output, hidden, *cell = function(packed.data, packed.batch_sizes, start, weights, *options)
+        output, _ = pad_packed_sequence(PackedSequence(output, packed.batch_sizes), total_length=x.shape[0])
+    return output.contiguous(), hidden.clone(), cell[0].clone() if cell else x.new_empty(0)
+
+
+def _shapes(
+    kind: str,
+    x: Tensor,
+    lengths: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    directions, batch = 2 if bidirectional else 1, x.shape[0 if batch_first else 1]
+    for state in states:  # a comparison, as it ties dynamic sizes to one another
+        if state.shape[:2] != (layers * directions, batch):
+            raise ValueError(f"states of shape {list(state.shape)} for {layers * directions} layers, batch {batch}")
+    size, *cell_size = _state_sizes(kind, weights)
+    hidden, *cell = (x.new_empty(layers * directions, batch, each) for each in (size, *cell_size))
+    return x.new_empty(*x.shape[:2], directions * size), hidden, cell[0] if cell else x.new_empty(0)
 
 
 def _state_sizes(kind: str, weights: Sequence[Tensor]) -> list[int]:
@@ -89,23 +91,8 @@ def _state_sizes(kind: str, weights: Sequence[Tensor]) -> list[int]:
 OPERATORS = {kind: _define(kind) for kind in LAYERS}
 
 
-@contextmanager
-def kept_whole() -> Iterator[None]:
-    """Let recurrent layers and packed sequences be captured as described above."""
-    forwards, packing = {layer: layer.forward for layer in LAYERS.values()}, _rnn._VF
-    try:
-        for kind, layer in LAYERS.items():
-            layer.forward = _forward(kind)
-        _rnn._VF = SimpleNamespace(_pack_padded_sequence=_packed, _pad_packed_sequence=_padded)
-        yield
-    finally:
-        for layer, forward in forwards.items():
-            layer.forward = forward
-        _rnn._VF = packing
-
-
-def _forward(kind: str) -> Callable[..., Any]:
-    """The forward of a recurrent layer, by our operator."""
+def forward_of(kind: str) -> Callable[..., Any]:
+    """Return the forward of a kind of recurrent layer, by our operator."""
 
     def forward(self: Any, input: Any, hx: Any = None) -> Any:  # noqa: A002  (as torch names it)
         packed = isinstance(input, PackedSequence)
@@ -138,15 +125,15 @@ def _forward(kind: str) -> Callable[..., Any]:
     return forward
 
 
-def _packed(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+def pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
     """Pack in the way of a graph; what torch takes for the sizes of batches carries the lengths."""
     sizes: Any = lengths.new_empty(0)
     sizes.lq_lengths = lengths
     return x.transpose(0, 1) if batch_first else x, sizes
 
 
-def _padded(data: Tensor, sizes: Any, batch_first: bool, value: float, total: Any) -> tuple[Tensor, Tensor]:
-    """Undo :func:`_packed`; a ``total`` of 0 means that none was asked for."""
+def unpack(data: Tensor, sizes: Any, batch_first: bool, value: float, total: Any) -> tuple[Tensor, Tensor]:
+    """Undo :func:`pack`; a ``total`` of 0 means that none was asked for."""
     lengths, steps = sizes.lq_lengths, data.shape[0]
     inside = torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths
     data = data.where(inside.view(*inside.shape, *(1,) * (data.dim() - 2)), value)

@@ -1,24 +1,15 @@
 """A forward's call signature and output structure as plain data, so that an artifact is called like its target.
 
 Graphs and runtimes take and give flat lists of tensors. A :class:`Signature` says how a call's arguments become that
-list and how the list of results becomes the output again. It is made of builtins only and is stored as JSON.
-
-A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
-dimension), ``{"constant": value}``, or a kind of container with its keys, ``{"dict": [[key, structure], ...]}``; the
-kinds are those of :func:`~lq_plugin.graph.nesting.parts`. Of dataclasses and named tuples the names of the fields are
-stored and the class is not: nothing has to be imported to call an artifact. An output may hold ``{"int": index}`` too:
-a number that follows from the sizes of the inputs, such as ``x.shape[0]``, which the graph gives as a tensor without
-dimensions.
+list and how the list of results becomes the output again. It is made of builtins only and is stored as JSON. See
+:mod:`lq_plugin.graph.structure` for the structures in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import keyword
-import math
-from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,16 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, unknown_name
-from lq_plugin.graph.nesting import NAMED, Record, parts
+from lq_plugin.errors import ArtifactError, ConfigError, unknown_name
+from lq_plugin.graph import structure_json
+from lq_plugin.graph.structure import CONSTANTS, Structure, flatten, flatten_as, tensors_of, unflatten
 
-Structure = dict[str, Any]
-_CONSTANTS = (type(None), bool, int, float, str)
-_IN_ORDER = ("list", "tuple")  # kinds whose keys are positions
-_CONTAINERS = (*_IN_ORDER, *NAMED, "dict", "ordered_dict")
 _GIVEN = {"VAR_POSITIONAL": "tuple", "VAR_KEYWORD": "dict"}  # what is captured of parameters that take any number
 _KINDS = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL", "KEYWORD_ONLY", "VAR_KEYWORD")
-_DEEPEST = 64  # levels of nesting; no forward takes or returns as many
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Parameter:
         name: the parameter's name.
         kind: the name of its ``inspect`` kind, such as ``"POSITIONAL_OR_KEYWORD"``.
         given: structure of the captured argument.
-        default: structure of its default; ``None`` where there is none or where it is no plain constant.
+        default: structure of its default; ``None`` where there is none or it is not a plain constant.
     """
 
     name: str
@@ -74,17 +61,14 @@ class Signature:
             ArtifactError: the call has another structure, dtype, fixed dimension or constant than the captured one.
         """
         bound = self._bind(args, kwargs)
-        tensors: list[Tensor] = []
-        for parameter in self.parameters:
-            _match(parameter.given, bound[parameter.name], parameter.name, tensors)
-        return tensors
+        return [tensor for p in self.parameters for tensor in flatten_as(p.given, bound[p.name], p.name)]
 
     def call(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return arguments and keyword arguments of a call with these tensors; the opposite of :meth:`flatten`."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for parameter in self.parameters:
-            value = rebuild(parameter.given, tensors)
+            value = unflatten(parameter.given, tensors)
             if parameter.kind == "VAR_POSITIONAL":
                 args.extend(value)
             elif parameter.kind == "VAR_KEYWORD":
@@ -96,32 +80,29 @@ class Signature:
         return tuple(args), kwargs
 
     def unflatten(self, results: Sequence[Any]) -> Any:
-        """Rebuild the target's output from the graph's flat results."""
-        return rebuild(self.output, results)
+        """Return the target's output, made of the graph's flat results."""
+        return unflatten(self.output, results)
 
     def tensors(self) -> list[tuple[str, Structure]]:
         """Name and structure of every input tensor, in the graph's order."""
-        found: list[tuple[str, Structure]] = []
-        for parameter in self.parameters:
-            _collect(parameter.given, parameter.name, found)
-        return found
+        return [found for parameter in self.parameters for found in tensors_of(parameter.given, parameter.name)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the signature as builtins of JSON, which has no infinite numbers."""
-        made: dict[str, Any] = _encoded(dataclasses.asdict(self))
+        made: dict[str, Any] = structure_json.encoded(dataclasses.asdict(self))
         return made
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        """Rebuild a signature from :meth:`to_json`.
+        """Read what :meth:`to_json` has written, from a file that anybody may have written.
 
         Raises:
-            ValueError: the data is nothing that :meth:`to_json` returns.
+            ValueError: the data is not what :meth:`to_json` returns.
         """
         try:
-            data = _decoded(data)
+            data = structure_json.decoded(data)
             read = cls(tuple(_parameter(parameter) for parameter in data["parameters"]), data["output"])
-            _check_structure(read.output, of_output=True)
+            structure_json.check(read.output, of_output=True)
             read._inspected()
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the signature is malformed ({type(error).__name__}: {error})") from None
@@ -147,89 +128,22 @@ class Signature:
         return bound.arguments
 
 
-def _encoded(data: Any) -> Any:
-    """Write constants that are no numbers of JSON as ``{"float": "inf"}``."""
-    if isinstance(data, dict):
-        constant = data.get("constant")
-        if isinstance(constant, float) and not math.isfinite(constant):
-            return {"float": str(constant)}
-        return {key: _encoded(item) for key, item in data.items()}
-    return [_encoded(item) for item in data] if isinstance(data, list | tuple) else data
-
-
-def _decoded(data: Any) -> Any:
-    if isinstance(data, dict):
-        if data.get("float") in ("inf", "-inf", "nan"):
-            return {"constant": float(data["float"])}
-        return {key: _decoded(item) for key, item in data.items()}
-    return [_decoded(item) for item in data] if isinstance(data, list) else data
-
-
 def _parameter(data: Mapping[str, Any]) -> Parameter:
     """Read a parameter from builtins that anybody may have written."""
     parameter = Parameter(**data)
     if not _is_name(parameter.name) or parameter.kind not in _KINDS:
         raise ValueError(f"the signature is malformed (a parameter {parameter.name!r} of kind {parameter.kind!r})")
-    _check_structure(parameter.given)
+    structure_json.check(parameter.given)
     kind = next(iter(parameter.given))
-    if kind != _GIVEN.get(parameter.kind, kind) or not (parameter.default is None or _is_constant(parameter.default)):
+    if kind != _GIVEN.get(parameter.kind, kind) or not (
+        parameter.default is None or structure_json.is_constant(parameter.default)
+    ):
         raise ValueError(f"the signature is malformed (parameter {parameter.name!r})")
     return parameter
 
 
-def _check_structure(data: Any, depth: int = 0, of_output: bool = False) -> None:
-    """Check a structure that anybody may have written.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(data, dict) and depth < _DEEPEST and (_is_tensor(data) or _is_constant(data)):
-        return
-    if isinstance(data, dict) and depth < _DEEPEST and of_output and _is_size(data):
-        return
-    if not isinstance(data, dict) or depth >= _DEEPEST or len(data) != 1:
-        raise ValueError("the signature is malformed (it holds no structure, or one nested too deeply)")
-    ((kind, content),) = data.items()
-    if kind not in _CONTAINERS or not isinstance(content, list) or not all(len(pair) == 2 for pair in content):
-        raise ValueError(f"the signature is malformed (no pairs of keys and structures of the kind {kind!r})")
-    if not _are_keys(kind, [key for key, _ in content]):
-        raise ValueError(f"the signature is malformed (a {kind} cannot have such keys)")
-    for _, item in content:
-        _check_structure(item, depth + 1, of_output)
-
-
-def _are_keys(kind: str, keys: list[Any]) -> bool:
-    if kind in _IN_ORDER:
-        return all(type(key) is int for key in keys) and keys == list(range(len(keys)))
-    if not all(type(key) in (str, int, bool) for key in keys) or len(set(keys)) != len(keys):
-        return False
-    if kind == "named_tuple":
-        _named_tuple(tuple(keys))  # a ValueError for what is no name of a field
-    return kind not in NAMED or all(type(key) is str for key in keys)
-
-
 def _is_name(text: Any) -> bool:
     return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text)
-
-
-def _is_constant(data: Any) -> bool:
-    return isinstance(data, dict) and data.keys() == {"constant"} and type(data["constant"]) in _CONSTANTS
-
-
-def _is_size(data: Structure) -> bool:
-    return data.keys() == {"int"} and type(data["int"]) is int and data["int"] >= 0
-
-
-def _is_tensor(data: Structure) -> bool:
-    if data.keys() != {"tensor", "dtype", "shape"} or type(data["tensor"]) is not int or data["tensor"] < 0:
-        return False
-    sizes = data["shape"]
-    return (
-        isinstance(data["dtype"], str)
-        and isinstance(getattr(torch, data["dtype"], None), torch.dtype)
-        and isinstance(sizes, list)
-        and all(size is None or (type(size) is int and size >= 0) for size in sizes)
-    )
 
 
 def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Parameter, ...]:
@@ -246,8 +160,8 @@ def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
         Parameter(
             name,
             parameter.kind.name,
-            structure(bound.arguments[name], f"argument {name}", tensors),
-            {"constant": parameter.default} if type(parameter.default) in _CONSTANTS else None,
+            flatten(bound.arguments[name], f"argument {name}", tensors),
+            {"constant": parameter.default} if type(parameter.default) in CONSTANTS else None,
         )
         for name, parameter in bound.signature.parameters.items()
     )
@@ -270,133 +184,14 @@ def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -
 def _inspected(forward: Callable[..., Any]) -> inspect.Signature:
     if isinstance(forward, torch._C.ScriptMethod):
         raise ConfigError(
-            "target: it is a TorchScript module (torch.jit.script, torch.jit.trace), of which neither a graph can be "
-            "captured nor a layer be replaced. Give the nn.Module that it was made from, and script that after "
-            "training, or choose another target: target='encoder' takes only that submodule."
+            "target: it is a TorchScript module (torch.jit.script, torch.jit.trace). Its graph cannot be captured, and "
+            "its layers cannot be replaced. Give the nn.Module that it was made from, and script that after training, "
+            "or choose another target: target='encoder' takes only that submodule."
         )
     return inspect.signature(forward)
-
-
-def structure(value: Any, where: str, tensors: list[Tensor]) -> Structure:
-    """Describe ``value`` and append its tensors to ``tensors``.
-
-    Args:
-        value: an argument or an output.
-        where: what it is called in errors; what is in it is named as in ``dynamic_dims``: ``"batch.ids"``.
-        tensors: the list.
-
-    Raises:
-        CaptureError: ``value`` holds something that is neither a tensor, a plain container nor a constant.
-    """
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return {
-            "tensor": len(tensors) - 1,
-            "dtype": str(value.dtype).removeprefix("torch."),
-            "shape": [size if isinstance(size, int) else None for size in value.shape],
-        }
-    if isinstance(value, torch.SymInt):  # of an output, while it is captured
-        size: Any = value
-        tensors.append(torch.scalar_tensor(size, dtype=torch.int64))
-        return {"int": len(tensors) - 1}
-    if type(value) in _CONSTANTS:
-        return {"constant": value}
-    taken = parts(value)
-    if taken is None:
-        raise CaptureError(
-            f"{where}: a {type(value).__name__} cannot cross the border of a graph. Allowed: tensors, None, bool, int, "
-            "float, str, and list, tuple, dict, named tuple or dataclass of them. Choose as target a submodule whose "
-            "forward takes and returns such values."
-        )
-    kind, items = taken
-    if not all(type(key) in (str, int, bool) for key, _ in items):
-        raise CaptureError(f"{where}: the keys of a dict must be str, int or bool, got {[key for key, _ in items]!r}.")
-    return {kind: [[key, structure(item, f"{where}.{key}", tensors)] for key, item in items]}
-
-
-def rebuild(structure: Structure, tensors: Sequence[Any]) -> Any:
-    """Build the value that a structure describes, with ``tensors`` in their places."""
-    ((kind, content), *_) = structure.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "int":
-        return int(tensors[content])
-    if kind == "constant":
-        return content
-    items = {key: rebuild(item, tensors) for key, item in content}
-    if kind in _IN_ORDER:
-        return list(items.values()) if kind == "list" else tuple(items.values())
-    if kind == "named_tuple":
-        return _named_tuple(tuple(items))(**items)
-    if kind == "record":
-        return Record(items)
-    return items if kind == "dict" else OrderedDict(items)
-
-
-@functools.cache
-def _named_tuple(names: tuple[str, ...]) -> Any:
-    factory: Any = namedtuple
-    made = factory("Output", names)
-    made.__reduce__ = lambda self: (_filled, (names, tuple(self)))  # or pickle would look for a class of this name
-    return made
-
-
-def _filled(names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-    return _named_tuple(names)(*values)
 
 
 def _default(parameter: Parameter) -> Any:
     if parameter.kind in ("VAR_POSITIONAL", "VAR_KEYWORD") or parameter.default is None:
         return inspect.Parameter.empty
     return parameter.default["constant"]
-
-
-def _match(structure: Structure, value: Any, where: str, tensors: list[Tensor]) -> None:
-    ((kind, content), *_) = structure.items()
-    if kind == "tensor":
-        tensors.append(_checked_tensor(structure, value, where))
-    elif kind == "constant":
-        if type(value) is not type(content) or value != content:
-            raise ArtifactError(
-                f"argument {where}: given {value!r}, but the graph was captured with the constant {content!r}, "
-                "which is fixed in it. Capture again with the other value to get an artifact for it."
-            )
-    elif kind in _IN_ORDER:
-        if not isinstance(value, list | tuple) or len(value) != len(content):
-            got = f"{len(value)} items" if isinstance(value, list | tuple) else type(value).__name__
-            raise ArtifactError(f"argument {where}: expected a {kind} of {len(content)} items, got {got}.")
-        for (index, item), element in zip(content, value, strict=True):
-            _match(item, element, f"{where}.{index}", tensors)
-    else:
-        keys = [key for key, _ in content]
-        taken = parts(value)
-        items = dict(taken[1]) if taken is not None and taken[0] not in _IN_ORDER else None
-        if items is None or set(items) != set(keys):
-            got = type(value).__name__ if items is None else str(sorted(map(str, items)))
-            holder = f"{kind.replace('_', ' ')} with the fields" if kind in NAMED else "dict with the keys"
-            raise ArtifactError(f"argument {where}: expected a {holder} {keys}, got {got}.")
-        for key, item in content:
-            _match(item, items[key], f"{where}.{key}", tensors)
-
-
-def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise ArtifactError(f"argument {where}: expected a tensor, got {type(value).__name__}.")
-    shape, dtype = structure["shape"], structure["dtype"]
-    fits = len(shape) == value.dim() and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
-    if not fits or str(value.dtype) != f"torch.{dtype}":
-        wanted = ["any" if size is None else size for size in shape]
-        raise ArtifactError(
-            f"argument {where}: expected {dtype} of shape {wanted}, got {str(value.dtype).removeprefix('torch.')} of "
-            f"shape {list(value.shape)}. Dimensions become free with dynamic_dims when the target is captured."
-        )
-    return value
-
-
-def _collect(structure: Structure, name: str, found: list[tuple[str, Structure]]) -> None:
-    ((kind, content), *_) = structure.items()
-    if kind == "tensor":
-        found.append((name, structure))
-    elif kind != "constant":
-        for key, item in content:
-            _collect(item, f"{name}.{key}", found)

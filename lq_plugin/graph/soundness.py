@@ -32,7 +32,7 @@ logger = logging.getLogger("lq_plugin")
 
 
 def warn_of_ranges(name: str, graph: Graph, calibration: Calibration, scheme: Scheme) -> None:
-    """Name the values of a candidate that INT8 cannot represent with the ranges that were seen.
+    """Name the values of a candidate that INT8 cannot represent with the ranges that were observed.
 
     Args:
         name: of the candidate.
@@ -83,7 +83,7 @@ def warn_of_random_forward(name: str, target: nn.Module, example: Call) -> None:
 def _degenerate(extremes: Range) -> str | None:
     low, high = extremes
     if not max(high, 0.0) - min(low, 0.0) <= WIDEST:
-        return f"spans {low:.3g} to {high:.3g}, so all that is below {WIDEST / _STEPS:.0e} becomes 0"
+        return f"spans {low:.3g} to {high:.3g}, so everything below {WIDEST / _STEPS:.0e} becomes 0"
     if max(abs(low), abs(high)) < 1 / WIDEST:  # a histogram's narrowest bin is wider than 0
         return "was 0, nan or infinite in every batch"
     if high - low < (max(high, 0.0) - min(low, 0.0)) / _STEPS:

@@ -4,38 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.modules import transformer
+from torch.nn.utils import rnn
 
-from lq_plugin.graph.padding import padding_zeroed
+from lq_plugin.graph import padding, recurrent
+
+_rnn: Any = rnn
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
     """Run graph work in the middle of somebody's training: no gradients, no autocast, and no trace left behind.
 
-    The random state is restored. The fast path of attention, an operator that no runtime knows, is off (padding.py does
-    what it does to padding), and a mask is taken as it is given: whether it happens to be causal depends on its values,
-    and no graph can branch on them.
+    The random state is restored, and attention is computed by operators that a graph can hold.
     """
-    fastpath, is_causal = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
-    torch.backends.mha.set_fastpath_enabled(False)
-    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with (
+        torch.random.fork_rng(devices),
+        fast_path_off(),
+        masks_as_given(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def fast_path_off() -> Iterator[None]:
+    """Keep attention from its fast path, an operator that no runtime knows; what it does to padding is still done."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return (padding.zeroing if self.use_nested_tensor else before)(self, *args, **kwargs)
+
+    enabled, before = torch.backends.mha.get_fastpath_enabled(), nn.TransformerEncoder.forward
+    torch.backends.mha.set_fastpath_enabled(False)
+    nn.TransformerEncoder.forward = forward  # type: ignore[method-assign]
     try:
-        with (
-            torch.random.fork_rng(devices),
-            padding_zeroed(),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        transformer._detect_is_causal_mask = is_causal
+        torch.backends.mha.set_fastpath_enabled(enabled)
+        nn.TransformerEncoder.forward = before  # type: ignore[method-assign]
+
+
+@contextmanager
+def masks_as_given() -> Iterator[None]:
+    """Let transformers not ask whether a mask is causal: that depends on its values, and no graph branches on them."""
+    before = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = before
+
+
+@contextmanager
+def recurrent_layers_whole() -> Iterator[None]:
+    """Capture recurrent layers as operators of our own, and packed sequences as padded ones; see recurrent.py.
+
+    ``torch.export`` would unroll the layers over the length of the example, and takes no packed sequences.
+    """
+    forwards, packing = {layer: layer.forward for layer in recurrent.LAYERS.values()}, _rnn._VF
+    try:
+        for kind, layer in recurrent.LAYERS.items():
+            layer.forward = recurrent.forward_of(kind)
+        _rnn._VF = SimpleNamespace(_pack_padded_sequence=recurrent.pack, _pad_packed_sequence=recurrent.unpack)
+        yield
+    finally:
+        for layer, forward in forwards.items():
+            layer.forward = forward
+        _rnn._VF = packing
 
 
 @contextmanager

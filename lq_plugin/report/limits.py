@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
+
+from lq_plugin.checksums import is_sha256
 
 # Far above any real manifest, and low enough that one made to be large cannot stop the report of all the others.
 DEEPEST = 32  # objects and lists inside each other
@@ -126,7 +127,7 @@ FileName = Annotated[str, is_a("the name of a file", lambda value: is_below(valu
 Below = Annotated[
     str, is_a("a path below the manifest's folder", lambda v: isinstance(v, str) and len(v) < 1024 and is_below(v))
 ]
-Sha256 = Annotated[str, is_a("a sha256", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None)]
+Sha256 = Annotated[str, is_a("a sha256", is_sha256)]
 Version = Annotated[int, is_a("a version, such as 1", number(1, 2**31, int))]
 Size = Annotated[int, is_a("a number of bytes", number(1, 2**63, int))]
 WeightsSize = Annotated[int, is_a("a number of bytes", number(0, 2**63, int))]  # a model without weights takes none

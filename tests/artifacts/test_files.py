@@ -137,7 +137,9 @@ def test_weights_elsewhere_are_refused(location: str, of: Callable[[str], Path])
     folder = of("onnx")
     weights = folder.parent / "weights" if location.startswith(("..", "{")) else folder / "weights"
     outside(folder, location.format(absolute=weights), weights)
-    with pytest.raises(ArtifactError, match=r"reads weights from .* ArtifactExport writes 'model.onnx.data' alone"):
+    with pytest.raises(
+        ArtifactError, match=r"reads weights from .* ArtifactExport writes them only to 'model.onnx.data'"
+    ):
         load(folder)
 
 
@@ -175,8 +177,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "schema as text": ({"schema_version": "1"}, "schema_version '1' is unknown"),
     "schema as truth": ({"schema_version": True}, "schema_version True is unknown"),
     "unknown format": ({"format": "gguf"}, "format 'gguf' is unknown; allowed are 'onnx', 'openvino'"),
-    "format as list": ({"format": ["onnx"]}, "must be texts"),
-    "candidate as number": ({"candidate": 3}, "must be texts"),
+    "format as list": ({"format": ["onnx"]}, "must be strings"),
+    "candidate as number": ({"candidate": 3}, "must be strings"),
     "files as list": ({"files": ["model.onnx"]}, "files must hold a sha256"),
     "files without sha256": ({"files": {"model.onnx": "abc"}}, "files must hold a sha256"),
     "operators as text": ({"quantized_ops": "conv2d"}, "quantized_ops must be a list of records of name, op"),
@@ -209,7 +211,7 @@ def test_values_that_are_missing_are_named(key: str, of: Callable[[str], Path]) 
         ('"' + "x" * (17 << 20) + '"', "is larger than 16 MiB"),
         ("9" * 10_000, "is not valid JSON"),
         ("\ud800".encode("utf-16", "surrogatepass"), "is not valid JSON"),
-        ("null", "it is no JSON object"),
+        ("null", "it is not a JSON object"),
     ],
     ids=["deep", "not a number", "large", "long number", "encoding", "null"],
 )
@@ -291,7 +293,7 @@ def test_what_a_runtime_refuses_is_an_artifact_error_that_names_it(folder: Path)
     name = FORMATS[folder.name].files[-1] if folder.name == "torch" else FORMATS[folder.name].files[0]
     (folder / name).write_bytes(b"\x08\x07not a model")
     with pytest.raises(
-        ArtifactError, match=rf"{folder.name}.*(is refused by \w+ \(\w+: .+\)|no whole archive)"
+        ArtifactError, match=rf"{folder.name}.*(is refused by \w+ \(\w+: .+\)|is not a complete archive)"
     ) as said:
         load(signed_again(folder))
     assert "\n" not in str(said.value)
@@ -348,7 +350,7 @@ def test_tensors_of_another_kind_are_not_cast(dtype: torch.dtype, of: Callable[[
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     tensors["float.0.weight"] = tensors["float.0.weight"].to(dtype)
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ArtifactError, match=r"'0.weight' .* of another kind"):
+    with pytest.raises(ArtifactError, match=r"'0.weight' .* holds another kind"):
         load(signed_again(folder))
 
 

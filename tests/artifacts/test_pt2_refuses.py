@@ -289,7 +289,7 @@ def test_expressions_that_export_never_writes_are_refused(expression: str, folde
             0, {"as_expr": {"expr_str": expression, "hint": None}}
         ),
     )
-    with pytest.raises(ArtifactError, match="as expr_str, which could run code or take all memory"):
+    with pytest.raises(ArtifactError, match="as expr_str, which could run code or exhaust memory"):
         lq_plugin.load(folder)
 
 

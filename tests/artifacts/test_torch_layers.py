@@ -382,13 +382,13 @@ def option(content: Any, **values: Any) -> Any:
 def test_a_description_of_another_form_is_refused(change: Callable[[Any], Any], network: Path) -> None:
     file = network / "layers.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    with pytest.raises(ArtifactError, match=r"layers\.json is not as it was written"):
+    with pytest.raises(ArtifactError, match=r"layers\.json was changed after it was written"):
         torch_layers.rebuild(network, Network)
 
 
 def test_a_description_that_is_no_json_is_refused(network: Path) -> None:
     (network / "layers.json").write_bytes(b"\x80\x04cos\nsystem\n")
-    with pytest.raises(ArtifactError, match=r"layers\.json is not as it was written"):
+    with pytest.raises(ArtifactError, match=r"layers\.json was changed after it was written"):
         torch_layers.rebuild(network, Network)
 
 

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Candidate, Scheme, StaticQuantization
 from lq_plugin.apps.fits import Fit, KeepFit
+from lq_plugin.callbacks.finishing import without_training
 from lq_plugin.checkpoints import read_file, with_weights
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.observers import HistogramObserver, MinMaxObserver
+from lq_plugin.store import Store
 
 KEY = "StaticQuantization[static]"
 resumes = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -152,7 +154,12 @@ def test_a_sharded_checkpoint_is_passed_over_with_a_note(tmp_path: Path, capsys:
         ({"every_n_train_steps": 3}, {"val_check_interval": 2}, 3, True),
         ({"save_on_train_epoch_end": True}, {"val_check_interval": 2}, 3, True),
         ({"save_on_train_epoch_end": True}, {}, 3, False),
-        ({"every_n_train_steps": 2}, {"val_check_interval": 2}, 2, True),
+        (
+            {"every_n_train_steps": 2},
+            {"val_check_interval": 2},
+            2,
+            False,
+        ),  # of the same weights
         ({}, {"val_check_interval": 2, "monitor": "val/loss"}, 2, False),
     ],
     ids=["before validation", "after validation", "end of epoch", "validated epoch", "same step", "validation"],
@@ -172,6 +179,12 @@ def test_one_pass_is_run_where_a_checkpoint_has_no_calibration_of_its_weights(
     assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
 
 
+def quantized(callback: StaticQuantization, path: Path) -> None:
+    """Quantize a finished checkpoint, as lq-quantize does."""
+    using = trainer(path.parent, callback)
+    without_training(using, Tiny(), Images(), lambda choice: read_file(path), Store(path.parent / "store"))
+
+
 class Changing(Callback):
     """Changes the weights when training ends: no step, and, done this way, no version that counts."""
 
@@ -188,8 +201,7 @@ def test_weights_that_changed_after_the_last_validation_are_calibrated_anew(choi
     assert content(tmp_path / "changed.ckpt")["callbacks"][KEY]  # it holds the calibration of other weights
     if choice == "last":
         callback = StaticQuantization()
-        callback.given = tmp_path / "changed.ckpt"
-        fit(tmp_path, Tiny(), callback, enable_checkpointing=False)
+        quantized(callback, tmp_path / "changed.ckpt")
     assert callback.candidate is not None
     provenance = callback.candidate.calibration.provenance
     assert (provenance.global_step, provenance.checkpoint_global_step, provenance.extra_pass) == (3, 3, True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import json
 import os
 import subprocess
@@ -46,24 +45,28 @@ def entry(folder: Path) -> dict[str, Any]:
     return dict(made)
 
 
-def ordered(folder: Path, order: tuple[int, ...]) -> dict[str, Any]:
+ORDERS = {"turned": (1, 2, 3, 4, 0), "backwards": (4, 3, 2, 1, 0), "evaluation first": (4, 0, 3, 1, 2)}
+
+
+def ordered(folder: Path, order: tuple[int, ...] = (0, 1, 2, 3, 4)) -> dict[str, Any]:
+    """The manifest of five callbacks in an order, with candidates and their artifacts in that of their names."""
     L.seed_everything(3, verbose=False)
-    used = callbacks()
+    quantizations = [StaticQuantization(), StaticQuantization("half", skip=["net.5"]), DynamicQuantization()]
+    used = [*quantizations, ArtifactExport(["pt2"]), Int8Evaluation(latency=None)]
     fit(folder, Tiny(), ModelCheckpoint(folder, "kept"), *(used[index] for index in order))
-    return manifest(folder)
+    made = manifest(folder)
+    return made | {"artifacts": sorted(made["artifacts"], key=lambda entry: entry["path"] or "")}
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return ordered(tmp_path_factory.mktemp("usual"), (0, 1, 2))
+    return ordered(tmp_path_factory.mktemp("usual"))
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:], ids=str)
-def test_every_order_gives_the_same_artifact_and_metrics(
-    order: tuple[int, ...], usual: dict[str, Any], tmp_path: Path
-) -> None:
-    other = ordered(tmp_path, order)
-    assert usual["artifacts"][0]["metrics"]
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_gives_the_same_artifacts_and_metrics(order: str, usual: dict[str, Any], tmp_path: Path) -> None:
+    other = ordered(tmp_path, ORDERS[order])
+    assert [entry["status"] for entry in usual["artifacts"]] == ["unsupported", "ok", "ok", "ok"]
     for part in ("artifacts", "fp32", "calibration", "budget", "selected"):
         wanted, got = usual[part], other[part]
         if part == "artifacts":  # a zip archive holds an identifier of its own

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization, find_results, load
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.signature import rebuild
+from lq_plugin.graph.structure import unflatten
 from lq_plugin.targets import replaced_forward
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -174,7 +174,7 @@ def test_a_callback_of_a_module_refers_to_the_copied_module() -> None:
 
 
 def test_fields_of_an_example_can_be_pickled() -> None:
-    value = rebuild({"named_tuple": [["left", {"constant": 1}], ["right", {"constant": 2}]]}, [])
+    value = unflatten({"named_tuple": [["left", {"constant": 1}], ["right", {"constant": 2}]]}, [])
     again = pickle.loads(pickle.dumps(value))
     assert (again, again.left, again.right) == (value, 1, 2)
     assert copy.deepcopy(value) == value

@@ -26,16 +26,22 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tiny import Images, Tiny
 from lq_plugin import ArtifactExport, StaticQuantization
+from lq_plugin.jobs import StaticJob
+
+
+class SlowJob(StaticJob):
+    def candidate(self, store):
+        time.sleep(6)
+        return super().candidate(store)
 
 
 class Slow(StaticQuantization):
-    def make_candidate(self, trainer, model, checkpoint):
-        time.sleep(6)
-        return super().make_candidate(trainer, model, checkpoint)
+    def job(self, source):
+        return SlowJob(**vars(super().job(source)))
 
 
 class Killed(StaticQuantization):
-    def make_candidate(self, trainer, model, checkpoint):
+    def job(self, source):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -483,7 +483,7 @@ def test_a_format_that_fails_does_not_cost_the_others(tmp_path: Path) -> None:
     candidate = lq_plugin.quantize(Branching(), [torch.ones(2, 4)], "dynamic")
     with pytest.raises(CaptureError, match=r"cannot be captured by torch\.export") as failed:
         lq_plugin.export(candidate, tmp_path)
-    assert failed.value.__notes__ == [f"Made all the same in {str(tmp_path)!r}: torch."]
+    assert failed.value.__notes__ == [f"Exported to {str(tmp_path)!r} nevertheless: torch."]
     assert lq_plugin.load(tmp_path / "torch", factory=Branching)(torch.ones(2, 4)).shape == (2, 4)
 
 

@@ -119,7 +119,7 @@ def test_a_size_is_no_kind_of_input() -> None:
     ("model", "rest", "reason"),
     [
         (OneAlone, [], "cannot be captured with a batch of two"),
-        (Branching, [], "does something else with larger ones"),
+        (Branching, [], "computes something else for larger ones"),
         (Related, [torch.ones(1)], "cannot be captured with a batch of two"),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_model_for_batches_of_one_alone_is_exported_for_them(
     modules = exported(module, [(torch.randn(1, 4), *rest) for _ in range(64)], "static", tmp_path)
     assert modules.keys() == {"onnx", "openvino", "pt2"}
     said = capsys.readouterr()
-    assert f"takes batches of one alone, like its example: its forward {reason}" in " ".join(
+    assert f"takes only batches of one, like its example: its forward {reason}" in " ".join(
         (said.out + said.err).split()
     )
     x = 0.5 * torch.randn(1, 4)

@@ -12,8 +12,11 @@ from zoo import ZOO, settled
 
 import lq_plugin
 from lq_plugin.candidate import StaticCandidate
-from lq_plugin.errors import CalibrationError
+from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration
+from lq_plugin.graph.folding import fold
+from lq_plugin.graph.graph import duplicate
+from lq_plugin.graph.nodes import insert
 from lq_plugin.scheme import Scheme
 
 quantized = torch.ops.quantized_decomposed
@@ -148,3 +151,74 @@ def test_calibration_in_parts_and_merged_gives_the_same_scales(observer: str) ->
     assert not isinstance(scheme.observer, str)
     merged = {name: scheme.observer.merge([part[name] for part in parts]) for name in whole.statistics}
     assert Calibration(merged, whole.provenance).ranges(scheme.observer) == whole.ranges(scheme.observer)
+
+
+class Products(nn.Module):
+    """Two products and a sum between linear layers, whose names an inserted product could move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) * x
+        return self.second(torch.sigmoid(y) * y)
+
+
+def test_what_is_inserted_moves_no_names_and_no_statistics() -> None:
+    given = lq_plugin.quantize(Products().eval(), [GRID])
+    assert isinstance(given, StaticCandidate)
+    rewritten = duplicate(given.graph)
+    nodes = {node.name: node for node in rewritten.module.graph.nodes}
+    with rewritten.module.graph.inserting_after(nodes["linear"]):
+        doubled = insert(rewritten.module.graph, torch.ops.aten.mul.Tensor, (nodes["linear"], 2.0))
+    with rewritten.module.graph.inserting_after(doubled):
+        halved = insert(rewritten.module.graph, torch.ops.aten.mul.Tensor, (doubled, 0.5))
+    doubled.meta = halved.meta = nodes["linear"].meta
+    nodes["mul"].replace_input_with(nodes["linear"], halved)
+    rewritten.module.recompile()
+    again = fold(rewritten)
+    kept = {node.name: node for node in again.module.graph.nodes}
+    assert kept.keys() - nodes.keys() == {"lq_mul", "lq_mul_1"}
+    assert kept["mul"].args[0] is kept["lq_mul_1"]
+    assert again.structure == given.graph.structure
+    assert again.digest != given.graph.digest
+    candidate = replace(given, graph=again, reference=given.graph)
+    assert candidate.placed("onnxruntime").scales == given.placed("onnxruntime").scales
+    for runtime in ("onnxruntime", "torch"):
+        converted = candidate.converted(runtime)
+        torch.testing.assert_close(converted.module(GRID), given.converted(runtime).module(GRID))
+        calculated = {name for name, node in kept.items() if node.op == "call_function"}
+        assert calculated <= {node.name for node in converted.module.graph.nodes}
+
+
+@pytest.mark.parametrize(
+    ("granularity", "scale"), [("per_channel", torch.linspace(0.01, 0.02, 4)), ("per_tensor", torch.tensor(0.1))]
+)
+def test_learnt_scales_of_weights_are_the_converted_graphs(granularity: str, scale: Tensor) -> None:
+    layer = nn.Linear(8, 4)
+    layer.weight.data = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    given = lq_plugin.quantize(layer, [GRID], Scheme(weight_granularity=granularity, reduce_range=False))
+    assert isinstance(given, StaticCandidate)
+    candidate = replace(given, weight_scales={"linear": scale})
+    converted = candidate.converted("openvino").module
+    (integers,) = [tensor for tensor in tensors_of(converted) if tensor.dtype == torch.int8]
+    expected = (layer.weight.detach() / scale.view(-1, 1)).round().clamp(-127, 127)
+    assert torch.equal(integers.float(), expected)
+    rounded = nn.functional.linear(GRID, expected * scale.view(-1, 1), layer.bias).detach()
+    torch.testing.assert_close(converted(GRID)[0], rounded, atol=0.05, rtol=0)
+    assert not torch.equal(given.converted("openvino").module(GRID)[0], converted(GRID)[0])
+    with pytest.raises(ConfigError, match=r"weight_scales: 'linaer' is unknown. Did you mean 'linear'"):
+        replace(given, weight_scales={"linaer": scale})
+    with pytest.raises(ConfigError, match=r"weight_scales: a scale of shape \[3\] does not fit .* \[4, 8\]"):
+        replace(given, weight_scales={"linear": torch.ones(3)}).converted("torch")
+
+
+def test_a_candidates_reference_is_its_graph_and_stays_so_when_the_graph_is_rewritten() -> None:
+    given = lq_plugin.quantize(nn.Linear(8, 4), [GRID])
+    assert isinstance(given, StaticCandidate)
+    assert given.reference is given.graph
+    rewritten = replace(given, graph=duplicate(given.graph))
+    assert rewritten.reference is given.graph
+    dynamic = lq_plugin.quantize(nn.Linear(8, 4), [GRID], "dynamic")
+    assert dynamic.reference is dynamic.graph

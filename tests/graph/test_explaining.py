@@ -54,8 +54,8 @@ def said(model: nn.Module, *args: Any, **dynamic_dims: list[int]) -> str:
 def test_a_dimension_that_the_forward_fixes_is_named_as_in_dynamic_dims() -> None:
     message = said(Added(), IDS, {"ids": [IDS]}, batch_ids_0=[1])
     assert message == (
-        "dynamic_dims: the forward of Added takes batch.ids.0.shape[1] for the constant 5. Leave it out of "
-        "dynamic_dims; or, where another input has to have the same size, ask for that one's dimension too."
+        "dynamic_dims: the forward of Added fixes batch.ids.0.shape[1] to 5. Leave it out of "
+        "dynamic_dims; or, where another input must have the same size, make that dimension dynamic too."
     )
     both = {"x": [1], "batch.ids.0": [1]}
     shapes = [part["shape"] for _, part in capture(Added(), [IDS, {"ids": [IDS]}], {}, both).signature.tensors()]
@@ -74,7 +74,7 @@ def test_a_size_is_named_by_its_input() -> None:
 
 
 def test_an_argument_in_containers_is_named_as_in_dynamic_dims() -> None:
-    with pytest.raises(CaptureError, match=r"^argument batch\.ids\.0: a set cannot cross the border"):
+    with pytest.raises(CaptureError, match=r"^argument batch\.ids\.0: a graph can neither take nor return a set"):
         capture(Added(), [IDS, {"ids": [{1}]}])
     signature = capture(Added(), [IDS, {"ids": [IDS]}]).signature
     assert [name for name, _ in signature.tensors()] == ["x", "batch.ids.0"]
@@ -92,7 +92,7 @@ def scripted(how: str) -> Any:
 def test_a_torchscript_part_is_named_with_what_to_do(how: str) -> None:
     message = said(Layer(scripted(how)), torch.ones(3, 4))
     assert "It holds 'part', a TorchScript module" in message
-    assert "put the module that it was made from in its place, and script that after training" in message
+    assert "replace it by the module that it was scripted from, and script that after training" in message
     candidate = lq_plugin.quantize(Layer(scripted(how)), [torch.ones(3, 4)], "dynamic")
     assert isinstance(candidate, lq_plugin.DynamicCandidate)
     assert [op.name for op in candidate.survey.coverage.quantized] == ["layer"]  # as the message promises

@@ -1,4 +1,4 @@
-"""Values are taken apart and put together in their own containers."""
+"""Values are flattened and unflattened in their own containers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from lq_plugin.graph.nesting import Record, leaves, mapped, parts, retyped, tensors
+from lq_plugin.graph.nesting import Record, children, leaves, mapped, retyped, tensors
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -58,14 +58,14 @@ A, B = torch.zeros(2), torch.ones(3)
     ids=lambda value: type(value).__name__,
 )
 def test_containers_have_kinds_and_keys(value: Any, kind: str, keys: list[Any]) -> None:
-    taken = parts(value)
-    assert taken is not None
-    assert (taken[0], [key for key, _ in taken[1]]) == (kind, keys)
+    opened = children(value)
+    assert opened is not None
+    assert (opened[0], [key for key, _ in opened[1]]) == (kind, keys)
 
 
 @pytest.mark.parametrize("value", [A, None, "text", Scored, pack_sequence([A])], ids=lambda value: type(value).__name__)
 def test_everything_else_is_a_leaf(value: Any) -> None:
-    assert parts(value) is None
+    assert children(value) is None
     assert list(leaves(value)) == [value]
 
 
@@ -96,7 +96,7 @@ def test_what_has_its_class_is_left_as_it_is() -> None:
     assert retyped(A, B) is A
 
 
-def test_packed_sequences_are_mapped_part_by_part() -> None:
+def test_packed_sequences_are_mapped_field_by_field() -> None:
     packed = pack_sequence([torch.ones(2, 3), torch.ones(4, 3)], enforce_sorted=False)
     made = mapped(torch.clone, packed)
     assert type(made) is type(packed)

@@ -102,7 +102,7 @@ def test_a_projection_stays_in_torch_and_onnx_says_why(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(graph.module(x)[0], module(x))
     candidate = lq_plugin.quantize(module, [x], "dynamic")
-    with pytest.raises(UnsupportedError, match="an LSTM with proj_size, which ONNX does not know"):
+    with pytest.raises(UnsupportedError, match="an LSTM with proj_size, which does not exist in ONNX"):
         export_one(candidate, tmp_path / "onnx", "onnx")
     made = lq_plugin.export(candidate, tmp_path, ["torch"])["torch"]
     assert {op["op"]: op["reason"] for op in made.float_ops} == {"lstm": "torch has no INT8 kernel for proj_size"}

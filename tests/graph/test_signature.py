@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lq_plugin.errors import ArtifactError, CaptureError
-from lq_plugin.graph.signature import Signature, describe, structure
+from lq_plugin.graph.signature import Signature, describe
+from lq_plugin.graph.structure import flatten
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -89,7 +90,7 @@ def test_variadic_arguments_keep_their_places() -> None:
 )
 def test_an_output_comes_back_in_its_own_types_and_order(output: Any) -> None:
     tensors: list[Tensor] = []
-    signature = Signature((), json.loads(json.dumps(structure(output, "output", tensors))))
+    signature = Signature((), json.loads(json.dumps(flatten(output, "output", tensors))))
     assert _same(signature.unflatten(tensors), output)
 
 
@@ -107,7 +108,7 @@ def _same(given: Any, wanted: Any) -> bool:
 
 def test_fields_come_back_by_name_without_their_class() -> None:
     tensors: list[Tensor] = []
-    described = structure([Pair(A, B), Scored(C, aux={"left": A})], "output", tensors)
+    described = flatten([Pair(A, B), Scored(C, aux={"left": A})], "output", tensors)
     pair, scored = Signature((), json.loads(json.dumps(described))).unflatten(tensors)
     left, right = pair
     assert (left, right, pair.right) == (A, B, B)
@@ -180,4 +181,4 @@ def test_a_default_that_is_no_constant_must_be_given() -> None:
 
 def test_keys_that_json_cannot_hold_are_refused() -> None:
     with pytest.raises(CaptureError, match="keys of a dict must be str, int or bool"):
-        structure({(1, 2): A}, "output", [])
+        flatten({(1, 2): A}, "output", [])

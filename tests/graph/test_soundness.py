@@ -45,7 +45,7 @@ def quantize(model: nn.Module, observer: str, caplog: pytest.LogCaptureFixture) 
         (1e-5, 100.0, r"\.add was constant \(100\) in every batch"),
         (0.0, 0.0, r"\.add was 0, nan or infinite in every batch"),
         (torch.nan, 0.0, r"\.add was 0, nan or infinite in every batch"),
-        (1e38, 0.0, r"\.add spans -\d\.\d+e\+\d+ to \d\.\d+e\+\d+, so all that is below 4e\+27 becomes 0"),
+        (1e38, 0.0, r"\.add spans -\d\.\d+e\+\d+ to \d\.\d+e\+\d+, so everything below 4e\+27 becomes 0"),
     ],
     ids=["constant", "nearly constant", "zero", "nan", "wide"],
 )

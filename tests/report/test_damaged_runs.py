@@ -68,7 +68,7 @@ BY_FIELD: dict[str, tuple[Any, str]] = {
     "bool as a metric": (changed(*METRIC, to=True), "artifacts[0].metrics['val/acc'] is true, not a number, null"),
     "huge metric": (changed(*METRIC, to=10**400), "artifacts[0].metrics['val/acc'] is 1000000000000000"),
     "infinite metric": (json.dumps(good()).replace("0.7,", "1e999,"), "manifest.json is not valid JSON (1e999 is too"),
-    "nan": (json.dumps(good()).replace("0.7,", "NaN,"), "manifest.json is not valid JSON (NaN is no number of JSON)"),
+    "nan": (json.dumps(good()).replace("0.7,", "NaN,"), "manifest.json is not valid JSON (NaN is not a JSON number)"),
     "delta": (changed("artifacts", 0, "delta", to=[0.1]), "artifacts[0].delta is a list, not an object"),
     "negative latency": (changed(*TIME, to=-1), "artifacts[0].latency_ms.median is -1, not a duration in milliseconds"),
     "no latency": (changed(*TIME, to=0), "artifacts[0].latency_ms.median is 0, not a duration in milliseconds"),

@@ -1,0 +1,213 @@
+"""The pipeline without a Trainer: a step that fails costs only what needs it, and an interrupted run continues."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Images, Tiny
+
+from lq_plugin import Scheme, pipeline
+from lq_plugin.artifacts import base
+from lq_plugin.checkpoints import LIVE, Checkpoint
+from lq_plugin.checksums import of_file
+from lq_plugin.errors import CalibrationError, UnsupportedError
+from lq_plugin.evaluation.compare import Protocol
+from lq_plugin.evaluation.loop import Data
+from lq_plugin.graph.observation import ObservationPlan
+from lq_plugin.jobs import DynamicJob, Job, StaticJob
+from lq_plugin.pipeline import Plan, finish
+from lq_plugin.source import Source
+from lq_plugin.steps import Step, attempt
+from lq_plugin.store import Store
+
+STATIC, DYNAMIC = Scheme(observer="minmax"), Scheme("dynamic")
+
+
+def source(seed: int = 0) -> Source:
+    torch.manual_seed(seed)
+    data = Data(loaders={"validate": Images().val_dataloader()})
+    return Source(Tiny(), None, lambda: Checkpoint(LIVE, 0), data, "StaticQuantization")
+
+
+def jobs(seed: int = 0) -> tuple[Job, ...]:
+    options: Any = {"source": source(seed), "options": {}}
+    static = StaticJob(name="static", scheme=STATIC, plan=ObservationPlan(STATIC), **options)
+    return static, DynamicJob(name="dynamic", scheme=DYNAMIC, **options)
+
+
+def plan(folder: Path, seed: int = 0) -> Plan:
+    return Plan(jobs(seed), folder / "quantized", ["onnx"], Protocol(["validate"], latency=None))
+
+
+def written(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "quantized" / "manifest.json").read_text()))
+
+
+def sums(folder: Path) -> dict[str, dict[str, str]]:
+    """The sha256 of the artifacts in a manifest, which must be those of the files."""
+    found = {}
+    for entry in written(folder)["artifacts"]:
+        place = folder / "quantized" / entry["path"]
+        assert {name: of_file(place / name) for name in entry["sha256"]} == entry["sha256"]
+        found[f"{entry['candidate']}/{entry['format']}"] = entry["sha256"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The manifest of a run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(plan(folder), Store(folder / "store"))
+    assert len(sums(folder)) == 3
+    assert {entry["status"] for entry in written(folder)["artifacts"]} == {"ok"}
+    return written(folder)
+
+
+def stopping(function: Callable[..., Any], times: int = 1) -> Callable[..., Any]:
+    """A function after which the process is killed, when it is called for so many times."""
+    calls = Counter[str]()
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        calls["stop"] += 1
+        if calls["stop"] == times:
+            raise SystemExit("killed")
+        return result
+
+    return stop
+
+
+KILLS: dict[str, tuple[Any, str, int, int]] = {  # killed after which call of what, and how many artifacts are left
+    "calibration": (Store, "keep_calibration", 1, 3),
+    "first artifact": (Store, "keep_artifact", 1, 2),
+    "manifest of the export": (pipeline.manifest, "write", 1, 1),
+    "evaluation": (pipeline, "compare", 1, 1),
+}
+
+
+@pytest.mark.parametrize("step", KILLS)
+def test_a_run_that_is_killed_after_a_step_continues_there(
+    step: str,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    owner, name, times, left = KILLS[step]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, stopping(getattr(owner, name), times))
+        with pytest.raises(SystemExit, match="killed"):
+            finish(plan(tmp_path / "killed"), Store(tmp_path / "store"))
+    exported: list[str] = []
+    monkeypatch.setattr(pipeline, "export_one", lambda c, p, f: (exported.append(f), base.export_one(c, p, f))[1])
+    capsys.readouterr()
+    finish(plan(tmp_path / "again"), Store(tmp_path / "store"))  # another folder, as Hydra's is at every start
+    assert "calibrating" not in capsys.readouterr().out
+    assert len(exported) == left  # layers of torch are always made
+    for one, other in zip(written(tmp_path / "again")["artifacts"], whole["artifacts"], strict=True):
+        assert one == other
+    assert not (tmp_path / "store").exists()  # nothing of it is needed any more
+
+
+def test_what_belongs_to_other_weights_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "complete", lambda self: None)
+        finish(plan(tmp_path / "one"), Store(tmp_path / "store"))
+    finish(plan(tmp_path / "two", seed=1), Store(tmp_path / "store"))
+    finish(plan(tmp_path / "alone", seed=1), Store(tmp_path / "other"))
+    assert sums(tmp_path / "two") == sums(tmp_path / "alone") != sums(tmp_path / "one")
+
+
+def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one that is later waits, and its artifacts and manifest replace those of the first."""
+    inside, waited = threading.Event(), threading.Event()
+
+    class Slow(StaticJob):
+        def candidate(self, store: Store) -> Any:
+            inside.set()
+            assert waited.wait(60)
+            return super().candidate(store)
+
+    first = plan(tmp_path)
+    (static, dynamic) = first.jobs
+    slow = replace(first, jobs=(Slow(**vars(static)), dynamic))
+    runs = [threading.Thread(target=finish, args=[slow, Store(tmp_path / "a")])]
+    runs.append(threading.Thread(target=finish, args=[plan(tmp_path, seed=1), Store(tmp_path / "b")]))
+    runs[0].start()
+    assert inside.wait(60)
+    runs[1].start()
+    told = ""
+    while "waiting for another run" not in told and runs[1].is_alive():
+        told += capsys.readouterr().out
+    waited.set()
+    for run in runs:
+        run.join(120)
+    assert f"waiting for another run, which writes to {tmp_path / 'quantized'}" in " ".join(told.split())
+    finish(plan(tmp_path / "alone", seed=1), Store(tmp_path / "c"))
+    assert sums(tmp_path) == sums(tmp_path / "alone")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+class Failing(StaticJob):
+    def candidate(self, store: Store) -> Any:
+        raise ZeroDivisionError("why")
+
+
+def test_a_candidate_that_fails_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    static, dynamic = jobs()
+    asked = replace(plan(tmp_path), jobs=(Failing(**vars(static)), dynamic), protocol=None)
+    finished = finish(asked, Store(tmp_path / "store"))
+    assert {name: step.reason for name, step in finished.candidates.items()} == {
+        "static": "ZeroDivisionError: why",
+        "dynamic": None,
+    }
+    statuses = {entry["candidate"]: (entry["status"], entry["error"]) for entry in written(tmp_path)["artifacts"]}
+    assert statuses["static"] == ("failed", "ZeroDivisionError: why")
+    assert statuses["dynamic"][0] == "not_evaluated"
+    assert [record.getMessage() for record in caplog.records if record.name == "lq_plugin"] == [
+        "candidate 'static' could not be made. ZeroDivisionError: why"
+    ]
+
+
+def test_an_artifact_of_an_earlier_run_does_not_stand_for_one_that_failed(tmp_path: Path) -> None:
+    (static, _) = jobs()
+    asked = replace(plan(tmp_path), jobs=(static,), protocol=None)
+    finish(asked, Store(tmp_path / "store"))
+    place = tmp_path / "quantized" / "static" / "onnx"
+    assert place.is_dir()
+    finish(replace(asked, jobs=(Failing(**vars(static)),)), Store(tmp_path / "store"))
+    assert not place.exists()
+
+
+def test_without_a_folder_only_candidates_are_made(tmp_path: Path) -> None:
+    finished = finish(Plan(jobs()), Store(tmp_path / "store"))
+    assert [step.error for step in finished.candidates.values()] == [None, None]
+    assert finished.manifest is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_is_skipped_where_one_that_it_needs_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> None:
+        raise CalibrationError("why")
+
+    made = attempt("one failed", lambda: 3)
+    assert (made.result, made.error, made.reason) == (3, None, None)
+    failed = attempt("two failed", failing, made)
+    skipped = attempt("three failed", lambda: pytest.fail("it is skipped"), made, failed)
+    assert failed.reason == skipped.reason == "CalibrationError: why"
+    expected = attempt(
+        "four failed", lambda: (_ for _ in ()).throw(UnsupportedError("no")), expected=(UnsupportedError,)
+    )
+    assert expected.reason == "UnsupportedError: no"
+    assert [record.getMessage() for record in caplog.records] == ["two failed. CalibrationError: why"]
+    with pytest.raises(KeyboardInterrupt):
+        attempt("five failed", lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert Step[int]() == Step(None, None)

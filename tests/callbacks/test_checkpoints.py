@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Candidate, Scheme, StaticQuantization
 from lq_plugin.apps.fits import Fit, KeepFit
-from lq_plugin.callbacks.finishing import without_training
+from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import read_file, with_weights
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, Provenance

@@ -1,4 +1,4 @@
-"""What is asked for when training is over: candidates, each of the weights of one checkpoint."""
+"""Candidates to make when training is over, each from the weights of one checkpoint."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Job(ABC):
         scheme: what is quantized and how.
         source: the target and its weights.
         options: the exact configuration as builtins, for the manifest.
-        example: a call of the target that was seen; the first one in validation by default.
-        failure: why there can be no candidate, where that is known, and was said, already.
+        example: an observed call of the target; by default the first one in validation.
+        failure: why there can be no candidate, where this is already known and reported.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Job(ABC):
         """Make the candidate.
 
         Args:
-            store: what was finished of it before.
+            store: steps that earlier runs have finished.
 
         Raises:
-            LqError: there can be none.
+            LqError: it cannot be made.
         """
         example = self.source.first_call() if self.example is None else self.example
         candidate = self._made(example, store)
@@ -86,19 +86,19 @@ class StaticJob(Job):
         return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
 
     def _known(self, digest: str, store: Store) -> Calibration | None:
-        """A calibration of the graph with this digest that was made before, wherever it is kept."""
+        """An existing calibration of the graph with this digest, wherever it is kept."""
         saved = (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
         places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": store.calibrations(digest)}
         for place, calibrations in places.items():
             found = next((one for one in calibrations if self.plan.fits(one, digest)), None)
             if found is not None:
-                if self.calibration is None:  # there was no fit, so this is news
-                    note(f"calibration of {self.name!r} taken from {place}")
+                if self.calibration is None:  # without a fit, the user may not expect one
+                    note(f"reusing the calibration of {self.name!r} from {place}")
                 return found
         return None
 
     def _calibrated(self, step: int) -> Calibration:
-        note(f"calibrating {self.name!r} in a validation pass of its own …")
+        note(f"calibrating {self.name!r} in a separate validation pass …")
         found = calibrate_pass(self.source.observed_pass, self.plan)
         if found is None:
             raise CalibrationError(self.source.never_called("validation_step"))
@@ -128,7 +128,7 @@ class DynamicJob(Job):
 
 
 def calibration_in(state: Mapping[str, Any]) -> Calibration | None:
-    """Return the calibration in a callback's state of a checkpoint, which may come from anywhere; ``None`` without."""
+    """Return the calibration in a checkpoint's callback state, which is untrusted; ``None`` where it has none."""
     if "calibration" not in state:
         return None
     try:

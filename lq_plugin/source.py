@@ -21,7 +21,7 @@ from lq_plugin.targets import Forward, never_called, resolve_target
 
 
 class Source:
-    """One target with the weights of one checkpoint. Opened when it is first used, so one that fails stops no other.
+    """One target with the weights of one checkpoint. Opened at first use, so one that fails does not stop the others.
 
     Args:
         module: the LightningModule, which is not changed.
@@ -51,7 +51,7 @@ class Source:
         """A copy of the LightningModule with these weights, in eval mode on the CPU.
 
         Raises:
-            ConfigError: the weights are those of another model.
+            ConfigError: the weights belong to another model.
         """
         return with_weights(self._module, self.checkpoint)
 
@@ -62,7 +62,7 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """What the weights are known by: the files of two ModelCheckpoints may have one name."""
+        """Identifies the weights; a file name cannot, because two ModelCheckpoints may use the same one."""
         return weights_digest(self.model)
 
     def float_copy(self) -> nn.Module:
@@ -94,5 +94,5 @@ class Source:
         return seen[0]
 
     def never_called(self, where: str) -> str:
-        """Say that the target's forward is not what a step calls, and what could be chosen in its place."""
+        """Report that no step calls the target's forward, and what could be chosen instead."""
         return never_called(self.model, self.target, where, self._option_of)

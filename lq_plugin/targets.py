@@ -38,8 +38,8 @@ def never_called(model: nn.Module, target: str | None, where: str, option_of: st
     """
     children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
     return (
-        f"target: the forward of {target or type(model).__name__!r} is never called in {where}, so nothing is known of "
-        f"its inputs. Choose a module that {where} calls, for example one of {children}: {option_of}(target='…')."
+        f"target: the forward of {target or type(model).__name__!r} is never called in {where}, so its inputs "
+        f"are unknown. Choose a module that {where} calls, for example one of {children}: {option_of}(target='…')."
     )
 
 

@@ -150,7 +150,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.Captur
     waited.set()
     for run in runs:
         run.join(120)
-    assert f"waiting for another run, which writes to {tmp_path / 'quantized'}" in " ".join(told.split())
+    assert f"waiting for another run that writes to {tmp_path / 'quantized'}" in " ".join(told.split())
     finish(plan(tmp_path / "alone", seed=1), Store(tmp_path / "c"))
     assert sums(tmp_path) == sums(tmp_path / "alone")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -1,4 +1,4 @@
-"""Fits that were done before: named by what decides their outcome, and shared by jobs, processes and runs.
+"""The cache of finished fits: each named by what determines its outcome, shared by jobs, processes and runs.
 
 The folder of a fit is named after a digest of the training configuration and of the code; see
 :mod:`lq_plugin.apps.kept_fit` for what is in it.
@@ -26,7 +26,7 @@ AFTER_TRAINING = (StaticQuantization, DynamicQuantization, ArtifactExport, Int8E
 
 
 def training(config: DictConfig) -> dict[str, Any]:
-    """Return the part of a configuration that decides how a fit turns out."""
+    """Return the part of a configuration that determines the outcome of a fit."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     callbacks = {name: node for name, node in plain["callbacks"].items() if node and _trains(node["_target_"])}
     trainer = {name: value for name, value in plain["trainer"].items() if name != "default_root_dir"}
@@ -35,7 +35,7 @@ def training(config: DictConfig) -> dict[str, Any]:
 
 
 def digest(config: DictConfig) -> str:
-    """Name a fit after its training configuration and the code behind it; where a run writes decides nothing.
+    """Name a fit after its training configuration and the code behind it; output folders do not matter.
 
     Args:
         config: of the whole run, after the random generators were seeded.
@@ -44,8 +44,8 @@ def digest(config: DictConfig) -> str:
     resumed = Path(to_absolute_path(config.ckpt_path or ""))
     content = {
         "training": _without_run_folder(decisive),
-        "seed": os.environ["PL_GLOBAL_SEED"],  # what no seed in the configuration stands for
-        # Our own code too: calibrations are kept beside a fit.
+        "seed": os.environ["PL_GLOBAL_SEED"],  # the seed in use, which the configuration may leave open
+        # Our own code too: calibrations are stored beside a fit.
         "code": sources.versions([Fit, *map(get_object, _targets(decisive))]),
         "checkpoint": checksums.of_file(resumed) if resumed.is_file() else None,
     }
@@ -76,21 +76,21 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 class KeepFit(Callback):
-    """Keeps a fit when training ends, before anything is quantized."""
+    """Stores a fit when training ends, before anything is quantized."""
 
     def __init__(self, fit: Fit) -> None:
         self.fit = fit
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keep it; a run that was broken off never gets here."""
+        """Store it; an interrupted run never gets here."""
         if trainer.interrupted:
             return
         try:
             self.fit.keep(trainer)
         except Exception as error:  # the run itself goes on
-            note(f"the fit is not kept for other jobs ({type(error).__name__}: {error})")
+            note(f"the fit could not be cached for other jobs ({type(error).__name__}: {error})")
 
 
 def shared(trainer: Any, options: Mapping[str, Any]) -> bool:
-    """Whether a fit may be kept and taken from others: asked for, and done by one process."""
+    """Whether fits may be cached and reused: only where asked for, and in a single process."""
     return bool(options["reuse"]) and trainer.world_size == 1 and not trainer.fast_dev_run

@@ -32,17 +32,16 @@ def main() -> None:
 
 
 def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
-    """Do everything that ``lq-train`` does but train.
+    """Do everything that ``lq-train`` does except training.
 
-    The model is built with the hyperparameters that the checkpoint holds, but for those given on the command line. A
-    calibration that the checkpoint holds is used where it fits the options; else one pass over the validation data
-    makes one.
+    The model is built with the checkpoint's hyperparameters, except those given on the command line. A calibration in
+    the checkpoint is used where it fits the options; otherwise, one pass over the validation data makes one.
 
     Args:
         config: composed from ``conf/quantize.yaml``.
 
     Raises:
-        ConfigError: something that has to be chosen is not, or the checkpoint is none.
+        ConfigError: a required choice is missing, or the checkpoint is not one.
     """
     check(config)
     path = Path(to_absolute_path(config.ckpt_path))
@@ -56,7 +55,7 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
-    """Make a model with the arguments that its checkpoint holds, but for those given on the command line.
+    """Make a model with the arguments that its checkpoint holds, except those given on the command line.
 
     Args:
         node: the model's section of the configuration.
@@ -85,22 +84,22 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"ckpt_path: {path.name!r} does not fit {node._target_} ({error}). Choose the model that saved it, and "
-            "give what it did not save of its arguments as +model.NAME=VALUE."
+            "give the arguments that it did not save as +model.NAME=VALUE."
         ) from error
 
 
 def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    except Exception as error:  # of whatever it names
+    except Exception as error:  # whatever it names may raise anything
         raise ConfigError(
-            f"ckpt_path: {path.name!r} cannot be unpickled ({type(error).__name__}: {error}). Make what it was saved "
-            "with importable from this folder, or save plain hyperparameters only."
+            f"ckpt_path: {path.name!r} cannot be unpickled ({type(error).__name__}: {error}). Make the classes in it "
+            "importable from this folder, or save plain hyperparameters only."
         ) from error
 
 
 def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str]]:
-    """Copy what is plain of a checkpoint, for Lightning to make the model of.
+    """Copy the plain values of a checkpoint, for Lightning to make the model from.
 
     Args:
         path: the checkpoint.
@@ -110,7 +109,7 @@ def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str
         The copy, and the names of the hyperparameters in it.
 
     Raises:
-        ConfigError: a hyperparameter is more than a plain value, and nothing is given in its place.
+        ConfigError: a hyperparameter is not a plain value, and no value is given for it.
     """
     found = content(path, "ckpt_path")
     saved = found.get("hyper_parameters", {})
@@ -119,10 +118,10 @@ def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str
     for name, kind in foreign.items():
         if name not in given:
             raise ConfigError(
-                f"ckpt_path: {path.name!r} has hyperparameters that are more than plain values ({name}: {kind}). Give "
-                f"+model.{name}=VALUE, or read a file that you trust in full, which can run code: weights_only=false."
+                f"ckpt_path: {path.name!r} has hyperparameters that are not plain values ({name}: {kind}). Give "
+                f"+model.{name}=VALUE, or unpickle a file that you fully trust, which can run code: weights_only=false."
             )
-        note(f"model.{name} is taken from the configuration, because in the checkpoint it is no plain value ({kind})")
+        note(f"model.{name} is taken from the configuration: in the checkpoint, it is not a plain value ({kind})")
     known = {name: value for name, value in saved.items() if name not in foreign and name not in _OF_LIGHTNING_CLI}
     copy = io.BytesIO()
     torch.save(

@@ -1,4 +1,4 @@
-"""``lq-train``: fit a model and leave with proven INT8 artifacts, everything chosen by configuration."""
+"""``lq-train``: fit a model and get measured INT8 artifacts, with everything chosen by configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SILENCED = (
     "Experiment logs directory .* exists and is not empty",  # the run folder holds Hydra's files already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
-KEYWORDS = ("best", "last", "hpc", "registry")  # for which Lightning looks itself
+KEYWORDS = ("best", "last", "hpc", "registry")  # which Lightning resolves itself
 
 
 def main() -> None:
@@ -47,11 +47,11 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
         config: composed from ``conf/train.yaml``.
 
     Returns:
-        The selected artifact's values of what ``config.objectives`` names, for Hydra's sweepers; ``None`` where there
-        is none.
+        The values of ``config.objectives`` for the selected artifact, for Hydra's sweepers; ``None`` where none was
+        selected.
 
     Raises:
-        ConfigError: something that has to be chosen is not, before anything is built.
+        ConfigError: a required choice is missing; raised before anything is built.
     """
     check(config)
     data, model, trainer = built(config)
@@ -65,11 +65,11 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     trainer.callbacks.append(RunContext(plain(config), fit.store))
     with fit.claimed(HydraConfig.get().runtime.output_dir):
         if not fit.usable():
-            note(f"fitting; the fit is kept in {fit.folder}")
+            note(f"fitting; the finished fit is cached in {fit.folder}")
             trainer.callbacks.append(fits.KeepFit(fit))
             trainer.fit(model, datamodule=data, **resumed)
             return outcome(trainer, config.objectives)
-    note(f"fit taken from {fit.folder}")
+    note(f"reusing the fit in {fit.folder}")
     without_training(trainer, model, data, lambda choice: read_file(fit.checkpoint(choice)), fit.store)
     return outcome(trainer, config.objectives)
 
@@ -87,7 +87,7 @@ def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instanti
         make_model: makes the model of its section.
 
     Raises:
-        ConfigError: the sweeper looks for the worst of an objective.
+        ConfigError: the sweeper optimizes an objective in the wrong direction.
     """
     for message in SILENCED:
         warnings.filterwarnings("ignore", message)
@@ -121,7 +121,7 @@ def check(config: DictConfig) -> None:
     for name, callback in config.callbacks.items():
         if callback and "_target_" not in callback:
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                note(f"the options of callbacks.{name} mean nothing to this job of the sweep")
+                note(f"the options of callbacks.{name} have no effect in this job of the sweep")
                 config.callbacks[name] = None
                 continue
             raise ConfigError(
@@ -131,10 +131,10 @@ def check(config: DictConfig) -> None:
 
 
 def check_resumed(config: DictConfig, trainer: Any) -> None:
-    """Refuse to resume from what is no checkpoint, before Lightning reads it.
+    """Refuse to resume from a file that is not a checkpoint, before Lightning reads it.
 
     Raises:
-        ConfigError: it is none, or would have to be unpickled, which the user has not asked for.
+        ConfigError: it is not one, or would have to be unpickled, which the user has not asked for.
     """
     given = config.ckpt_path
     if given is None or given in KEYWORDS or "://" in given or given.startswith("registry:"):
@@ -146,12 +146,12 @@ def check_resumed(config: DictConfig, trainer: Any) -> None:
     if config.weights_only and foreign:
         raise ConfigError(
             f"ckpt_path: {given!r} holds a {foreign}, which would have to be unpickled, and that can run code. Save "
-            "plain hyperparameters only, or resume from a file that you trust in full with weights_only=false."
+            "plain hyperparameters only, or resume from a file that you fully trust with weights_only=false."
         )
 
 
 def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | None:
-    """Return what a sweeper optimizes, of the run that a Trainer has just done.
+    """Return what a sweeper optimizes, for the run that a Trainer has just finished.
 
     Args:
         trainer: after fit.
@@ -159,7 +159,7 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
 
     Raises:
         ExportError: not one artifact was made.
-        EvaluationError: those made could not be evaluated or judged.
+        EvaluationError: the artifacts could not be evaluated or judged.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)

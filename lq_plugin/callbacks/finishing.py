@@ -1,4 +1,4 @@
-"""The end of fit: what the callbacks of a Trainer ask for is done once, by the first of them, for all of them."""
+"""The end of fit: the first of our callbacks does, once, what all of them ask for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Origin:
 
 
 class RunContext(Callback):
-    """What a command tells the end of fit.
+    """What a command passes to the end of fit.
 
     Args:
         config: builtins stored in the manifest as the configuration of the whole run.
@@ -78,7 +78,7 @@ class FinishingCallback(CopyableCallback):
 
     @abstractmethod
     def receive(self, finished: Finished) -> None:
-        """Take what came of it."""
+        """Take the results."""
 
 
 def finishing(trainer: Any) -> list[FinishingCallback]:
@@ -93,12 +93,12 @@ def origin_of(trainer: Any, module: Any) -> Origin:
 
 
 def context_of(trainer: Any) -> RunContext:
-    """Return what a command has told this run."""
+    """Return what a command has passed to this run."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RunContext)), RunContext({}))
 
 
 def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
-    """Do what the callbacks of a Trainer ask for, and tell them what came of it.
+    """Do what the callbacks of a Trainer ask for, and hand them the results.
 
     Args:
         trainer: whose callbacks and loggers these are; it need not have fitted anything.
@@ -123,7 +123,7 @@ def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
 def log(trainer: Any, manifest: Manifest) -> None:
     """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
 
-    A logger that fails, because it takes no such name or its server is gone, does not end a finished training.
+    A logger that fails, because it rejects such names or its server is gone, does not end a finished training.
     """
     figures = {
         f"quantized/{entry.label}/{name}": value
@@ -136,7 +136,7 @@ def log(trainer: Any, manifest: Manifest) -> None:
             used.log_metrics(figures, step=trainer.global_step)
             used.save()
         except Exception:
-            logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
+            logger.exception("%s could not log the figures of the artifacts", type(used).__name__)
 
 
 @contextmanager
@@ -153,4 +153,4 @@ def after_training(trainer: Any) -> Iterator[bool]:
         try:
             yield works
         except Exception as error:
-            say("what follows the training did not finish; the training did, and what was made before is kept", error)
+            say("the work after training did not finish; training itself did, and what was made so far is kept", error)

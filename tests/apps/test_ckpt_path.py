@@ -86,7 +86,7 @@ FILES: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "weights alone": (lambda file, saved: torch.save(saved["state_dict"], file), "holds no state_dict"),
     "not of Lightning": (
         lambda file, saved: torch.save({"state_dict": saved["state_dict"]}, file),
-        "names no version of Lightning",
+        "does not say which version of Lightning",
     ),
     "a list": (lambda file, saved: torch.save([1], file), "holds no state_dict"),
     "no number of steps": (
@@ -141,7 +141,7 @@ def test_a_checkpoint_is_quantized_without_unpickling(
     torch.save(checkpoint | {"planted": Planted(), "lr_schedulers": [Planted()]}, "given.ckpt")
     quantize(configured("quantize", "ckpt_path=given.ckpt"))
     assert not Path("ran").exists()
-    assert "calibrating 'static' in a validation pass of its own" in capsys.readouterr().out
+    assert "calibrating 'static' in a separate validation pass" in capsys.readouterr().out
 
 
 class Optimized(tiny.Tiny):
@@ -214,12 +214,12 @@ def test_what_a_checkpoint_names_is_not_imported(
 def test_a_damaged_cache_blocks_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     train(configured("train"))
     (record,) = Path("fits").glob("*/fit.json")
-    assert "fitting; the fit is kept in" in capsys.readouterr().out
+    assert "fitting; the finished fit is cached in" in capsys.readouterr().out
     record.write_text("")
     train(configured("train"))
     told = capsys.readouterr().out
-    assert re.search(r"the fit kept in .*: fit\.json is not valid JSON .* put aside as \w+\.damaged", told)
-    assert "fitting; the fit is kept in" in told
+    assert re.search(r"the cached fit in .*: fit\.json is not valid JSON .* renamed to \w+\.damaged", told)
+    assert "fitting; the finished fit is cached in" in told
     assert set(json.loads(record.read_text())) == {"checkpoints", "sha256", "digest"}
 
     train(configured("train", "callbacks.static.samples=8"))
@@ -228,9 +228,9 @@ def test_a_damaged_cache_blocks_no_run(capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
     train(configured("train", "callbacks.static.samples=8"))
     told = capsys.readouterr().out
-    assert "fit taken from" in told
+    assert "reusing the fit in" in told
     assert f"the calibration kept in {calibration.absolute()}: it is cut off" in told
-    assert "calibrating 'static' in a validation pass of its own" in told
+    assert "calibrating 'static' in a separate validation pass" in told
 
     train(configured("train", "callbacks.static.samples=8"))
-    assert "calibration of 'static' taken from an earlier run" in capsys.readouterr().out
+    assert "reusing the calibration of 'static' from an earlier run" in capsys.readouterr().out

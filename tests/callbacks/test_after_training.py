@@ -167,7 +167,7 @@ def test_an_error_that_nobody_thought_of_is_said_and_costs_nothing(
     made = fit(tmp_path, Tiny(), DynamicQuantization(), Int8Evaluation(latency=None), Broken(["pt2"]))
     assert made.state.finished
     (text,) = said(caplog)
-    assert "did not finish; the training did" in text
+    assert "did not finish; training itself did" in text
     assert "ZeroDivisionError: in ask" in text
 
 
@@ -192,8 +192,8 @@ def test_the_test_split_judges_nothing_where_there_is_no_validation(
     assert entry["metrics"].keys() == {"test/loss", "test/acc"}
     assert entry["latency_ms"]["median"] > 0
     assert (entry["status"], manifest(tmp_path)["selected"]) == ("not_evaluated", None)
-    assert "the test split judges nothing" in entry["error"]
-    assert "the test split judges nothing" in " ".join(capsys.readouterr().out.split())
+    assert "the test split is never used to judge" in entry["error"]
+    assert "the test split is never used to judge" in " ".join(capsys.readouterr().out.split())
 
 
 class SameName(Tiny):
@@ -222,7 +222,7 @@ def test_the_step_to_the_live_weights_is_said(choice: str, tmp_path: Path, capsy
     assert dynamic.candidate is not None
     assert dynamic.candidate.provenance.checkpoint == "live"
     out = " ".join(capsys.readouterr().out.split())
-    assert f"there is none to take '{choice}' from, so the weights in memory are quantized" in out
+    assert f"none was saved for '{choice}', so the weights in memory are quantized" in out
 
 
 class Killing(DynamicJob):

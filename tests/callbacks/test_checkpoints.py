@@ -144,7 +144,7 @@ def test_a_sharded_checkpoint_is_passed_over_with_a_note(tmp_path: Path, capsys:
     fit(tmp_path, Tiny(), callback, Sharding(), ModelCheckpoint(tmp_path, "best"))
     assert callback.candidate is not None
     assert callback.candidate.calibration.provenance.checkpoint == "live"
-    assert "best.ckpt' is no file (sharded strategies save folders) and is not quantized" in capsys.readouterr().out
+    assert "best.ckpt' is not a file (sharded strategies save folders) and is not quantized" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_a_planted_checkpoint_is_not_kept_for_other_jobs(tmp_path: Path, capsys:
     marker = planted_run(tmp_path, {"state_dict": None}, StaticQuantization(), KeepFit(kept))
     assert not marker.exists()
     assert not kept.done
-    assert "the fit is not kept for other jobs (ConfigError: checkpoint: " in capsys.readouterr().out
+    assert "the fit could not be cached for other jobs (ConfigError: checkpoint: " in capsys.readouterr().out
 
 
 DAMAGED_CALIBRATIONS: dict[str, Callable[[Any, Any], Any]] = {

@@ -21,7 +21,6 @@ from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError, is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
-from lq_plugin.evaluation.loop import Data
 from lq_plugin.jobs import Job
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
@@ -169,14 +168,14 @@ def _export(candidate: Candidate, path: Path, format_name: str, store: Store) ->
 
 
 def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Finished:
-    """Evaluate, judge and select; a model that cannot be evaluated does not affect the others."""
+    """Evaluate, judge and select; a model that cannot be evaluated does not stop the others."""
     assert plan.protocol is not None
     comparisons: list[Comparison] = []
     measured: dict[str, Entry] = {}
     failure: str | None = None
-    for subject, data in _subjects(plan, finished.candidates, entries):
+    for subject in _subjects(plan, finished.candidates, entries):
         labels = ", ".join(entry.label for entry in subject.entries)
-        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, data, plan.protocol, note))
+        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, plan.protocol, note))
         failure = step.reason or failure
         if step.result is None:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
@@ -192,24 +191,20 @@ def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Fini
     return replace(finished, unjudged=mistake)
 
 
-def _subjects(
-    plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]
-) -> list[tuple[Subject, Data]]:
+def _subjects(plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:
     """Group the artifacts by target and weights: one FP32 model is measured for each group."""
     assert plan.folder is not None
-    subjects: dict[tuple[str | None, str], tuple[Subject, Data]] = {}
+    subjects: dict[tuple[str | None, str], Subject] = {}
     for job in plan.jobs:
-        candidate = candidates[job.name].result
+        candidate, source = candidates[job.name].result, job.source
         made = [entry for entry in entries if entry.candidate == job.name and entry.path is not None]
         if candidate is None or not made:
             continue
-        source = job.source
-        first = Subject(source.model, source.target, candidate, plan.folder, ())
-        known, data = subjects.setdefault((source.target, source.digest), (first, source.data))
+        first = Subject(source.model, source.target, source.data, candidate, plan.folder, ())
+        known = subjects.get((source.target, source.digest), first)
         # A static candidate has its graph already; a dynamic one may have none.
         serving = candidate if isinstance(candidate, StaticCandidate) else known.candidate
-        united = replace(known, candidate=serving, entries=(*known.entries, *made))
-        subjects[source.target, source.digest] = united, data
+        subjects[source.target, source.digest] = replace(known, candidate=serving, entries=(*known.entries, *made))
     return list(subjects.values())
 
 

@@ -33,6 +33,7 @@ class Subject:
     Args:
         model: the LightningModule with the weights that were quantized, on the CPU.
         target: dotted path of the module that the artifacts replace.
+        data: the batches of the splits.
         candidate: one of those that the artifacts were made from; its graph and its example serve for all.
         folder: where the manifest is, which the artifacts' paths begin in.
         entries: the artifacts, all of the same target and weights.
@@ -40,6 +41,7 @@ class Subject:
 
     model: nn.Module
     target: str | None
+    data: Data
     candidate: Candidate
     folder: Path
     entries: Sequence[Entry]
@@ -109,12 +111,11 @@ class Comparison:
     judged_by: Sequence[str]
 
 
-def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[str], None]) -> Comparison:
+def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -> Comparison:
     """Measure a float model and its artifacts.
 
     Args:
         subject: what is compared.
-        data: the batches of the splits.
         protocol: which splits and metrics, and how latency is measured.
         note: called with a line of text at each step.
     """
@@ -126,7 +127,7 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
         inputs = _inputs(subject, protocol.latency.batch_size)
         timings = _time(subject, inputs, protocol.latency)
     note("evaluating FP32 …")
-    baseline = _score(subject, data, protocol, None)
+    baseline = _score(subject, protocol, None)
     lanes = {name: timing for name, timing in timings.items() if name not in labels}
     fp32 = Fp32(
         _merged(baseline),
@@ -138,7 +139,7 @@ def compare(subject: Subject, data: Data, protocol: Protocol, note: Callable[[st
     for entry in subject.entries:
         note(f"evaluating {entry.label} …")
         timing = timings.get(entry.label)
-        measured.append(_measured(subject, entry, fp32, data, protocol, inputs, timing))
+        measured.append(_measured(subject, entry, fp32, protocol, inputs, timing))
     judged_by = baseline.get("validate", Scores({}, None)).metrics
     return Comparison(fp32, measured, tuple(judged_by))
 
@@ -147,7 +148,6 @@ def _measured(
     subject: Subject,
     entry: Entry,
     fp32: Fp32,
-    data: Data,
     protocol: Protocol,
     inputs: Inputs,
     timing: Timing | None,
@@ -155,7 +155,7 @@ def _measured(
     entry = replace(entry, fp32=fp32)
     try:
         module = subject.load(entry)
-        found = _score(subject, data, protocol, module)
+        found = _score(subject, protocol, module)
     except Exception as error:
         return replace(entry, error=f"{type(error).__name__}: {error}")
     metrics = _merged(found)
@@ -231,12 +231,12 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
         return latency.measure(calls, lanes, inputs.flat, options) | failed
 
 
-def _score(subject: Subject, data: Data, protocol: Protocol, module: nn.Module | None) -> dict[str, Scores]:
-    available = splits_of(subject.model, data)
+def _score(subject: Subject, protocol: Protocol, module: nn.Module | None) -> dict[str, Scores]:
+    available = splits_of(subject.model, subject.data)
     return {
         split: scores(
             subject.model,
-            data,
+            subject.data,
             split,
             module,
             target=subject.target,

@@ -82,7 +82,7 @@ FILES: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "text": (lambda file, saved: file.write_text("weights"), "was not written by torch.save"),
     "pickle": (lambda file, saved: file.write_bytes(pickle.dumps({"state_dict": {}})), "was not written by torch.save"),
     "truncated": (lambda file, saved: (torch.save(saved, file), os.truncate(file, 3000)), "is cut off or damaged"),
-    "another zip": (lambda file, saved: zipfile.ZipFile(file, "w").close(), "is a zip file, but not"),
+    "another zip": (lambda file, saved: zipfile.ZipFile(file, "w").close(), "is a zip file, but was not"),
     "weights alone": (lambda file, saved: torch.save(saved["state_dict"], file), "holds no state_dict"),
     "not of Lightning": (
         lambda file, saved: torch.save({"state_dict": saved["state_dict"]}, file),

@@ -350,7 +350,7 @@ def test_tensors_of_another_kind_are_not_cast(dtype: torch.dtype, of: Callable[[
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     tensors["float.0.weight"] = tensors["float.0.weight"].to(dtype)
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ArtifactError, match=r"'0.weight' .* of another kind"):
+    with pytest.raises(ArtifactError, match=r"'0.weight' .* holds another kind"):
         load(signed_again(folder))
 
 

@@ -40,7 +40,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     entries = [
         Entry(made.candidate, made.method, made.runtime, made.format).exported(made, folder) for made in artifacts
     ]
-    return Subject(model, None, static, folder, entries)
+    return Subject(model, None, DATA, static, folder, entries)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def notes() -> list[str]:
 def comparison(subject: Subject, notes: list[str]) -> Comparison:
     """Of both splits, without latency."""
     metrics = {"given": MulticlassAccuracy(CLASSES, average="micro")}
-    return compare(subject, DATA, Protocol(("test", "validate"), metrics, latency=None), notes.append)
+    return compare(subject, Protocol(("test", "validate"), metrics, latency=None), notes.append)
 
 
 def test_fp32_is_what_the_float_model_logs(subject: Subject, comparison: Comparison) -> None:
@@ -83,8 +83,8 @@ def test_measurements_are_those_of_the_artifacts_in_their_order(subject: Subject
 def test_a_budget_is_about_validation_alone(subject: Subject, comparison: Comparison) -> None:
     assert set(comparison.judged_by) == {"val/loss", "val/acc", "validate/given"}
     bare = replace(subject, entries=())
-    assert compare(bare, DATA, Protocol(("test",), latency=None), lambda note: None).judged_by == ()
-    nothing = compare(bare, Data(), Protocol(("validate", "test"), latency=None), lambda note: None)
+    assert compare(bare, Protocol(("test",), latency=None), lambda note: None).judged_by == ()
+    nothing = compare(replace(bare, data=Data()), Protocol(("validate", "test"), latency=None), lambda note: None)
     assert (nothing.judged_by, nothing.fp32.metrics) == ((), {})
 
 
@@ -98,7 +98,7 @@ class WithExtraState(Tiny):
 
 def test_the_size_is_that_of_tensors(subject: Subject) -> None:
     extra = replace(subject, model=WithExtraState(), entries=())
-    size = compare(extra, Data(), Protocol((), latency=None), lambda note: None).fp32.size_bytes
+    size = compare(replace(extra, data=Data()), Protocol((), latency=None), lambda note: None).fp32.size_bytes
     assert size == sum(tensor.nbytes for tensor in subject.model.state_dict().values())
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_artifact_says_why_and_costs_no_other(
 ) -> None:
     copied = replace(subject, folder=shutil.copytree(subject.folder, tmp_path / "copied"))
     damage(copied.path(copied.entries[0]))
-    made = compare(copied, DATA, Protocol(("validate",), latency=None), lambda note: None).entries
+    made = compare(copied, Protocol(("validate",), latency=None), lambda note: None).entries
     assert made[0].error is not None
     assert made[0].error.startswith("ArtifactError: path: ")
     assert said in made[0].error
@@ -141,7 +141,7 @@ def test_a_damaged_artifact_says_why_and_costs_no_other(
 def test_a_lane_without_latency_keeps_its_metrics(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")  # no worker can be started
     notes: list[str] = []
-    made = compare(subject, DATA, Protocol(("validate",), latency=QUICK), notes.append)
+    made = compare(subject, Protocol(("validate",), latency=QUICK), notes.append)
     static, dynamic = made.entries
     assert notes[0] == "measuring the latency of 2 artifacts and of FP32 on the same runtimes …"
     reason = "the worker process could not be started"
@@ -166,6 +166,6 @@ def test_a_lane_without_latency_keeps_its_metrics(subject: Subject, monkeypatch:
 
 def test_without_a_graph_the_example_is_what_is_timed(subject: Subject) -> None:
     alone = replace(subject, entries=subject.entries[1:])
-    (made,) = compare(alone, Data(), Protocol((), latency=QUICK), lambda note: None).entries
+    (made,) = compare(replace(alone, data=Data()), Protocol((), latency=QUICK), lambda note: None).entries
     assert made.latency_ms is not None
     assert made.latency_ms.batch_size == 8

@@ -111,14 +111,14 @@ CALIBRATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another one": (lambda file: torch.save({"statistics": {}}, file), r"it was changed after it was stored"),
     "no calibration": (
         lambda file: named(file, {"statistics": 3, "provenance": {}}),
-        r"calibration: what was saved of it is damaged",
+        r"calibration: its saved state is damaged",
     ),
     "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), r"it is not a regular file"),
     "link": (
         lambda file: (file.rename(file.with_name("elsewhere")), file.symlink_to("elsewhere")),
         r"it is a link, or lies outside",
     ),
-    "planted": (lambda file: named(file, {"statistics": Planted(), "provenance": {}}), r"calibration: what was saved"),
+    "planted": (lambda file: named(file, {"statistics": Planted(), "provenance": {}}), r"calibration: its saved state"),
 }
 
 

@@ -224,7 +224,7 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Tiny], type[
         Elementwise,
         Images,
         ConfigError,
-        "target: nothing in it can be quantized. Quantizable are convolutions, linear layers",
+        "target: nothing in it can be quantized. Quantizable: convolutions, linear layers",
     ),
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Candidate, Scheme, StaticQuantization
 from lq_plugin.apps.fits import Fit, KeepFit
-from lq_plugin.callbacks.finishing import without_training
+from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import read_file, with_weights
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, Provenance
@@ -375,7 +375,7 @@ def calibration() -> Calibration:
 def test_what_is_no_calibration_is_a_named_error(damage: str) -> None:
     saved = calibration().state_dict()
     assert Calibration.from_state_dict(saved).provenance == calibration().provenance
-    with pytest.raises(CalibrationError, match="calibration: what was saved of it is damaged"):
+    with pytest.raises(CalibrationError, match="calibration: its saved state is damaged"):
         Calibration.from_state_dict(DAMAGED_CALIBRATIONS[damage](saved["statistics"], saved["provenance"]))
 
 
@@ -400,7 +400,7 @@ def test_a_damaged_calibration_in_a_checkpoint_is_made_anew(
     assert callback.candidate is not None
     assert callback.candidate.calibration.provenance.extra_pass
     assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
-    told = "calibration: what was saved of it is damaged" in capsys.readouterr().out
+    told = "calibration: its saved state is damaged" in capsys.readouterr().out
     assert told == (part == "limit")
 
 

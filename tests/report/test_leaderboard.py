@@ -318,8 +318,8 @@ def endless(file: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit": (flipped, "model.onnx has a different sha256"),
-    "truncated": (lambda file: os.truncate(file, 100), "its files have 100 bytes, and"),
-    "sparse": (lambda file: os.truncate(file, 1 << 40), "its files have 1099511627776 bytes, and"),
+    "truncated": (lambda file: os.truncate(file, 100), "its files have 100 bytes instead"),
+    "sparse": (lambda file: os.truncate(file, 1 << 40), "its files have 1099511627776 bytes instead"),
     "gone": (Path.unlink, "model.onnx is missing"),
     "pipe": (endless, "model.onnx is not a regular file"),
     "link": (elsewhere, "model.onnx is a link; put the file itself in its place"),

@@ -1,4 +1,4 @@
-"""The cache of finished fits: each named by what determines its outcome, shared by jobs, processes and runs.
+"""The cache of finished fits: each is named by what decides its outcome, and shared by jobs, processes and runs.
 
 The folder of a fit is named after a digest of the training configuration and of the code; see
 :mod:`lq_plugin.apps.kept_fit` for what is in it.
@@ -21,7 +21,7 @@ from lq_plugin.apps import sources
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.progress import note
 
-# Callbacks that leave a training bit for bit as it is.
+# Callbacks that leave training as it is, bit for bit.
 AFTER_TRAINING = (StaticQuantization, DynamicQuantization, ArtifactExport, Int8Evaluation)
 
 
@@ -45,7 +45,7 @@ def digest(config: DictConfig) -> str:
     content = {
         "training": _without_run_folder(decisive),
         "seed": os.environ["PL_GLOBAL_SEED"],  # the seed in use, which the configuration may leave open
-        # Our own code too: calibrations are stored beside a fit.
+        # Our own code too: the checkpoints hold calibrations.
         "code": sources.versions([Fit, *map(get_object, _targets(decisive))]),
         "checkpoint": checksums.of_file(resumed) if resumed.is_file() else None,
     }
@@ -76,21 +76,21 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 class KeepFit(Callback):
-    """Stores a fit when training ends, before anything is quantized."""
+    """Puts a fit into the cache when training ends, before anything is quantized."""
 
     def __init__(self, fit: Fit) -> None:
         self.fit = fit
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Store it; an interrupted run never gets here."""
+        """Keep it; an interrupted run never gets here."""
         if trainer.interrupted:
             return
         try:
             self.fit.keep(trainer)
         except Exception as error:  # the run itself goes on
-            note(f"the fit could not be cached for other jobs ({type(error).__name__}: {error})")
+            note(f"the fit is not cached for other jobs ({type(error).__name__}: {error})")
 
 
 def shared(trainer: Any, options: Mapping[str, Any]) -> bool:
-    """Whether fits may be cached and reused: only where asked for, and in a single process."""
+    """Whether a fit may be cached and reused: asked for, and run by one process."""
     return bool(options["reuse"]) and trainer.world_size == 1 and not trainer.fast_dev_run

@@ -1,4 +1,4 @@
-"""The folder of one cached fit: which job works on it, what is stored in it, and whether that is undamaged.
+"""One fit in the cache of finished fits: which job works on it, what is kept in it, and whether that is undamaged.
 
 It holds the checkpoints and ``fit.json``, which names them with their sha256 and has a digest of its own. This finds
 damage; it does not prove who wrote a file. Beside it is a store of what was made of these checkpoints.
@@ -35,7 +35,7 @@ _HOLDER_LIMIT = 1 << 14
 
 
 class Fit:
-    """One fit, done or to be done.
+    """One fit, finished or still to be run.
 
     Args:
         folder: what is kept of it.
@@ -53,12 +53,12 @@ class Fit:
 
     @property
     def done(self) -> bool:
-        """Whether it is finished."""
+        """Whether it finished."""
         return (self.folder / RECORD).is_file()
 
     @contextmanager
     def claimed(self, run: str) -> Iterator[None]:
-        """Wait until no other job works on this fit, and make the others wait until it is finished.
+        """Wait until no other job runs this fit, and make the others wait until it is finished.
 
         Args:
             run: folder of this run, which is shown to the others.
@@ -158,10 +158,7 @@ class Fit:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            note(
-                f"waiting for {self._who()}, which is training the fit in {self.folder}; "
-                "fit.reuse=false does not wait …"
-            )
+            note(f"waiting for {self._who()}, which trains the fit {self.folder}; fit.reuse=false does not wait …")
             self._lock.acquire()
 
     def _release(self) -> None:
@@ -187,7 +184,7 @@ class Fit:
                 try:
                     with FileLock(self.folder.parent / f"{name[1]}.lock").acquire(timeout=0):
                         remove(scratch)
-                except Timeout:  # that fit is being stored right now
+                except Timeout:  # that fit is just being written
                     continue
 
 

@@ -32,16 +32,16 @@ def main() -> None:
 
 
 def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
-    """Do everything that ``lq-train`` does except training.
+    """Do everything that ``lq-train`` does, except training.
 
-    The model is built with the checkpoint's hyperparameters, except those given on the command line. A calibration in
-    the checkpoint is used where it fits the options; otherwise, one pass over the validation data makes one.
+    The model is built with the hyperparameters in the checkpoint, except those given on the command line. A calibration
+    in the checkpoint is used where it fits the options; else one pass over the validation data makes one.
 
     Args:
         config: composed from ``conf/quantize.yaml``.
 
     Raises:
-        ConfigError: a required choice is missing, or the checkpoint is not one.
+        LqError: a required choice is missing, the file is not a checkpoint, or no candidate can be made.
     """
     check(config)
     path = Path(to_absolute_path(config.ckpt_path))
@@ -55,7 +55,7 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
-    """Make a model with the arguments that its checkpoint holds, except those given on the command line.
+    """Make a model with the arguments in its checkpoint, except those given on the command line.
 
     Args:
         node: the model's section of the configuration.
@@ -119,7 +119,7 @@ def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str
         if name not in given:
             raise ConfigError(
                 f"ckpt_path: {path.name!r} has hyperparameters that are not plain values ({name}: {kind}). Give "
-                f"+model.{name}=VALUE, or unpickle a file that you fully trust, which can run code: weights_only=false."
+                f"+model.{name}=VALUE, or, for a file that you fully trust, weights_only=false, which can run code."
             )
         note(f"model.{name} is taken from the configuration: in the checkpoint, it is not a plain value ({kind})")
     known = {name: value for name, value in saved.items() if name not in foreign and name not in _OF_LIGHTNING_CLI}
@@ -132,7 +132,7 @@ def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str
 
 
 def _kind(value: Any, instantiated: bool) -> str | None:
-    """Return what a hyperparameter would run, ``None`` where it is plain."""
+    """Return which code a hyperparameter would run, ``None`` where it is plain."""
     if instantiated and any(isinstance(part, dict) and "class_path" in part for part in walk(value)):
         return "a class_path, which would be imported"  # by Lightning, for checkpoints of its command line
     return foreign_in(value)

@@ -26,7 +26,7 @@ from lq_plugin.printing import brief
 from lq_plugin.progress import note
 from lq_plugin.torch_file import foreign_in
 
-# What Lightning warns of and the user of this command cannot act on.
+# Warnings of Lightning that the user of this command cannot act on.
 SILENCED = (
     "The '.*_dataloader' does not have many workers",  # workers are the data module's business
     "Experiment logs directory .* exists and is not empty",  # the run folder holds Hydra's files already
@@ -65,11 +65,11 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     trainer.callbacks.append(RunContext(plain(config), fit.store))
     with fit.claimed(HydraConfig.get().runtime.output_dir):
         if not fit.usable():
-            note(f"fitting; the finished fit is cached in {fit.folder}")
+            note(f"fitting; the fit is cached in {fit.folder}")
             trainer.callbacks.append(fits.KeepFit(fit))
             trainer.fit(model, datamodule=data, **resumed)
             return outcome(trainer, config.objectives)
-    note(f"reusing the fit in {fit.folder}")
+    note(f"the cached fit in {fit.folder} is reused")
     without_training(trainer, model, data, lambda choice: read_file(fit.checkpoint(choice)), fit.store)
     return outcome(trainer, config.objectives)
 
@@ -107,7 +107,7 @@ def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instanti
 def check(config: DictConfig) -> None:
     """Refuse a configuration with gaps.
 
-    In a sweep, options of a callback that a job does not have are dropped: not every combination has a meaning.
+    In a sweep, options of a callback that a job does not have are ignored: not every combination is meaningful.
 
     Raises:
         ConfigError: naming the option and how it is given.
@@ -121,7 +121,7 @@ def check(config: DictConfig) -> None:
     for name, callback in config.callbacks.items():
         if callback and "_target_" not in callback:
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                note(f"the options of callbacks.{name} have no effect in this job of the sweep")
+                note(f"this job of the sweep has no callbacks.{name}, so its options are ignored")
                 config.callbacks[name] = None
                 continue
             raise ConfigError(
@@ -151,14 +151,14 @@ def check_resumed(config: DictConfig, trainer: Any) -> None:
 
 
 def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | None:
-    """Return what a sweeper optimizes, for the run that a Trainer has just finished.
+    """Return what a sweeper optimizes, for the run that has just ended.
 
     Args:
-        trainer: after fit.
+        trainer: whose callbacks have finished.
         names: of the objectives.
 
     Raises:
-        ExportError: not one artifact was made.
+        ExportError: no artifact was made.
         EvaluationError: the artifacts could not be evaluated or judged.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]

@@ -214,12 +214,12 @@ def test_what_a_checkpoint_names_is_not_imported(
 def test_a_damaged_cache_blocks_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     train(configured("train"))
     (record,) = Path("fits").glob("*/fit.json")
-    assert "fitting; the finished fit is cached in" in capsys.readouterr().out
+    assert "fitting; the fit is cached in" in capsys.readouterr().out
     record.write_text("")
     train(configured("train"))
     told = capsys.readouterr().out
     assert re.search(r"the cached fit in .*: fit\.json is not valid JSON .* renamed to \w+\.damaged", told)
-    assert "fitting; the finished fit is cached in" in told
+    assert "fitting; the fit is cached in" in told
     assert set(json.loads(record.read_text())) == {"checkpoints", "sha256", "digest"}
 
     train(configured("train", "callbacks.static.samples=8"))
@@ -228,7 +228,7 @@ def test_a_damaged_cache_blocks_no_run(capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
     train(configured("train", "callbacks.static.samples=8"))
     told = capsys.readouterr().out
-    assert "reusing the fit in" in told
+    assert f"the cached fit in {record.parent.absolute()} is reused" in told
     assert f"the calibration kept in {calibration.absolute()}: it is cut off" in told
     assert "calibrating 'static' in a separate validation pass" in told
 

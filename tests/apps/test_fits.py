@@ -167,4 +167,4 @@ def test_a_fit_that_cannot_be_kept_is_no_loss(tmp_path: Path, capsys: pytest.Cap
     used = StaticQuantization()
     fit(tmp_path, Tiny(), used, KeepFit(Fit(tmp_path / "fits" / "digest")), enable_checkpointing=False)
     assert used.candidate is not None
-    assert "the fit could not be cached for other jobs (NotADirectoryError" in capsys.readouterr().out
+    assert "the fit is not cached for other jobs (NotADirectoryError" in capsys.readouterr().out

@@ -37,9 +37,9 @@ def test_a_sweep_fits_once_and_calibrates_once_for_each_observer(tmp_path: Path)
     sweep = ("-m", "observer=minmax,percentile", "callbacks.static.weight_granularity=per_channel,per_tensor")
     done = run(tmp_path, *sweep)
     assert done.returncode == 0, done.stderr
-    assert (count(done, "fitting"), count(done, "reusing the fit in")) == (1, 3)
+    assert (count(done, "fitting"), count(done, "the cached fit")) == (1, 3)
     assert count(done, "calibrating") == 1  # minmax was observed while the model was fitted
-    assert count(done, "calibration of 'static' taken") == 2
+    assert count(done, "reusing the calibration of 'static'") == 2
     assert len(board(tmp_path)["artifacts"]) == 4
     assert not board(tmp_path)["failed"]
 
@@ -62,7 +62,7 @@ def test_a_fit_is_reused_without_what_trained_it_and_without_unpickling(tmp_path
         "observer=minmax",  # means nothing to dynamic
     )
     assert done.returncode == 0, done.stderr
-    assert (count(done, "fitting"), count(done, "reusing the fit in")) == (1, 1)
+    assert (count(done, "fitting"), count(done, "the cached fit")) == (1, 1)
     assert not board(tmp_path)["failed"]
     states = {f"{row['candidate']}/{row['format']}": row["status"] for row in board(tmp_path)["artifacts"]}
     assert states.pop("dynamic/pt2") == "unsupported"

@@ -339,7 +339,7 @@ def test_a_planted_checkpoint_is_not_kept_for_other_jobs(tmp_path: Path, capsys:
     marker = planted_run(tmp_path, {"state_dict": None}, StaticQuantization(), KeepFit(kept))
     assert not marker.exists()
     assert not kept.done
-    assert "the fit could not be cached for other jobs (ConfigError: checkpoint: " in capsys.readouterr().out
+    assert "the fit is not cached for other jobs (ConfigError: checkpoint: " in capsys.readouterr().out
 
 
 DAMAGED_CALIBRATIONS: dict[str, Callable[[Any, Any], Any]] = {

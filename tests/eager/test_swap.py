@@ -196,7 +196,7 @@ FACTORIES: dict[str, tuple[Callable[[], Any], str]] = {
     "other size": (lambda: network(width=9), "where a lstm with .*'hidden_size': 8.* Give the class of the target"),
     "more parameters": (
         lambda: nn.Sequential(*network(), nn.LayerNorm(3)),
-        "other parameters than the exported one.*3",
+        "parameters than the exported one.*3",
     ),
 }
 

@@ -1,0 +1,110 @@
+"""A source: weights of one checkpoint in a copy of the module, and how validation calls the target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tiny import Images, Tiny
+from torch import nn
+
+from lq_plugin import Scheme
+from lq_plugin.checkpoints import LIVE, Checkpoint
+from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.evaluation.loop import Data
+from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
+from lq_plugin.source import Source
+
+LIVE_WEIGHTS = Checkpoint(LIVE, 0)
+
+
+def source(module: Any, target: str | None = None, checkpoint: Checkpoint = LIVE_WEIGHTS, **limits: Any) -> Source:
+    loader = Images().val_dataloader()
+    return Source(module, target, lambda: checkpoint, Data(None, {"validate": loader}, limits), "StaticQuantization")
+
+
+class Counting(Tiny):
+    """Counts the batches of validation, over all of its copies."""
+
+    batches: list[int]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch_idx)
+        super().validation_step(batch, batch_idx)
+
+
+def test_it_is_opened_when_it_is_first_used_and_once() -> None:
+    reads: list[str] = []
+
+    def read() -> Checkpoint:
+        reads.append("read")
+        return Checkpoint(LIVE, 3)
+
+    made = Source(Tiny(), None, read, Data(), "StaticQuantization")
+    assert reads == []
+    assert (made.checkpoint.global_step, made.model) == (3, made.model)
+    assert reads == ["read"]
+
+
+def test_the_weights_are_those_of_the_checkpoint_in_a_copy() -> None:
+    module, trained = Tiny().train(), Tiny()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    made = source(module, "net", Checkpoint("best.ckpt", 3, trained.state_dict()))
+    assert not made.model.training
+    assert isinstance(made.float_target, nn.Sequential)
+    for name, tensor in trained.net.state_dict().items():
+        assert torch.equal(made.float_target.state_dict()[name], tensor)
+    assert made.float_copy() is not made.float_target
+    assert module.training
+    assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_weights_of_another_model_are_a_named_error() -> None:
+    made = source(Tiny(), checkpoint=Checkpoint("best.ckpt", 3, {"other": torch.ones(1)}))
+    with pytest.raises(ConfigError, match=r"checkpoint: 'best\.ckpt' does not fit Tiny"):
+        _ = made.model
+
+
+def test_weights_are_known_by_their_bytes() -> None:
+    one, other = Tiny(), Tiny()
+    same = source(other, checkpoint=Checkpoint("a.ckpt", 1, one.state_dict()))
+    assert source(one).digest == same.digest != source(other).digest
+
+
+def test_the_first_call_is_that_of_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "batches", [], raising=False)
+    (image,), options = source(Counting(), "net").first_call()
+    first, _ = next(iter(Images().val_dataloader()))
+    assert torch.equal(image, first)
+    assert options == {}
+    assert Counting.batches == [0]
+
+
+class Roundabout(Tiny):
+    """Its own forward is never called."""
+
+    def evaluate(self, split: str, batch: Any) -> None:
+        self.log(f"{split}/loss", self.net(batch[0]).sum())
+
+
+def test_a_target_that_is_never_called_is_a_named_error() -> None:
+    message = r"'Roundabout' is never called in validation_step, .* one of \['net'\]: StaticQuantization\(target='…'\)"
+    with pytest.raises(CalibrationError, match=message):
+        source(Roundabout()).first_call()
+    assert source(Roundabout(), "net").first_call()
+
+
+def test_a_module_without_validation_is_a_named_error() -> None:
+    with pytest.raises(CalibrationError, match="never called in validation_step"):
+        source(L.LightningModule()).first_call()
+
+
+@pytest.mark.parametrize(("limit", "samples"), [(1.0, 16), (1, 8)])
+def test_a_pass_is_limited_as_that_of_the_trainer(limit: float, samples: int) -> None:
+    plan = ObservationPlan(Scheme(observer="minmax"))
+    found = calibrate_pass(source(Tiny(), validate=limit).observed_pass, plan)
+    assert found is not None
+    calibration, ((image,), _) = found
+    assert (calibration.provenance.samples, len(image)) == (samples, 8)

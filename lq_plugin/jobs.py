@@ -12,8 +12,10 @@ from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, uncalibrated
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
+from lq_plugin.graph.placement import place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
+from lq_plugin.identity import tensors_digest
 from lq_plugin.progress import note
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
@@ -75,20 +77,23 @@ class StaticJob(Job):
         """Combine the checkpoint's weights with a calibration of them, and calibrate once more where there is none."""
         checkpoint = self.source.checkpoint
         graph = prepare(self.source.float_target, *example, self.plan.dynamic_dims)
-        calibration = self._known(graph.digest, store)
+        inputs = tensors_digest({str(number): tensor for number, tensor in enumerate(graph.example)})
+        calibration = self._known(graph.digest, inputs, store)
         if calibration is None:
+            place_everywhere(graph, self.scheme)  # finds patterns that match nothing before a pass is run for them
             calibration = self._calibrated(checkpoint.global_step)
-            store.keep_calibration(calibration)
+            store.keep_calibration(calibration, inputs)
         provenance = replace(
             calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
         )
         warn_of_ranges(self.name, graph, calibration, self.scheme)
         return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
 
-    def _known(self, digest: str, store: Store) -> Calibration | None:
+    def _known(self, digest: str, inputs: str, store: Store) -> Calibration | None:
         """An existing calibration of the graph with this digest, wherever it is kept."""
         saved = (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
-        places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": store.calibrations(digest)}
+        kept = store.calibrations(digest, inputs)
+        places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": kept}
         for place, calibrations in places.items():
             found = next((one for one in calibrations if self.plan.fits(one, digest)), None)
             if found is not None:

@@ -48,10 +48,15 @@ class Store:
         self._advice = advice or f"remove {folder} to start from scratch"
         self._used: set[Path] = set()
 
-    def calibrations(self, graph_digest: str) -> list[Calibration]:
-        """Return earlier calibrations of a graph and its weights; damaged ones are put aside."""
+    def calibrations(self, graph_digest: str, inputs: str = "") -> list[Calibration]:
+        """Return earlier calibrations; damaged ones are put aside.
+
+        Args:
+            graph_digest: of the graph and its weights.
+            inputs: digest of a call, which tells one data set from another.
+        """
         found = []
-        for file in sorted(self._kept("calibrations").glob(f"*-{graph_digest[:16]}-*.pt")):
+        for file in sorted(self._kept("calibrations").glob(f"*-{_key(graph_digest, inputs)}-*.pt")):
             try:
                 found.append(self._calibration(file))
                 self._used.add(file)
@@ -60,9 +65,9 @@ class Store:
                 put_aside(file, what, "made again when needed", self._advice)
         return found
 
-    def keep_calibration(self, calibration: Calibration) -> None:
-        """Keep a calibration."""
-        name = f"{calibration.provenance.observed}-{calibration.provenance.digest[:16]}"
+    def keep_calibration(self, calibration: Calibration, inputs: str = "") -> None:
+        """Keep a calibration; see :meth:`calibrations`."""
+        name = f"{calibration.provenance.observed}-{_key(calibration.provenance.digest, inputs)}"
         content = io.BytesIO()
         torch.save(calibration.state_dict(), content)
         file = self._kept("calibrations") / f"{name}-{_short(content.getvalue())}.pt"
@@ -235,6 +240,10 @@ def _noted(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         note(f"{what} could not be stored for a later run ({error})")
+
+
+def _key(graph_digest: str, inputs: str) -> str:
+    return _short(f"{graph_digest} {inputs}".encode())
 
 
 def _short(content: bytes) -> str:

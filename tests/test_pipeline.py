@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Images, Tiny
+from tiny import Images, Tiny, images
+from torch.utils.data import DataLoader
 
 from lq_plugin import Scheme, pipeline
 from lq_plugin.artifacts import base
@@ -31,10 +32,11 @@ from lq_plugin.store import Store
 STATIC, DYNAMIC = Scheme(observer="minmax"), Scheme("dynamic")
 
 
-def source(seed: int = 0) -> Source:
+def source(seed: int = 0, data: Any = None) -> Source:
     torch.manual_seed(seed)
-    data = Data(loaders={"validate": Images().val_dataloader()})
-    return Source(Tiny(), None, lambda: Checkpoint(LIVE, 0), data, "StaticQuantization")
+    loader = Images().val_dataloader() if data is None else DataLoader(data, 8)
+    batches = Data(loaders={"validate": loader})
+    return Source(Tiny(), None, lambda: Checkpoint(LIVE, 0), batches, "StaticQuantization")
 
 
 def jobs(seed: int = 0) -> tuple[Job, ...]:
@@ -124,6 +126,14 @@ def test_what_belongs_to_other_weights_is_not_taken(tmp_path: Path, monkeypatch:
     finish(plan(tmp_path / "two", seed=1), Store(tmp_path / "store"))
     finish(plan(tmp_path / "alone", seed=1), Store(tmp_path / "other"))
     assert sums(tmp_path / "two") == sums(tmp_path / "alone") != sums(tmp_path / "one")
+
+
+def test_a_calibration_of_other_data_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (static, _), store = jobs(), Store(tmp_path / "store")
+    other = replace(static, source=source(data=images(16, seed=9)))
+    for job, calibrated in ((static, True), (other, True), (static, False), (other, False)):
+        job.candidate(store)
+        assert ("calibrating" in capsys.readouterr().out) == calibrated
 
 
 def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig
 
-from lq_plugin.apps import command
+from lq_plugin.apps import command, fits
+from lq_plugin.apps.kept_fit import IGNORED
 from lq_plugin.apps.train import built, check, outcome, plain
 from lq_plugin.callbacks.finishing import STORE, RunContext
 from lq_plugin.callbacks.untrained import without_training
@@ -48,9 +49,11 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
     content(path, "ckpt_path")
     data, model, trainer = built(config, lambda node: load_model(node, path, config.weights_only))
     trainer.callbacks.append(RunContext(plain(config)))
-    without_training(
-        trainer, model, data, lambda choice: read_file(path), Store(Path(trainer.default_root_dir) / STORE)
-    )
+    folder = Path(trainer.default_root_dir) / STORE
+    if config.fit.reuse:  # below the folder of the run it would be of no use to the next one
+        folder = Path(to_absolute_path(config.fit.folder)) / f"{fits.digest(config)}.store"
+    store = Store(folder, keeps_calibrations=config.fit.reuse, advice=IGNORED)
+    without_training(trainer, model, data, lambda choice: read_file(path), store)
     return outcome(trainer, config.objectives)
 
 

@@ -253,7 +253,7 @@ def _stand_in(layer: Layer) -> nn.Module:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors are the same but for rounding, which may differ with where in memory the operands lie."""
+    """Whether tensors are the same except for rounding, which may depend on where the operands lie in memory."""
     if one.shape != other.shape or not other.is_floating_point() or not other.numel():
         return torch.equal(one, other)
     largest = other.nan_to_num(0, 0, 0).abs().max().item()

@@ -131,7 +131,7 @@ class Worker:
         self._stderr.close()
 
     def _listen(self) -> None:
-        """Pass on the lines that begin with the key; runs in a thread, for a pipe has no deadlines on Windows."""
+        """Pass on the lines that begin with the key; runs in a thread, because a pipe has no deadlines on Windows."""
         assert self._process.stdout is not None
         with self._process.stdout as stream:
             while line := stream.readline(_LINE_LIMIT):

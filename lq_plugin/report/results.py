@@ -69,7 +69,7 @@ def _places(given: Any) -> list[list[Path]]:
         raise ConfigError(
             f"trainer_or_folder: {type(given).__name__} is neither a Trainer nor the path of a folder. Give either."
         )
-    # By name, for a module that needs no Lightning cannot import the callback.
+    # By name, because a module that needs no Lightning cannot import the callback.
     exporters = [one for one in given.callbacks if any(k.__name__ == "ArtifactExport" for k in type(one).__mro__)]
     known = [one.folder for one in exporters if one.folder is not None]
     if known:

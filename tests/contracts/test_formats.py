@@ -291,12 +291,12 @@ class GraphContract(FormatContract):
 
 class TestOnnx(GraphContract):
     format = "onnx"
-    packages = ("onnx", "onnxscript", "onnxruntime")
+    packages = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
 class TestOpenVino(GraphContract):
     format = "openvino"
-    packages = ("onnx", "onnxscript", "openvino")
+    packages = ("onnx", "onnx_ir", "onnxscript", "openvino")
 
 
 class Dynamic:

@@ -57,7 +57,7 @@ def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
 
     shadow: Any = call
     shadow.lq_original = module.forward
-    shadow.lq_shadowed = module.__dict__.get("forward")  # kept apart, because a copied module has a copy of this function
+    shadow.lq_shadowed = module.__dict__.get("forward")  # apart: a copied module has a copy of this function
     module.__dict__["forward"] = shadow
     try:
         yield

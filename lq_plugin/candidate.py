@@ -76,9 +76,9 @@ class StaticCandidate:
         graph: the folded float graph on its own copy of the weights, on the CPU.
         calibration: statistics of the graph's values.
         scheme: what is quantized and how.
-        reference: the float graph that everything is compared with, and that the statistics are of; ``graph`` itself by
-            default, and what it was before where it was rewritten.
-        weight_scales: scales of weights that were learnt, by the names of operators: one for each output channel, or
+        reference: the float graph that everything is compared with and that the statistics describe; ``graph`` itself
+            by default, or what it was before a rewrite.
+        weight_scales: learnt weight scales by operator name: one for each output channel, or
             a single number where the scheme says ``"per_tensor"``.
 
     Raises:
@@ -106,7 +106,7 @@ class StaticCandidate:
 
     @property
     def provenance(self) -> Provenance:
-        """That of the calibration."""
+        """The provenance of the calibration."""
         return self.calibration.provenance
 
     def placed(self, runtime: str) -> Placement:
@@ -122,16 +122,16 @@ class StaticCandidate:
         assert isinstance(self.scheme.observer, Observer)
         if self.provenance.structure != self.reference.structure:
             raise CalibrationError(
-                "calibration: it was gathered from another graph, whose values only happen to have the names of this "
-                "one's. Calibrate the model that is quantized."
+                "calibration: it belongs to another graph, whose values happen to have the same names. "
+                "Calibrate the model that is quantized."
             )
         ranges = self.calibration.ranges(self.scheme.observer)
         placement = self.placed(runtime)
         missing = sorted(set(placement.scales.values()) - set(ranges))
         if missing:
             raise CalibrationError(
-                f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with other skip "
-                "and only patterns; calibrate again."
+                f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with different "
+                "skip and only patterns; calibrate again."
             )
         return convert(self.graph, placement, ranges, self.weight_scales)
 
@@ -147,7 +147,7 @@ class DynamicCandidate:
         scheme: what is quantized and how.
         provenance: whose weights these are.
         dynamic_dims: dynamic dimensions of the graph besides the batch, by input name.
-        measured: what was decided by measuring when it was exported, by a digest of what was measured.
+        measured: decisions made by measuring during export, by a digest of what was measured.
     """
 
     name: str
@@ -181,11 +181,11 @@ class DynamicCandidate:
         return self._placements[runtime]
 
     def converted(self, runtime: str) -> Graph:
-        """Return the graph with integer weights, for a runtime that quantizes what they are multiplied with itself."""
+        """Return the graph with integer weights, for a runtime that quantizes the activations itself."""
         return convert(self.graph, self.placed(runtime), {})
 
     def with_integer_tables(self, runtime: str) -> Graph:
-        """Return the float graph with embeddings alone as integers, for a runtime that does the rest itself."""
+        """Return the float graph with only its embeddings as integers, for a runtime that quantizes the rest itself."""
         placement = self.placed(runtime)
         tables = {name: op for name, op in placement.quantized.items() if op.op == "embedding"}
         weights = {name: placement.weights[name] for name in tables}

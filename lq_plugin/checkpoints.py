@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning: what is read of them, and a module with their weights. Nothing is unpickled."""
+"""Lightning's checkpoints: read without unpickling anything, and loaded into a copy of the module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Checkpoint:
 
     Args:
         name: file name, ``"live"`` for the weights in memory.
-        global_step: optimizer steps at which it was saved.
+        global_step: optimizer steps done when it was saved.
         weights: its state dict; ``None`` for the live weights.
         callbacks: state of every callback in it.
     """
@@ -35,14 +35,14 @@ class Checkpoint:
 
 
 def content(path: Path, argument: str = "checkpoint") -> dict[str, Any]:
-    """Read all of a checkpoint of Lightning, with a :class:`~lq_plugin.torch_file.Foreign` for what is not plain.
+    """Read a whole checkpoint, with a :class:`~lq_plugin.torch_file.Foreign` in place of whatever is not plain.
 
     Args:
         path: the file.
-        argument: what names it, for the error.
+        argument: the option that named it, for the error.
 
     Raises:
-        ConfigError: it is none, or its weights are more than tensors and plain values.
+        ConfigError: it is not a checkpoint, or its weights hold more than tensors and plain values.
     """
     try:
         found = torch_file.read(path)
@@ -58,7 +58,7 @@ def read_file(path: Path) -> Checkpoint:
     """Read a checkpoint of Lightning.
 
     Raises:
-        ConfigError: it is none, or its weights are more than tensors and plain values.
+        ConfigError: it is not a checkpoint, or its weights hold more than tensors and plain values.
     """
     found = content(path)
     states = found.get("callbacks")
@@ -69,7 +69,7 @@ def read_file(path: Path) -> Checkpoint:
 def _check(found: Mapping[str, Any]) -> None:
     step, weights = found.get("global_step"), found["state_dict"]
     if not isinstance(found.get("pytorch-lightning_version"), str):
-        raise ValueError("names no version of Lightning that saved it")
+        raise ValueError("does not say which version of Lightning saved it")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise ValueError(f"has a global_step of {step!r}; it must be a number of steps")
     for name, value in weights.items():
@@ -83,14 +83,14 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     """Return a copy of a LightningModule on the CPU that holds the checkpoint's weights.
 
     Raises:
-        ConfigError: the weights are those of another model.
+        ConfigError: the weights belong to another model.
     """
     module = detached_copy(model).cpu()
     if checkpoint.weights is None:
         return module
     weights = OrderedDict((_plain(name), tensor) for name, tensor in checkpoint.weights.items())
     versions = getattr(checkpoint.weights, "_metadata", None)
-    if isinstance(versions, dict):  # modules that load what an earlier version of them saved look at it
+    if isinstance(versions, dict):  # modules read it to load what an earlier version of them saved
         weights._metadata = {_plain(str(name)): version for name, version in versions.items()}  # type: ignore[attr-defined]
     try:
         module.load_state_dict(weights, strict=getattr(module, "strict_loading", True))
@@ -103,5 +103,5 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
 
 
 def _plain(name: str) -> str:
-    """Return a weight's name without what torch.compile puts into it."""
+    """Return a weight's name without what torch.compile adds to it."""
     return name.replace("_orig_mod.", "")

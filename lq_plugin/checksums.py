@@ -29,7 +29,7 @@ def of_json(content: Any, default: Callable[[Any], Any] | None = None) -> str:
 
     Args:
         content: what JSON can hold.
-        default: makes that of anything else, as in ``json.dumps``.
+        default: converts anything else, as in ``json.dumps``.
 
     Example:
         >>> of_json({"a": 1, "b": 2}) == of_json({"b": 2, "a": 1})
@@ -39,7 +39,7 @@ def of_json(content: Any, default: Callable[[Any], Any] | None = None) -> str:
 
 
 def is_sha256(value: Any) -> bool:
-    """Say whether a value that anybody may have written has the form of a sha256.
+    """Return whether an untrusted value has the form of a sha256.
 
     Example:
         >>> is_sha256(of_json(None)), is_sha256("abc"), is_sha256(None)

@@ -25,7 +25,7 @@ class FloatOp:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was decided by measuring: to compute on integers, or why not."""
+    """A decision made by measuring: to compute on integers, or why not."""
 
     int8: bool
     reason: str
@@ -38,7 +38,7 @@ class Coverage:
     Args:
         quantized: those that compute on integers.
         float_ops: those that compute on floats.
-        measured: what was decided by measuring, by a digest of what was measured; another export reads it back.
+        measured: decisions made by measuring, by a digest of what was measured; another export reads them back.
     """
 
     quantized: Sequence[QuantizedOp]

@@ -4,13 +4,13 @@
 
     LqError
     ├── ConfigError (ValueError)      an argument or option that cannot work; raised as early as it can be known
-    │   └── UnsupportedError          a model cannot be quantized as asked, or a candidate has no form in a format
+    │   └── UnsupportedError          a model cannot be quantized as asked, or a format cannot hold a candidate
     ├── MissingExtraError (ImportError)   an optional dependency is needed and not installed
     ├── CaptureError (RuntimeError)   the target could not be turned into a graph
     ├── CalibrationError (RuntimeError)   no statistics could be gathered
     ├── ExportError (RuntimeError)    a runtime's exporter refused the candidate
     ├── EvaluationError (RuntimeError)    no artifact could be evaluated or judged
-    └── ArtifactError (RuntimeError)  an artifact on disk is missing, changed or called in another way than captured
+    └── ArtifactError (RuntimeError)  an artifact on disk is missing, changed, or called differently than captured
 
 A message says which argument, what was given, what is allowed and how to fix it.
 """
@@ -32,10 +32,10 @@ class ConfigError(LqError, ValueError):
 
 
 class UnsupportedError(ConfigError):
-    """A model cannot be quantized as asked, or a candidate has no form in a format.
+    """A model cannot be quantized as asked, or a format cannot hold a candidate.
 
-    No argument is wrong by itself: nothing in the model can be quantized, what is to be quantized is never called, or
-    a runtime lacks a form of it. It never stops what can be made beside it.
+    No argument is wrong in itself: nothing in the model can be quantized, the modules to quantize are never called, or
+    a runtime has no equivalent. It never stops the other candidates and formats.
     """
 
 
@@ -64,12 +64,12 @@ class ArtifactError(LqError, RuntimeError):
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether an error is about what the user gave, and not about what the model or a runtime cannot do."""
+    """Whether an error is the user's, rather than a limit of the model or of a runtime."""
     return isinstance(error, ConfigError) and not isinstance(error, UnsupportedError)
 
 
 def as_calibration_error(error: Exception) -> LqError:
-    """Return an error as one of ours; the cause of a :class:`CalibrationError` where it is none."""
+    """Return one of our errors as it is, and any other as the cause of a :class:`CalibrationError`."""
     if isinstance(error, LqError):
         return error
     named = CalibrationError(f"calibration: {error}")
@@ -78,7 +78,7 @@ def as_calibration_error(error: Exception) -> LqError:
 
 
 def unknown_name(argument: str, given: str, allowed: Iterable[str]) -> ConfigError:
-    """Build the error for a name outside of a fixed set, with the nearest valid names first."""
+    """Build the error for a name outside a fixed set, with the nearest valid names first."""
     names = sorted(allowed)
     nearest = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""

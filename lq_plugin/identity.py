@@ -1,8 +1,8 @@
 """Identity is content: digests of graphs and weights, equal in every process and on every device.
 
 A name, a step or a version counter says nothing about content: weights change without a step, two files have one name,
-and ``parameter.data.copy_(…)`` counts as no version. What is read here are bytes, before any arithmetic (folding rounds
-differently from one machine to another) and without names, which depend on what was traced before.
+and ``parameter.data.copy_(…)`` changes no version. So digests are of bytes, read before any arithmetic (folding rounds
+differently from one machine to another), and without names, which depend on what was traced before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 aten = torch.ops.aten
-# They compute nothing, and their messages hold names of symbols.
+# They compute nothing, and their messages contain names of symbols.
 _CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg)
 
 

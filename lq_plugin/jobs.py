@@ -1,11 +1,11 @@
-"""What is asked for when training is over: candidates, each of the weights of one checkpoint."""
+"""Candidates to make when training is over, each from the weights of one checkpoint."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.errors import CalibrationError
@@ -31,10 +31,11 @@ class Job(ABC):
         scheme: what is quantized and how.
         source: the target and its weights.
         options: the exact configuration as builtins, for the manifest.
-        example: a call of the target that was seen; the first one in validation by default.
-        failure: why there can be no candidate, where that is known, and was said, already.
+        example: an observed call of the target; by default the first one in validation.
+        failure: why there can be no candidate, where this is already known and reported.
     """
 
+    option_of: ClassVar[str]  # class of the callback, for messages
     name: str
     scheme: Scheme
     source: Source
@@ -46,12 +47,12 @@ class Job(ABC):
         """Make the candidate.
 
         Args:
-            store: what was finished of it before.
+            store: steps that earlier runs have finished.
 
         Raises:
-            LqError: there can be none.
+            LqError: it cannot be made.
         """
-        example = self.source.first_call() if self.example is None else self.example
+        example = self.source.first_call(self.option_of) if self.example is None else self.example
         candidate = self._made(example, store)
         warn_of_random_forward(self.name, self.source.float_target, example)
         return candidate
@@ -70,6 +71,7 @@ class StaticJob(Job):
         calibration: of the last validation pass, whose weights need not be those of the checkpoint.
     """
 
+    option_of: ClassVar[str] = "StaticQuantization"
     plan: ObservationPlan
     calibration: Calibration | None = None
 
@@ -90,25 +92,24 @@ class StaticJob(Job):
         return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
 
     def _known(self, digest: str, inputs: str, store: Store) -> Calibration | None:
-        """A calibration of the graph with this digest that was made before, wherever it is kept."""
+        """An existing calibration of the graph with this digest, wherever it is kept."""
         saved = (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
-        kept = store.calibrations(digest, inputs)
+        kept = store.calibrations(digest, inputs, self.plan.digest)
         places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": kept}
         for place, calibrations in places.items():
             found = next((one for one in calibrations if self.plan.fits(one, digest)), None)
             if found is not None:
-                if self.calibration is None:  # there was no fit, so this is news
-                    note(f"calibration of {self.name!r} taken from {place}")
+                if self.calibration is None:  # without a fit, the user may not expect one
+                    note(f"reusing the calibration of {self.name!r} from {place}")
                 return found
         return None
 
     def _calibrated(self, step: int) -> Calibration:
-        note(f"calibrating {self.name!r} in a validation pass of its own …")
+        note(f"calibrating {self.name!r} in a separate validation pass …")
         found = calibrate_pass(self.source.observed_pass, self.plan)
         if found is None:
-            raise CalibrationError(self.source.never_called("validation_step"))
-        calibration, _ = found
-        return replace(calibration, provenance=replace(calibration.provenance, global_step=step, extra_pass=True))
+            raise CalibrationError(self.source.never_called(self.option_of))
+        return replace(found, provenance=replace(found.provenance, global_step=step, extra_pass=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +120,11 @@ class DynamicJob(Job):
         dynamic_dims: dynamic dimensions besides the batch, by input name.
     """
 
+    option_of: ClassVar[str] = "DynamicQuantization"
     dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def _made(self, example: Call, store: Store) -> DynamicCandidate:
-        checkpoint, target = self.source.checkpoint, self.source.float_target
+        checkpoint, target = self.source.checkpoint, self.source.float_copy()
         step = checkpoint.global_step
         provenance = replace(
             uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
@@ -133,7 +135,7 @@ class DynamicJob(Job):
 
 
 def calibration_in(state: Mapping[str, Any]) -> Calibration | None:
-    """Return the calibration in a callback's state of a checkpoint, which may come from anywhere; ``None`` without."""
+    """Return the calibration in a checkpoint's callback state, which is untrusted; ``None`` where it has none."""
     if "calibration" not in state:
         return None
     try:

@@ -36,16 +36,16 @@ def check_name(name: Any) -> str:
 
 
 def check_distinct(names: Iterable[str]) -> None:
-    """Check that no two names are one folder, also on disks that ignore case.
+    """Check that no two names mean the same folder, even on disks that ignore case.
 
     Raises:
-        ConfigError: two are.
+        ConfigError: two of them do.
     """
     seen: dict[str, str] = {}
     for name in names:
         first = seen.get(_folded(name))
         if first is not None:
-            both = f"{name!r} is" if first == name else f"{first!r} and {name!r}, one folder on some disks, are"
+            both = f"{name!r} is" if first == name else f"{first!r} and {name!r}, the same folder on some disks, are"
             raise ConfigError(f"name: {both} used by several callbacks. Give each its own, such as name='b'.")
         seen[_folded(name)] = name
 

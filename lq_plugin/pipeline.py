@@ -31,7 +31,7 @@ from lq_plugin.steps import Step, attempt, say
 from lq_plugin.store import Store, remove
 
 UNJUDGED = (
-    "no budget was judged: no metric of validation is known, and the test split judges nothing. Log one in "
+    "no artifact was judged: there is no validation metric, and the test split is never used to judge. Log one in "
     "validation_step, or give metrics={…}, with 'validate' among the splits."
 )
 
@@ -46,11 +46,11 @@ class Plan:
         formats: of the artifacts.
         protocol: how artifacts are evaluated; ``None`` where they are not.
         budget: how much of a metric may be dropped.
-        monitor: the metric that the checkpoint monitors, and its direction, as far as there are any.
+        monitor: the metric that the checkpoint monitors, and its direction, where known.
         config: sections of the manifest's ``config``.
-        seed: that Lightning was given.
-        trained: whether a training has just ended, so that all that can be made is worth having. Else a mistake of
-            the user ends everything, and so does having no candidate at all.
+        seed: the one given to Lightning.
+        trained: whether training has just ended, so that whatever can be made is worth having. If not, a user error
+            stops everything, and so does having no candidate at all.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -66,15 +66,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Finished:
-    """What came of a plan.
+    """The outcome of a plan.
 
     Args:
         candidates: by their names.
+        error: what ended everything before its end, if anything did.
         manifest: as it was written; ``None`` where nothing was exported.
-        unjudged: the mistake or failure that kept every artifact from being evaluated or judged, if any.
+        unjudged: the user error or failure that kept every artifact from being evaluated or judged, if any.
     """
 
     candidates: Mapping[str, Step[Candidate]]
+    error: Exception | None = None
     manifest: Manifest | None = None
     unjudged: str | None = None
 
@@ -84,10 +86,10 @@ def finish(plan: Plan, store: Store) -> Finished:
 
     Args:
         plan: what is to be done.
-        store: what earlier runs have finished of it.
+        store: steps that earlier runs have finished.
 
     Raises:
-        LqError: a mistake of the user, or why there is no candidate, where nothing was trained.
+        LqError: a user error, or the reason why there is no candidate; only where nothing was trained.
     """
     if plan.folder is None:
         candidates = _candidates(plan, store)
@@ -123,7 +125,7 @@ def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
 
 
 def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
-    """Raise a mistake of the user, or why there is no candidate at all."""
+    """Raise a user error, or the reason why there is no candidate at all."""
     errors = [step.error for step in candidates.values() if step.error is not None]
     mistakes = [error for error in errors if is_mistake(error)]
     if mistakes or (errors and len(errors) == len(candidates)):
@@ -131,7 +133,7 @@ def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
 
 
 def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Path, store: Store) -> Entry:
-    """Make one artifact; say what became of it."""
+    """Make one artifact and record the outcome."""
     entry = Entry(job.name, job.scheme.method, FORMATS[format_name].runtime, format_name)
     path = folder / job.name / format_name
 
@@ -142,7 +144,7 @@ def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Pa
     step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError,))
     if step.result is not None:
         return entry.exported(step.result, folder)
-    if path.exists():  # what an earlier run left there would be taken for this one's
+    if path.exists():  # an artifact of an earlier run would pass for one of this run
         attempt(f"{str(path)!r} of an earlier run cannot be removed", partial(remove, path))
     if candidate.result is not None and isinstance(step.error, UnsupportedError):
         return replace(entry, status="unsupported", error=str(step.error))
@@ -151,18 +153,20 @@ def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Pa
 
 def _export(candidate: Candidate, path: Path, format_name: str, store: Store) -> Artifact:
     """Take an artifact from the store, or make it and keep it there."""
-    chosen = FORMATS[format_name]
-    if candidate.scheme.method not in chosen.refuses:
-        note(f"exporting {candidate.name}/{format_name} …")
-    if chosen.load is None or candidate.scheme.method in chosen.refuses:  # it is not made of the graph, or of nothing
-        return export_one(candidate, path, format_name)
-    digest = artifact_digest(candidate, format_name, chosen.packages)
-    if store.take_artifact(digest, path):
+    chosen, label = FORMATS[format_name], f"{candidate.name}/{format_name}"
+    if candidate.scheme.method in chosen.refuses:
+        return export_one(candidate, path, format_name)  # says why not
+    digest = None if chosen.load is None else artifact_digest(candidate, format_name, chosen.packages)
+    if digest is not None and store.take_artifact(digest, path):
         with suppress(ArtifactError):
-            return read(path)
+            artifact = read(path)
+            note(f"{label} taken from a run that was interrupted")
+            return artifact
         store.drop_artifact(digest)
+    note(f"exporting {label} …")
     artifact = export_one(candidate, path, format_name)
-    store.keep_artifact(digest, path)
+    if digest is not None:  # else it is made of more than the graph
+        store.keep_artifact(digest, path)
     return artifact
 
 
@@ -192,7 +196,7 @@ def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Fini
 
 
 def _subjects(plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:
-    """Unite the artifacts that share target and weights: one FP32 model is measured for all of them."""
+    """Group the artifacts by target and weights: one FP32 model is measured for each group."""
     assert plan.folder is not None
     subjects: dict[tuple[str | None, str], Subject] = {}
     for job in plan.jobs:
@@ -209,7 +213,7 @@ def _subjects(plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Se
 
 
 def _budget(plan: Plan, logged: Sequence[str]) -> tuple[Budget, str | None, str | None]:
-    """Return the budget with its metric, why nothing can be judged by it, and that again where it is a mistake."""
+    """Return the budget with its metric, why it cannot be applied, and that reason again where it is a user error."""
     if not logged:
         return plan.budget, UNJUDGED, None
     try:
@@ -222,7 +226,7 @@ def _budget(plan: Plan, logged: Sequence[str]) -> tuple[Budget, str | None, str 
 def _with_manifest(
     plan: Plan, finished: Finished, entries: Sequence[Entry], fp32: Fp32 | None = None, budget: Budget | None = None
 ) -> Finished:
-    """Write the manifest with what is known by now."""
+    """Write the manifest with what is known so far."""
     assert plan.folder is not None
     made = Manifest(
         fp32=fp32 or Fp32(),
@@ -237,32 +241,32 @@ def _with_manifest(
         config=replace(plan.config, quantization={job.name: job.options for job in plan.jobs}),
     )
     place = plan.folder / manifest.FILE
-    message = f"{str(place)!r} cannot be written; what it would hold is in ArtifactExport.manifest"
+    message = f"{str(place)!r} cannot be written; its content is in ArtifactExport.manifest"
     attempt(message, partial(manifest.write, plan.folder, made))
     return replace(finished, manifest=made)
 
 
 def _remove_manifest(folder: Path) -> None:
-    """Let no manifest of an earlier run stand beside the artifacts of this one, even if this one is killed."""
+    """Remove an earlier run's manifest, so that it never describes this run's artifacts, even if this run is killed."""
     place = folder / manifest.FILE
     attempt(f"{str(place)!r} of an earlier run cannot be removed", partial(place.unlink, missing_ok=True))
 
 
 @contextmanager
 def _only_run_in(folder: Path) -> Iterator[None]:
-    """Keep other runs that write to this folder waiting, or their artifacts and ours would be mixed."""
+    """Make other runs that write to this folder wait, so that their artifacts and ours do not mix."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    with suppress(OSError):  # on a disk that is full or has no locks, the steps say what they miss
+    with suppress(OSError):  # where the disk is full or has no locks, the steps report it
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            note(f"waiting for another run, which writes to {folder} …")
+            note(f"waiting for another run that writes to {folder} …")
             lock.acquire()
     try:
         yield
     finally:
         if lock.is_locked:
-            with suppress(OSError):  # who waits with this file in hand looks for a new one
+            with suppress(OSError):  # a run that is waiting for this file looks for a new one
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()

@@ -1,4 +1,4 @@
-"""What is printed is text: no name and no message moves the cursor, takes a colour or ends a run.
+"""Printing plain text: no name or message can move the cursor, change colours or end a run.
 
 Names of metrics, candidates, runs and options come from users and from files of others. Rich takes ``[red]`` in them
 for markup and ``:car:`` for an emoji, and a terminal obeys their control characters.
@@ -22,8 +22,8 @@ _SPACE = re.compile(r"\s+")
 def plain(text: Any, keep: str = "") -> str:
     r"""Return text whose unprintable characters are written as escapes, as ``repr`` writes them.
 
-    Unprintable are control characters, those that change the direction of writing, and what stands for bytes that are
-    no UTF-8 and so can be written to no file.
+    Unprintable are control characters, those that change the direction of writing, and stand-ins for bytes that are not
+    UTF-8, which cannot be written to a file.
 
     Args:
         text: anything; its ``str`` counts.
@@ -77,7 +77,7 @@ def add_row(table: Table, *cells: Any) -> None:
 
 
 class _Lenient:
-    """A stream that writes what its encoding lacks as escapes, and drops what nobody reads any more.
+    """A stream that writes what its encoding lacks as escapes, and drops output that has lost its reader.
 
     A finished training must not end in an error because its output is piped into ``head``, or because the terminal's
     encoding has no star.

@@ -6,5 +6,5 @@ from lq_plugin.printing import show_lines, terminal
 
 
 def note(text: str) -> None:
-    """Say what is going on, or where something was taken from or left."""
+    """Tell the user what is going on, or where something came from or went."""
     show_lines(terminal(), f"lq_plugin: {text}")

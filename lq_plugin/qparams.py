@@ -91,10 +91,10 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | N
         scale: one that was learnt; by default the one that spreads the levels over the range.
 
     Raises:
-        ConfigError: the learnt scale has another shape than is due.
+        ConfigError: the learnt scale has the wrong shape.
     """
     rows = weight.float().transpose(0, axis).flatten(1) if spec.per_channel else weight.float().flatten()
-    low, high = pad(rows, (0, 1)).aminmax(dim=-1)  # zero is part of every range, of an empty weight's too
+    low, high = pad(rows, (0, 1)).aminmax(dim=-1)  # zero is part of every range, even of an empty weight's
     if scale is None:
         scale = scale_of(low, high, spec).clamp(min=_SMALLEST_SCALE)
     elif scale.shape != low.shape:

@@ -18,10 +18,10 @@ class Runtime:
 
     Args:
         fuses: activations that its kernels compute on an operator's result before quantizing it.
-        quantized_outputs: operators whose kernel is taken only when the result is quantized too.
+        quantized_outputs: operators whose INT8 kernel is chosen only when their result is quantized too.
         dynamic: operators that it computes on integers with a scale from each batch.
         dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
-        activations: which integers its kernels take for activations where the scheme does not say it.
+        activations: which integers its kernels take for activations where the scheme does not say.
     """
 
     fuses: frozenset[str]

@@ -20,7 +20,7 @@ TARGETS_CPU = ("this", "any", "vnni")
 
 @dataclass(frozen=True)
 class _Method:
-    """What a method does where a scheme does not say it, and what no scheme can change."""
+    """A method's defaults, and what no scheme can change."""
 
     observer: str | None
     embeddings: bool
@@ -59,7 +59,7 @@ class Scheme:
         skip: what stays float: globs over module names (``"head"``, ``"encoder.layers.0.*"``) and operator types
             written ``"op:conv2d"``.
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
-        targets_cpu: which CPUs the artifacts are for, where ``reduce_range`` does not say it: ``"this"`` machine's,
+        targets_cpu: which CPUs the artifacts are for, where ``reduce_range`` is not given: ``"this"`` machine's,
             ``"any"`` (7 bits), or those with ``"vnni"`` (8 bits).
 
     Raises:

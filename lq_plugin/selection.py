@@ -82,7 +82,7 @@ def fastest(artifacts: Sequence[tuple[str, float | None]]) -> int | None:
 def pareto_front(points: Sequence[Sequence[float]]) -> set[int]:
     """Return the positions of the points that no other point dominates; of equal points all or none.
 
-    A point dominates another that it is nowhere worse than, and somewhere better.
+    A point dominates another if it is nowhere worse and somewhere better.
 
     Args:
         points: the same objectives of each, all to be minimized.

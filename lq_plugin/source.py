@@ -21,21 +21,18 @@ from lq_plugin.targets import Forward, never_called, resolve_target
 
 
 class Source:
-    """One target with the weights of one checkpoint. Opened when it is first used, so one that fails stops no other.
+    """One target with the weights of one checkpoint. Opened at first use, so one that fails does not stop the others.
 
     Args:
         module: the LightningModule, which is not changed.
         target: dotted path of the module that is quantized; the LightningModule itself for ``None``.
         read: reads the checkpoint.
         data: the batches of the splits.
-        option_of: class of the callback whose options these are, for messages.
     """
 
-    def __init__(
-        self, module: nn.Module, target: str | None, read: Callable[[], Checkpoint], data: Data, option_of: str
-    ) -> None:
+    def __init__(self, module: nn.Module, target: str | None, read: Callable[[], Checkpoint], data: Data) -> None:
         self.target, self.data = target, data
-        self._module, self._read, self._option_of = module, read, option_of
+        self._module, self._read = module, read
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -51,7 +48,7 @@ class Source:
         """A copy of the LightningModule with these weights, in eval mode on the CPU.
 
         Raises:
-            ConfigError: the weights are those of another model.
+            ConfigError: the weights belong to another model.
         """
         return with_weights(self._module, self.checkpoint)
 
@@ -62,7 +59,7 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """What the weights are known by: the files of two ModelCheckpoints may have one name."""
+        """Identifies the weights; a file name cannot, because two ModelCheckpoints may use the same one."""
         return weights_digest(self.model)
 
     def float_copy(self) -> nn.Module:
@@ -73,8 +70,11 @@ class Source:
         """Run one validation pass, observed; see :func:`lq_plugin.graph.observation.calibrate_pass`."""
         observed_pass(self.model, self.data, begin)
 
-    def first_call(self) -> Call:
+    def first_call(self, option_of: str) -> Call:
         """Return the first call of the target in validation, on the CPU.
+
+        Args:
+            option_of: class of the callback whose option the target is, for the error.
 
         Raises:
             CalibrationError: the target is never called.
@@ -90,9 +90,13 @@ class Source:
             one_batch = self.data.limited("validate", 1)
             loop.run(self.model, one_batch, "validate", target=self.target, forward=remember)
         if not seen:
-            raise CalibrationError(self.never_called("validation_step"))
+            raise CalibrationError(self.never_called(option_of))
         return seen[0]
 
-    def never_called(self, where: str) -> str:
-        """Say that the target's forward is not what a step calls, and what could be chosen in its place."""
-        return never_called(self.model, self.target, where, self._option_of)
+    def never_called(self, option_of: str) -> str:
+        """Say that no validation step calls the target, and what could be chosen in its place.
+
+        Args:
+            option_of: class of the callback whose option the target is.
+        """
+        return never_called(self.model, self.target, "validation_step", option_of)

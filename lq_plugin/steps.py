@@ -1,4 +1,4 @@
-"""Steps of what is done when training is over: one that fails is said once, and only what needs it is skipped."""
+"""Steps after training: one that fails is reported once, and only what needs it is skipped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("lq_plugin")
 
 @dataclass(frozen=True)
 class Step(Generic[T]):
-    """What came of a step: its result, or the error that it, or one that it needs, ended in."""
+    """The outcome of a step: its result, or the error of the step itself or of one that it needs."""
 
     result: T | None = None
     error: Exception | None = None
@@ -30,7 +30,7 @@ def attempt(what: str, make: Callable[[], T], *needs: Step[Any], expected: tuple
     """Run a step. ``KeyboardInterrupt`` and ``SystemExit`` pass.
 
     Args:
-        what: what did not happen where it fails, to begin the message with: ``"static/onnx failed"``.
+        what: how the message begins if it fails: ``"static/onnx failed"``.
         make: does it.
         needs: steps without which it is skipped.
         expected: errors that say what is not possible, and so are recorded without being logged.
@@ -51,7 +51,7 @@ def say(what: str, error: Exception) -> str:
 
     Args:
         what: what failed.
-        error: why. Errors that are not ours, and none of the disk's, keep their trace.
+        error: why. Errors that are neither ours nor the disk's keep their traceback.
     """
     reason = reason_of(error)
     logger.error("%s. %s", what, reason, exc_info=not isinstance(error, LqError | OSError))

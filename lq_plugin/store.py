@@ -1,8 +1,8 @@
 """Finished steps, each under the digest of what determines it, in a folder that outlives the folder of a run.
 
-A run that was interrupted continues by running again: what exists under the right digest is not made once more, and
-what belongs to other weights, options or code has another digest. Calibrations are files of torch.save, artifacts are
-folders as they are exported, and decisions that were made by measuring are JSON. Whatever is read is checked first.
+A run that was interrupted continues by running again: what exists under the right digest is not made again, and results
+of other weights, options or code have another digest. Calibrations are files of torch.save, artifacts are folders as
+they are exported, and measured decisions are JSON. Whatever is read is checked first.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from lq_plugin.progress import note
 from lq_plugin.torch_file import read
 from lq_plugin.untrusted import naming, read_json, regular_file
 
-_ABANDONED = 3600.0  # seconds after which what was half written is taken for that of a killed run
-_STALE = 7 * 24 * 3600.0  # seconds after which nobody runs an interrupted run again
+_ABANDONED = 3600.0  # seconds after which a half-written file must come from a killed run
+_STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
 
 
 class Store:
@@ -40,17 +40,17 @@ class Store:
     Args:
         folder: where they are; made when something is kept.
         keeps_calibrations: whether calibrations stay when a run is complete, for other runs of the same weights.
-        advice: how a user does without what is kept, for the notes.
+        advice: how a user can ignore what is kept, for the notes.
     """
 
     def __init__(self, folder: Path, keeps_calibrations: bool = False, advice: str | None = None) -> None:
         self.folder = folder
         self._keeps_calibrations = keeps_calibrations
-        self._advice = advice or f"remove {folder} to start anew"
+        self._advice = advice or f"remove {folder} to start from scratch"
         self._used: set[Path] = set()
 
     def calibrations(self, graph_digest: str, inputs: str = "", observed: str = "*") -> list[Calibration]:
-        """Return what was calibrated before; what is damaged is put aside.
+        """Return earlier calibrations; damaged ones are put aside.
 
         Args:
             graph_digest: of the graph and its weights.
@@ -64,7 +64,7 @@ class Store:
                 self._used.add(file)
             except (CalibrationError, ValueError) as error:
                 what = f"the calibration kept in {file}: {error}"
-                put_aside(file, what, "made anew where it is needed", self._advice)
+                put_aside(file, what, "made again when needed", self._advice)
         return found
 
     def keep_calibration(self, calibration: Calibration, inputs: str = "") -> None:
@@ -79,7 +79,7 @@ class Store:
                 self._used.add(file)
 
     def take_artifact(self, digest: str, path: Path) -> bool:
-        """Put an artifact that was exported before at a path; whoever reads it there checks it.
+        """Copy an earlier artifact to a path; whoever reads it there checks it.
 
         Returns:
             Whether there was one.
@@ -93,7 +93,7 @@ class Store:
         except ValueError:  # there is more in it than files
             self.drop_artifact(digest)
             return False
-        except OSError:  # another run has just removed it, or the disk is full, which the export will say
+        except OSError:  # another run has just removed it, or the disk is full, which the export will report
             return False
         return True
 
@@ -110,15 +110,15 @@ class Store:
         remove(self._kept("artifacts") / digest)
 
     def decisions(self) -> dict[str, Measured]:
-        """Return what was decided by measuring, by its digest; what is put into it is on disk before it is acted on."""
+        """Return measured decisions by digest; a new one is written to disk before it is acted on."""
         return _Decisions(self._kept("decisions"))
 
     def complete(self) -> None:
-        """Remove what a complete run needs no more, and what interrupted runs of long ago have left."""
+        """Remove what a complete run no longer needs, and what old interrupted runs have left."""
         folders = [self._kept(name) for name in ("artifacts", "calibrations", "decisions")]
         for path in (*self._used, *_left_behind(folders)):
             if not (self._keeps_calibrations and path.suffix == ".pt"):
-                with suppress(OSError):  # it may be another user's, and is in nobody's way
+                with suppress(OSError):  # it may belong to another user, and does no harm
                     remove(path)
         self._used.clear()
         for folder in (*folders, self.folder):
@@ -126,11 +126,11 @@ class Store:
                 folder.rmdir()
 
     def _kept(self, name: str) -> Path:
-        """Return a folder of the store. Nothing is read, renamed or removed behind a link: that is put aside."""
+        """Return a folder of the store. Nothing is read, renamed or removed behind a link: a link is put aside."""
         folder = self.folder / name
         for place in (self.folder, folder):
             if place.is_symlink():
-                put_aside(place, f"what is kept in {place}: it is a link", "made anew", self._advice)
+                put_aside(place, f"the folder {place}: it is a link", "made again", self._advice)
         return folder
 
     def _calibration(self, file: Path) -> Calibration:
@@ -138,18 +138,18 @@ class Store:
             inside(self.folder, f"{file.parent.name}/{file.name}")
             state = read(file)
             if _short(file.read_bytes()) != file.stem.rpartition("-")[2]:
-                raise ValueError("was changed since it was kept: its sha256 is another one")
+                raise ValueError("was changed after it was stored: its sha256 differs")
         return Calibration.from_state_dict(state)
 
 
 class _Decisions(dict[str, Measured]):
-    """Decisions by the digest of what was measured; one that is made is written before it is acted on."""
+    """Decisions by the digest of what was measured; a new one is written before it is acted on."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
         for file in folder.glob("*.json"):
-            with suppress(OSError, ValueError):  # what cannot be read is measured once more
+            with suppress(OSError, ValueError):  # what cannot be read is measured again
                 self.update(decisions({file.stem: read_json(file)}))
 
     def __reduce__(self) -> tuple[type[dict[str, Measured]], tuple[dict[str, Measured]]]:
@@ -163,13 +163,13 @@ class _Decisions(dict[str, Measured]):
 
 
 def put_aside(damaged: Path, what: str, then: str, advice: str) -> None:
-    """Rename what is damaged, so that it is used no more and can be looked at; say so.
+    """Rename what is damaged, so that it is no longer used but can be inspected, and say so.
 
     Args:
         damaged: file or folder.
         what: which one, and what is wrong with it.
-        then: what happens in its place.
-        advice: how a user does without what is kept.
+        then: what happens instead.
+        advice: how a user can ignore what is kept.
     """
     aside = damaged.with_name(f"{damaged.name}.damaged")
     try:
@@ -178,13 +178,13 @@ def put_aside(damaged: Path, what: str, then: str, advice: str) -> None:
     except FileNotFoundError:  # another job was faster
         return
     except OSError as error:
-        note(f"{what}. It could not be put aside ({error.strerror}), and is {then}; {advice}")
+        note(f"{what}. It could not be renamed ({error.strerror}), and will be {then}; {advice}")
     else:
-        note(f"{what}. It was put aside as {aside.name}, and is {then}; {advice}")
+        note(f"{what}. It was renamed to {aside.name}, and will be {then}; {advice}")
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return a file of a folder, which no link leads to and which lies nowhere else.
+    """Return a file of a folder; links and files elsewhere are refused.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -192,7 +192,7 @@ def inside(folder: Path, name: str) -> Path:
     """
     file = folder / name
     if os.path.realpath(file) != os.path.join(os.path.realpath(folder.parent), folder.name, *name.split("/")):
-        raise ValueError("is a link, or lies outside of the folder")
+        raise ValueError("is a link, or lies outside the folder")
     return regular_file(file)
 
 
@@ -205,7 +205,7 @@ def remove(path: Path) -> None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even if the machine stops."""
+    """Write a file completely or not at all, even if the machine stops."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # threads and machines may write at one time
     with open(scratch, "wb") as stream:
@@ -216,7 +216,7 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def _copy(source: Path, folder: Path) -> None:
-    """Copy a folder of files, which is there as a whole or not at all; what was at its place is replaced."""
+    """Copy a folder of files completely or not at all, replacing what is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -230,7 +230,7 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _left_behind(folders: Sequence[Path]) -> Iterator[Path]:
-    """What killed runs have half written, and what nobody has come back for; decisions stay."""
+    """Half-written files of killed runs, and results of runs that nobody continued; decisions stay."""
     now = time.time()
     for folder in folders:
         for path in folder.glob(".*" if folder.name == "decisions" else "*"):
@@ -241,11 +241,11 @@ def _left_behind(folders: Sequence[Path]) -> Iterator[Path]:
 
 @contextmanager
 def _noted(what: str) -> Iterator[None]:
-    """A step that cannot be kept is done nevertheless; only another run has to do it again."""
+    """A step that cannot be stored is still done; only another run has to do it again."""
     try:
         yield
     except OSError as error:
-        note(f"{what} is not kept for another run ({error})")
+        note(f"{what} could not be stored for a later run ({error})")
 
 
 def _key(graph_digest: str, inputs: str) -> str:

@@ -38,8 +38,8 @@ def never_called(model: nn.Module, target: str | None, where: str, option_of: st
     """
     children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
     return (
-        f"target: the forward of {target or type(model).__name__!r} is never called in {where}, so nothing is known of "
-        f"its inputs. Choose a module that {where} calls, for example one of {children}: {option_of}(target='…')."
+        f"target: the forward of {target or type(model).__name__!r} is never called in {where}, so its inputs "
+        f"are unknown. Choose a module that {where} calls, for example one of {children}: {option_of}(target='…')."
     )
 
 
@@ -57,7 +57,7 @@ def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
 
     shadow: Any = call
     shadow.lq_original = module.forward
-    shadow.lq_shadowed = module.__dict__.get("forward")  # kept apart, for a copied module has a copy of this function
+    shadow.lq_shadowed = module.__dict__.get("forward")  # apart: a copied module has a copy of this function
     module.__dict__["forward"] = shadow
     try:
         yield

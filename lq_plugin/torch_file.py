@@ -6,7 +6,7 @@ what is in torch's own list for ``weights_only`` (``torch.serialization.add_safe
 :class:`Foreign` stands for everything else, so weights and plain values are read from any checkpoint. Members lie in
 the file as they are, have the size that their tensors need and the checksum that was written with them.
 
-As in :mod:`lq_plugin.untrusted`, what is refused is a ``ValueError`` that says in half a sentence what is wrong.
+As in :mod:`lq_plugin.untrusted`, a refusal is a ``ValueError`` that says in half a sentence what is wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DICTS = (dict, OrderedDict, Counter)
 
 
 class Foreign:
-    """Stands for an object of a file whose class or function is not imported; whatever was to be done to it is not.
+    """Stands for an object of a file whose class or function is not imported; nothing is done to it.
 
     Args:
         name: of the class or function, such as ``"functools.partial"``.
@@ -53,7 +53,7 @@ class _RefusedError(ValueError):
 def write(value: Any, path: Path) -> None:
     """Write what :func:`read` returns.
 
-    torch is given memory to write to. With a file's name, its C++ code ends the whole process where the disk is full.
+    torch writes to memory: given the name of a file, its C++ code ends the whole process when the disk is full.
 
     Raises:
         OSError: it cannot be written.
@@ -75,7 +75,7 @@ def read(path: Path) -> Any:
     file = Path(os.path.realpath(path))
     if file.is_dir():
         raise ValueError(
-            "is a folder, as sharded strategies save; make one file of it with "
+            "is a folder, as sharded strategies save; convert it to one file with "
             "python -m lightning.pytorch.utilities.consolidate_checkpoint"
         )
     try:
@@ -108,7 +108,7 @@ def _content(stream: BinaryIO) -> Any:
         raise ValueError("is empty")
     if not zipfile.is_zipfile(stream):
         raise ValueError(
-            "is cut off or damaged: the end of it is missing"
+            "is cut off or damaged: its end is missing"
             if beginning == b"PK"
             else "was not written by torch.save (or by torch before 1.6: load it there and save it again)"
         )
@@ -163,7 +163,7 @@ class _Archive:
 def _unpickled(archive: _Archive) -> Any:
     try:
         return _Unpickler(archive).load()
-    finally:  # torch keeps a list of sparse tensors, and looks whether their indices lie in them only where asked to
+    finally:  # torch lists the sparse tensors that it loads, and checks their indices only when asked to
         with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
             torch._utils._validate_loaded_sparse_tensors()  # type: ignore[no-untyped-call]
 
@@ -192,7 +192,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         """Return the memory of a tensor, each piece once, so that tied weights stay tied."""
         kind, storage_type, key, _, count = pid
         if kind != "storage" or not isinstance(key, str) or not isinstance(count, int):
-            raise pickle.UnpicklingError("a reference to something else than the memory of a tensor")
+            raise pickle.UnpicklingError("a reference to something other than the memory of a tensor")
         if key not in self._storages:
             dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
             memory = self._archive.storage(f"data/{key}", count * dtype.itemsize)

@@ -1,7 +1,7 @@
 """Reading files that come from outside: regular files, of a bounded size, inside the folder they belong to.
 
-What is refused is a ``ValueError`` that says in half a sentence what is wrong with the file, such as ``"is not a
-regular file"``. The caller turns it into its own named error, which says whose file it is and what to do.
+A refusal is a ``ValueError`` that says in half a sentence what is wrong with the file, such as ``"is not a regular
+file"``. The caller turns it into its own named error, which says whose file it is and what to do.
 """
 
 from __future__ import annotations
@@ -114,5 +114,5 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, but no link to one, and without waiting for a pipe's other end."""
+    """Open a file but not a link, without waiting for the other end of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))

@@ -76,7 +76,9 @@ def test_a_name_that_is_no_folder_everywhere_is_refused(name: Any, reason: str) 
     "names", [("Q", "q"), ("é", "e\u0301"), ("STRASSE", "straße"), ("É", "e\u0301"), ("a", "b", "A")]
 )
 def test_names_that_are_one_folder_on_some_disk_are_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"^name: .* and .*, one folder on some disks, are used by several callbacks"):
+    with pytest.raises(
+        ConfigError, match=r"^name: .* and .*, the same folder on some disks, are used by several callbacks"
+    ):
         check_distinct(names)
 
 

@@ -36,7 +36,7 @@ def source(seed: int = 0, data: Any = None) -> Source:
     torch.manual_seed(seed)
     loader = Images().val_dataloader() if data is None else DataLoader(data, 8)
     batches = Data(loaders={"validate": loader})
-    return Source(Tiny(), None, lambda: Checkpoint(LIVE, 0), batches, "StaticQuantization")
+    return Source(Tiny(), None, lambda: Checkpoint(LIVE, 0), batches)
 
 
 def jobs(seed: int = 0) -> tuple[Job, ...]:
@@ -119,13 +119,17 @@ def test_a_run_that_is_killed_after_a_step_continues_there(
     assert not (tmp_path / "store").exists()  # nothing of it is needed any more
 
 
+def exported(folder: Path, seed: int = 0) -> Plan:
+    """One artifact, which is not evaluated."""
+    return replace(plan(folder, seed), jobs=jobs(seed)[:1], protocol=None)
+
+
 def test_what_belongs_to_other_weights_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(Store, "complete", lambda self: None)
-        finish(plan(tmp_path / "one"), Store(tmp_path / "store"))
-    finish(plan(tmp_path / "two", seed=1), Store(tmp_path / "store"))
-    finish(plan(tmp_path / "alone", seed=1), Store(tmp_path / "other"))
-    assert sums(tmp_path / "two") == sums(tmp_path / "alone") != sums(tmp_path / "one")
+    monkeypatch.setattr(Store, "complete", lambda self: None)
+    for folder, seed in (("one", 0), ("two", 1), ("again", 0)):
+        finish(exported(tmp_path / folder, seed), Store(tmp_path / "store"))
+    assert sums(tmp_path / "one") == sums(tmp_path / "again") != sums(tmp_path / "two")
+    assert len(list((tmp_path / "store" / "artifacts").iterdir())) == 2
 
 
 def test_a_calibration_of_other_data_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,11 +150,14 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.Captur
             assert waited.wait(60)
             return super().candidate(store)
 
-    first = plan(tmp_path)
-    (static, dynamic) = first.jobs
-    slow = replace(first, jobs=(Slow(**vars(static)), dynamic))
-    runs = [threading.Thread(target=finish, args=[slow, Store(tmp_path / "a")])]
-    runs.append(threading.Thread(target=finish, args=[plan(tmp_path, seed=1), Store(tmp_path / "b")]))
+    first = exported(tmp_path)
+    slow = replace(first, jobs=(Slow(**vars(first.jobs[0])),))
+    results: list[Any] = []
+
+    def run(one: Plan) -> None:
+        results.append(finish(one, Store(tmp_path / "store")))
+
+    runs = [threading.Thread(target=run, args=[one]) for one in (slow, exported(tmp_path, seed=1))]
     runs[0].start()
     assert inside.wait(60)
     runs[1].start()
@@ -158,11 +165,12 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.Captur
     while "waiting for another run" not in told and runs[1].is_alive():
         told += capsys.readouterr().out
     waited.set()
-    for run in runs:
-        run.join(120)
+    for one in runs:
+        one.join(120)
     assert f"waiting for another run, which writes to {tmp_path / 'quantized'}" in " ".join(told.split())
-    finish(plan(tmp_path / "alone", seed=1), Store(tmp_path / "c"))
-    assert sums(tmp_path) == sums(tmp_path / "alone")
+    earlier, later = (result.candidates["static"].result.provenance.digest for result in results)
+    assert written(tmp_path)["calibration"]["static"]["digest"] == later != earlier
+    assert sums(tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -108,17 +108,17 @@ CALIBRATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped bit in its directory": (lambda file: flip(file, 0.97), r"it (is|was|has) "),
     "truncated": (lambda file: os.truncate(file, 500), r"it is cut off or damaged"),
     "empty": (lambda file: os.truncate(file, 0), r"it is empty"),
-    "another one": (lambda file: torch.save({"statistics": {}}, file), r"it was changed since it was kept"),
+    "another one": (lambda file: torch.save({"statistics": {}}, file), r"it was changed after it was stored"),
     "no calibration": (
         lambda file: named(file, {"statistics": 3, "provenance": {}}),
-        r"calibration: what was saved of it is damaged",
+        r"calibration: its saved state is damaged",
     ),
     "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), r"it is not a regular file"),
     "link": (
         lambda file: (file.rename(file.with_name("elsewhere")), file.symlink_to("elsewhere")),
         r"it is a link, or lies outside",
     ),
-    "planted": (lambda file: named(file, {"statistics": Planted(), "provenance": {}}), r"calibration: what was saved"),
+    "planted": (lambda file: named(file, {"statistics": Planted(), "provenance": {}}), r"calibration: its saved state"),
 }
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_calibration_is_put_aside(
     told = said()
     assert re.search(message, told), told
     assert f"the calibration kept in {file}: " in told
-    assert f"It was put aside as {file.name}.damaged" in told
+    assert f"It was renamed to {file.name}.damaged" in told
     assert ADVICE in told
     assert store.calibrations(candidate.graph.digest) == []
     assert said() == ""
@@ -165,7 +165,7 @@ def test_nothing_is_read_renamed_or_removed_behind_a_link(
     assert not store.take_artifact(NAME, tmp_path / "taken")
     assert store.decisions() == {}
     store.complete()
-    assert f"{linked or 'store'}: it is a link. It was put aside as {linked or 'store'}.damaged" in said()
+    assert f"{linked or 'store'}: it is a link. It was renamed to {linked or 'store'}.damaged" in said()
     assert sorted(path.name for path in mine.iterdir()) == before
 
 
@@ -320,6 +320,6 @@ def test_a_step_that_cannot_be_kept_is_no_failure(
     store.decisions()[NAME] = DECISION
     told = said()
     for what in ("the calibration of observed-", "the artifact static/onnx", "a measured decision"):
-        assert re.search(rf"{what}.* is not kept for another run \(.*Not a directory", told), told
+        assert re.search(rf"{what}.* could not be stored for a later run \(.*Not a directory", told), told
     store.complete()
     assert (tmp_path / "store").read_text() == "in the way"

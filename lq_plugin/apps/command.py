@@ -1,4 +1,4 @@
-"""How a command ends: a mistake of its user is one line, everything else keeps its trace."""
+"""How a command ends: a user error is one line, everything else keeps its traceback."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ MISTAKES = (LqError, HydraException, OmegaConfBaseException, MisconfigurationExc
 def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run a task with the configuration that Hydra composes from the command line.
 
-    A mistake of the user ends a run with one line and exit code 1. With ``HYDRA_FULL_ERROR=1`` in the
-    environment every error keeps its full trace. In a multirun the errors of jobs are passed on, because the sweeper
-    decides what a failed job means; a sweep without one job that succeeded is an error whatever it decides.
+    A user error ends a run with one line and exit code 1. With ``HYDRA_FULL_ERROR=1`` in the environment every error
+    keeps its full traceback. In a multirun the errors of jobs are passed on, because the sweeper decides what a failed
+    job means; a sweep in which no job succeeded is an error in any case.
 
     Args:
-        name: the command, to begin the line with.
+        name: the command's, with which the line begins.
         task: what to do; its result is the objective of a sweep.
         config_name: root configuration, in ``lq_plugin.conf``.
     """
@@ -65,7 +65,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://lq_plugin.conf", config_name=config_name)(job)()
         if (folder := _swept_folder()) is not None and (reason := _reason_of_all(folder)):
-            sys.exit(f"{name}: every job of the sweep failed, the last one because of: {reason}")
+            sys.exit(f"{name}: every job of the sweep failed, the last one with: {reason}")
     except Exception as error:
         if full or (_left_a_job(error) and not isinstance(error, MISTAKES)):
             raise
@@ -78,7 +78,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 class Sweep(hydra.experimental.callback.Callback):
-    """Lets ``HydraConfig`` tell of a multirun between and after its jobs, where it else tells of nothing."""
+    """Keeps ``HydraConfig`` set between and after the jobs of a multirun, when it would otherwise be empty."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Set it; each job restores it at its end."""
@@ -94,7 +94,7 @@ def _swept_folder() -> Path | None:
 
 @contextmanager
 def _traced(swept: bool) -> Iterator[None]:
-    """Let the folder of a job tell of this job alone, and in a sweep why it has no figures, even if it is killed."""
+    """Make a job's folder describe this job only and, in a sweep, say why it has no figures, even if it is killed."""
     if not _is_first_process():
         yield
         return
@@ -114,7 +114,7 @@ def _traced(swept: bool) -> Iterator[None]:
 
 
 def _is_first_process() -> bool:
-    """Whether this is not one of the further processes of a distributed fit."""
+    """Whether this is the main process of a distributed fit, or the only one."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -138,7 +138,7 @@ def _reason_of_all(folder: Path) -> str | None:
 def _write_leaderboard(folder: Path) -> None:
     try:
         note(f"leaderboard in {leaderboard.write(folder)}")
-    except Exception as error:  # jobs that export nothing have none; and a sweep that ran does not fail for want of one
+    except Exception as error:  # jobs that export nothing have none, and a sweep that ran must not fail for lack of one
         known = isinstance(error, LqError | OSError)
         note(f"no leaderboard: {error if known else f'{type(error).__name__}: {error}'}")
 
@@ -152,7 +152,7 @@ def one_line(error: BaseException) -> str:
             return _unknown_option(str(cause.full_key), cause.parent_node)
     *_, origin = _causes(error)
     if isinstance(error, InstantiationException):
-        return _placed(error, f"{origin} ({FULL_ERROR}=1 shows where from.)")
+        return _placed(error, f"{origin} ({FULL_ERROR}=1 shows the traceback.)")
     if isinstance(origin, OmegaConfBaseException) and origin is not error:
         said = str(origin).splitlines()[0].rstrip(".")
         hint = " Write a list, such as [head,op:add]." if "is not a ListConfig" in said else ""
@@ -167,7 +167,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _placed(error: BaseException, message: str) -> str:
-    """Put the section of the configuration before a message; one that begins with an argument continues its path."""
+    """Put the section of the configuration before a message; an argument that begins the message continues its path."""
     section = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
     if not section:
         return line(message)

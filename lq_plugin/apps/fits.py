@@ -26,7 +26,7 @@ AFTER_TRAINING = (StaticQuantization, DynamicQuantization, ArtifactExport, Int8E
 
 
 def training(config: DictConfig) -> dict[str, Any]:
-    """Return the part of a configuration that decides how a fit turns out."""
+    """Return the part of a configuration that determines the outcome of a fit."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     callbacks = {name: node for name, node in plain["callbacks"].items() if node and _trains(node["_target_"])}
     trainer = {name: value for name, value in plain["trainer"].items() if name != "default_root_dir"}
@@ -35,7 +35,7 @@ def training(config: DictConfig) -> dict[str, Any]:
 
 
 def digest(config: DictConfig) -> str:
-    """Name a fit after its training configuration and the code behind it; where a run writes decides nothing.
+    """Name a fit after its training configuration and the code behind it; output folders do not matter.
 
     Args:
         config: of the whole run, after the random generators were seeded.
@@ -44,8 +44,8 @@ def digest(config: DictConfig) -> str:
     resumed = Path(to_absolute_path(config.ckpt_path or ""))
     content = {
         "training": _without_run_folder(decisive),
-        "seed": os.environ["PL_GLOBAL_SEED"],  # what no seed in the configuration stands for
-        # Our own code too: calibrations are in its checkpoints.
+        "seed": os.environ["PL_GLOBAL_SEED"],  # the seed in use, which the configuration may leave open
+        # Our own code too: the checkpoints hold calibrations.
         "code": sources.versions([Fit, *map(get_object, _targets(decisive))]),
         "checkpoint": checksums.of_file(resumed) if resumed.is_file() else None,
     }
@@ -82,7 +82,7 @@ class KeepFit(Callback):
         self.fit = fit
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Keep it, unless training was interrupted."""
+        """Keep it; an interrupted run never gets here."""
         if trainer.interrupted:
             return
         try:

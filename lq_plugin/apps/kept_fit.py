@@ -58,10 +58,10 @@ class Fit:
 
     @contextmanager
     def claimed(self, run: str) -> Iterator[None]:
-        """Wait until no other job runs this very fit, and keep the others waiting until it is finished.
+        """Wait until no other job runs this fit, and make the others wait until it is finished.
 
         Args:
-            run: folder of this run, to be told to the others.
+            run: folder of this run, which is shown to the others.
 
         Raises:
             ConfigError: the folder of all fits cannot be written to.
@@ -83,18 +83,18 @@ class Fit:
             self._release()
 
     def usable(self) -> bool:
-        """Whether it is finished and undamaged; a damaged one is put aside. Ask while it is claimed."""
+        """Whether it is finished and undamaged; a damaged one is put aside. Call this while it is claimed."""
         if not os.path.lexists(self.folder):
             return False
         try:
             self._checkpoints = self._checked()
         except ValueError as error:
-            put_aside(self.folder, f"the cached fit in {self.folder}: {error}", "run again", IGNORED)
+            put_aside(self.folder, f"the cached fit in {self.folder}: {error}", "trained again", IGNORED)
             return False
         return True
 
     def keep(self, trainer: Any) -> None:
-        """Keep the checkpoints of a fit that has just ended, and let others take them."""
+        """Store the checkpoints of a fit that has just ended, for others to reuse."""
         scratch = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
         remove(scratch)
         scratch.mkdir(parents=True)
@@ -111,7 +111,7 @@ class Fit:
         self._release()
 
     def _fill(self, scratch: Path, trainer: Any) -> dict[str, str]:
-        """Copy every checkpoint once, and return the copies by the choices that mean them."""
+        """Copy every checkpoint once, and return the copies by the choices that select them."""
         whole = scratch / "whole.ckpt"
         trainer.save_checkpoint(whole)
         _copy(whole, scratch / LIVE, trainer)
@@ -143,22 +143,22 @@ class Fit:
             record = read_json(inside(self.folder, RECORD))
             kept, sums = (record.get(part) if isinstance(record, dict) else None for part in ("checkpoints", "sha256"))
             if not isinstance(kept, dict) or not isinstance(sums, dict) or not kept.get("live"):
-                raise ValueError("does not say which checkpoints were kept")
+                raise ValueError("does not say which checkpoints it holds")
             if not all(isinstance(file, str) and isinstance(sums.get(file), str) for file in kept.values()):
-                raise ValueError("has no sha256 for every checkpoint")
+                raise ValueError("lacks the sha256 of a checkpoint")
             if record.get("digest") != _digest({"checkpoints": kept, "sha256": sums}):
-                raise ValueError("was changed since it was kept: its digest is another one")
+                raise ValueError("was changed after it was stored: its digest differs")
         for file in dict.fromkeys(kept.values()):
             with naming(repr(file)):
                 if checksums.of_file(inside(self.folder, file)) != sums[file]:
-                    raise ValueError("was changed since it was kept: its sha256 is another one")
+                    raise ValueError("was changed after it was stored: its sha256 differs")
         return kept
 
     def _acquire(self) -> None:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            note(f"waiting for {self._who()}, which runs the fit for {self.folder}; fit.reuse=false does not wait …")
+            note(f"waiting for {self._who()}, which trains the fit {self.folder}; fit.reuse=false does not wait …")
             self._lock.acquire()
 
     def _release(self) -> None:
@@ -171,11 +171,11 @@ class Fit:
         try:
             told = read_json(self._holder, _HOLDER_LIMIT)
             return f"process {int(told['pid'])} on {told['host']!r} (run folder {told['run']!r})"
-        except (OSError, ValueError, TypeError, KeyError):  # it has not written so yet
+        except (OSError, ValueError, TypeError, KeyError):  # it has not written this yet
             return "another job"
 
     def _sweep(self) -> None:
-        """Remove what runs left that were killed while they wrote: nobody writes but who holds the lock."""
+        """Remove what killed runs left half-written: only the holder of the lock writes here."""
         for scratch in self.folder.parent.iterdir():
             name = re.fullmatch(r"(.+)\.\d+", scratch.name) if scratch.is_dir() else None
             if name and name[1] == self.folder.name:
@@ -189,7 +189,7 @@ class Fit:
 
 
 def _copy(source: Path, file: Path, trainer: Any) -> None:
-    """Copy what is plain of a checkpoint, and needed to quantize it."""
+    """Copy the plain values of a checkpoint that quantization needs."""
     found = content(source)
     states, wanted = found.get("callbacks"), {callback.state_key for callback in quantizing(trainer)}
     kept = {key: value for key, value in found.items() if key not in _OF_TRAINING}

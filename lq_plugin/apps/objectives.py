@@ -40,13 +40,13 @@ def objectives(manifest: Manifest | None, names: Sequence[str]) -> float | tuple
 
 
 def check_directions(directions: Sequence[str] | str | None, names: Sequence[str], budget: Budget) -> None:
-    """Refuse a sweeper that looks for the worst.
+    """Refuse a sweeper that optimizes an objective in the wrong direction.
 
     Args:
         directions: ``"maximize"`` or ``"minimize"`` for each objective, as the sweeper was told; ``None`` for a
             sweeper that has none.
         names: of the objectives.
-        budget: it says whether more or less is better of its metric, where that is known.
+        budget: says whether a higher or a lower metric is better, where that is known.
 
     Raises:
         ConfigError: naming the objective.

@@ -42,7 +42,7 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
         config: composed from ``conf/quantize.yaml``.
 
     Raises:
-        LqError: something that has to be chosen is not, the file is not a checkpoint, or no candidate can be made.
+        LqError: a required choice is missing, the file is not a checkpoint, or no candidate can be made.
     """
     check(config)
     path = Path(to_absolute_path(config.ckpt_path))
@@ -87,22 +87,22 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"ckpt_path: {path.name!r} does not fit {node._target_} ({error}). Choose the model that saved it, and "
-            "give what it did not save of its arguments as +model.NAME=VALUE."
+            "give the arguments that it did not save as +model.NAME=VALUE."
         ) from error
 
 
 def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    except Exception as error:  # of whatever it names
+    except Exception as error:  # whatever it names may raise anything
         raise ConfigError(
-            f"ckpt_path: {path.name!r} cannot be unpickled ({type(error).__name__}: {error}). Make what it was saved "
-            "with importable from this folder, or save plain hyperparameters only."
+            f"ckpt_path: {path.name!r} cannot be unpickled ({type(error).__name__}: {error}). Make the classes in it "
+            "importable from this folder, or save plain hyperparameters only."
         ) from error
 
 
 def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str]]:
-    """Copy what is plain of a checkpoint, for Lightning to make the model of.
+    """Copy the plain values of a checkpoint, for Lightning to make the model from.
 
     Args:
         path: the checkpoint.
@@ -112,7 +112,7 @@ def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str
         The copy, and the names of the hyperparameters in it.
 
     Raises:
-        ConfigError: a hyperparameter is more than a plain value, and nothing is given in its place.
+        ConfigError: a hyperparameter is not a plain value, and no value is given for it.
     """
     found = content(path, "ckpt_path")
     saved = found.get("hyper_parameters", {})
@@ -121,12 +121,10 @@ def _plain(path: Path, given: Collection[str]) -> tuple[BinaryIO, Collection[str
     for name, kind in foreign.items():
         if name not in given:
             raise ConfigError(
-                f"ckpt_path: {path.name!r} has hyperparameters that are more than plain values ({name}: {kind}). Give "
-                f"+model.{name}=VALUE, or, for a file that you trust in full, weights_only=false, which can run code."
+                f"ckpt_path: {path.name!r} has hyperparameters that are not plain values ({name}: {kind}). Give "
+                f"+model.{name}=VALUE, or, for a file that you fully trust, weights_only=false, which can run code."
             )
-        note(
-            f"model.{name} is taken from the configuration, because in the checkpoint it is not a plain value ({kind})"
-        )
+        note(f"model.{name} is taken from the configuration: in the checkpoint, it is not a plain value ({kind})")
     known = {name: value for name, value in saved.items() if name not in foreign and name not in _OF_LIGHTNING_CLI}
     copy = io.BytesIO()
     torch.save(

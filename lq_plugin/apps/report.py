@@ -24,7 +24,7 @@ examples:
   lq-report multirun/2026-03-01/12-00-00
   lq-report outputs multirun --out report
 
-Everything that was found goes to leaderboard.json, .csv (one line per artifact) and .html (one page that needs no
+The results go to leaderboard.json, .csv (one line per artifact) and .html (one page that needs no
 network). Marks: ★ the fastest artifact within its budget, ● on the Pareto front of accuracy, latency and size.
 "vs FP32": against the fastest FP32 runtime.
 """

@@ -39,7 +39,7 @@ TARGETS = (
     "lq_plugin.recipes.temps_lstm.model.TempsLstm",
     "lq_plugin.selection.Budget",
 )
-# What lq-train itself hands over; an option of that name would be ignored.
+# What lq-train itself passes; an option of that name would be ignored.
 GIVEN_BY_THE_APP = {"lightning.Trainer": ("callbacks", "logger")}
 
 _PRIMITIVES = (bool, int, float, str)

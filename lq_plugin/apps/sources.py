@@ -50,7 +50,7 @@ def versions(targets: Iterable[Any]) -> dict[str, str]:
 def _spec(name: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # an attribute and no module, or one that was made by hand
+    except (ImportError, ValueError):  # an attribute and not a module, or a module made by hand
         return None
 
 

@@ -1,4 +1,4 @@
-"""``lq-train``: fit a model and leave with proven INT8 artifacts, everything chosen by configuration."""
+"""``lq-train``: fit a model and get measured INT8 artifacts, with everything chosen by configuration."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
 from lq_plugin.callbacks.finishing import RunContext
+from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError, EvaluationError, ExportError
@@ -32,7 +33,7 @@ SILENCED = (
     "Experiment logs directory .* exists and is not empty",  # the run folder holds Hydra's files already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
-KEYWORDS = ("best", "last", "hpc", "registry")  # for which Lightning looks itself
+KEYWORDS = ("best", "last", "hpc", "registry")  # which Lightning resolves itself
 
 
 def main() -> None:
@@ -47,11 +48,11 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
         config: composed from ``conf/train.yaml``.
 
     Returns:
-        The selected artifact's values of what ``config.objectives`` names, for Hydra's sweepers; ``None`` where there
-        is none.
+        The values of ``config.objectives`` for the selected artifact, for Hydra's sweepers; ``None`` where none was
+        selected.
 
     Raises:
-        ConfigError: something that has to be chosen is not, before anything is built.
+        ConfigError: a required choice is missing; raised before anything is built.
     """
     check(config)
     data, model, trainer = built(config)
@@ -87,7 +88,7 @@ def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instanti
         make_model: makes the model of its section.
 
     Raises:
-        ConfigError: the sweeper looks for the worst of an objective.
+        ConfigError: the sweeper optimizes an objective in the wrong direction.
     """
     for message in SILENCED:
         warnings.filterwarnings("ignore", message)
@@ -146,12 +147,12 @@ def check_resumed(config: DictConfig, trainer: Any) -> None:
     if config.weights_only and foreign:
         raise ConfigError(
             f"ckpt_path: {given!r} holds a {foreign}, which would have to be unpickled, and that can run code. Save "
-            "plain hyperparameters only, or resume from a file that you trust in full with weights_only=false."
+            "plain hyperparameters only, or resume from a file that you fully trust with weights_only=false."
         )
 
 
 def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | None:
-    """Return what a sweeper optimizes, of the run that has just ended.
+    """Return what a sweeper optimizes, for the run that has just ended.
 
     Args:
         trainer: whose callbacks have finished.
@@ -159,10 +160,13 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
 
     Raises:
         ExportError: no artifact was made.
-        EvaluationError: those made could not be evaluated or judged.
+        EvaluationError: the artifacts could not be evaluated or judged.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
+    if exporters and manifest is None and trainer.is_global_zero:
+        errors = dict.fromkeys(brief(callback.error) for callback in quantizing(trainer) if callback.error is not None)
+        raise ExportError(f"export: no artifact was made. {' '.join(errors)}")
     made = manifest.artifacts if manifest is not None else ()
     if made and all(entry.status in ("failed", "unsupported") for entry in made):
         labels: dict[str, list[str]] = {}

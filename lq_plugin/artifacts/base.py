@@ -3,7 +3,7 @@
 An artifact's folder holds the runtime's own files and ``artifact.json``: format, call signature, coverage and the
 sha256 of every file, itself included. Nothing in it is unpickled.
 
-A format holds a graph, or, as ``torch`` does, the INT8 layers of a module, which the user's class is put around again.
+A format holds a graph, or, as ``torch`` does, the INT8 layers of a module, around which the user's class is put again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from lq_plugin.candidate import Candidate, DynamicCandidate
 
 DEFAULT_FORMATS = ("onnx", "openvino", "pt2")
-ALWAYS = {"dynamic": ("torch",)}  # formats that are made of a method's candidates whether or not they are asked for
+ALWAYS = {"dynamic": ("torch",)}  # formats that are always made of a method's candidates, asked for or not
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Factory = Callable[[], nn.Module]
 logger = logging.getLogger("lq_plugin")
-_warned: set[Path] = set()  # artifacts of which load has said that they saturate here
+_warned: set[Path] = set()  # artifacts that load has warned of, because they saturate here
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Format:
         export: writes a graph's files into a folder, be it float or with quantize/dequantize pairs.
         writers: by method, what writes a candidate's files into a folder where that takes more than a converted graph.
         load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
-        module: reads that folder into a module that is slow as it is and fast under ``torch.compile``; compiled is how
-            its latency is measured.
+        module: reads that folder into a module that is slow as it is and fast under ``torch.compile``, which is how its
+            latency is measured.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
-        seven_bit_activations: whether its kernels take 7 bits of what goes into a layer, whatever its weights have.
+        seven_bit_activations: whether its kernels use 7 bits for a layer's input, whatever the weights use.
     """
 
     runtime: str
@@ -74,7 +74,7 @@ class Format:
 
     @property
     def lane(self) -> str:
-        """How the runtime is called beside the others when latency is measured."""
+        """The runtime's name beside the others when latency is measured."""
         return "torch.compile" if self.module is not None else self.runtime
 
 
@@ -161,7 +161,7 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def formats_of(method: str, formats: Sequence[str]) -> tuple[str, ...]:
-    """Return the formats that are due for a method's candidates: those asked for, and those that are always made."""
+    """Return the formats to make of a method's candidates: those asked for, and those that are always made."""
     return tuple(dict.fromkeys((*formats, *ALWAYS.get(method, ()))))
 
 
@@ -172,13 +172,13 @@ def export(
 
     Args:
         candidate: what to export.
-        folder: where the formats' folders are made; one that exists already is replaced when the new one is complete.
+        folder: where the formats' folders are made; an existing one is replaced when the new one is complete.
         formats: keys of ``FORMATS``; all that the candidate's method has by default. ``"torch"`` is always made of a
             dynamic candidate.
 
     Returns:
         The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
-        why. One that fails is raised after all others were made.
+        why. An error is raised after all other formats were made.
 
     Raises:
         ConfigError: an unknown format.
@@ -199,10 +199,10 @@ def export(
         except LqError as error:
             failed = failed or error
     if failed is not None:
-        failed.add_note(f"Exported to {str(folder)!r} nevertheless: {', '.join(artifacts) or 'nothing'}.")
+        failed.add_note(f"Still exported to {str(folder)!r}: {', '.join(artifacts) or 'nothing'}.")
         raise failed
     if not artifacts:
-        raise UnsupportedError(f"formats: {list(asked)} cannot be made of candidate {candidate.name!r}: {refused}.")
+        raise UnsupportedError(f"formats: {list(asked)} cannot be made from candidate {candidate.name!r}: {refused}.")
     for name, reason in refused.items():
         logger.warning("%s/%s is unsupported: %s", candidate.name, name, reason)
     return artifacts
@@ -233,7 +233,7 @@ def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
 
 
 def _recall(candidate: Any, path: Path) -> None:
-    """Take up what was measured for the artifact that is replaced, so that the same candidate gives the same bytes."""
+    """Reuse what was measured for the artifact that is replaced, so that the same candidate gives the same bytes."""
     if candidate.scheme.method != "dynamic":
         return
     try:
@@ -274,7 +274,7 @@ def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_nam
     chosen = FORMATS[format_name]
     names = {"candidate": candidate.name, "method": candidate.scheme.method}
     signature = candidate.graph.signature if chosen.load is not None else None
-    multiplied = any(not op.op.startswith("embedding") for op in coverage.quantized)  # tables are only looked up
+    multiplied = any(not op.op.startswith("embedding") for op in coverage.quantized)  # table rows are only looked up
     saturates = multiplied and not candidate.scheme.reduce_range and not chosen.seven_bit_activations
     description.write(
         folder, names | {"format": format_name, "runtime": chosen.runtime}, signature, coverage, saturates
@@ -285,7 +285,7 @@ def read(path: str | os.PathLike[str]) -> Artifact:
     """Read an artifact's description and check every file against it.
 
     Raises:
-        ArtifactError: the folder is no artifact, or a file in it is missing, was changed, or leads out of the folder.
+        ArtifactError: the folder is not an artifact, or a file in it is missing, changed, or leads out of the folder.
     """
     return description.read(Path(path), FORMATS)
 
@@ -303,8 +303,8 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
             structure when called without arguments.
 
     Raises:
-        ArtifactError: the folder is no artifact, a file in it is missing, was changed or is refused by its runtime, or
-            the factory's module has another structure.
+        ArtifactError: the folder is not an artifact, a file in it is missing, was changed or is refused by its runtime,
+            or the factory's module has another structure.
         ConfigError: the format needs a factory, and none was given.
         MissingExtraError: its runtime is not installed.
     """
@@ -315,20 +315,20 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
         if factory is None:
             raise ConfigError(
                 f"factory: the format {artifact.format!r} holds INT8 layers without the code around them. Give the "
-                "class of the target, load(path, factory=MyModel), or a function that returns one."
+                "class of the target, load(path, factory=MyModel), or a function that returns an instance."
             )
         given = factory()  # what the user's own code raises is not the artifact's fault
         with _refused(artifact):
             return chosen.rebuild(artifact.path, lambda: given)
     assert chosen.load is not None
     if artifact.signature is None:
-        raise ArtifactError(f"path: {str(artifact.path)!r} does not say how it is called. Export again.")
+        raise ArtifactError(f"path: {str(artifact.path)!r} has no call signature. Export again.")
     with _refused(artifact):
         return ArtifactModule(artifact, artifact.signature, chosen.load(artifact.path, threads))
 
 
 def _warn_of_saturation(artifact: Artifact) -> None:
-    """Say, once for each artifact, that this CPU's results may be wrong."""
+    """Warn, once for each artifact, that this CPU's results may be wrong."""
     place = artifact.path.absolute()
     if not artifact.saturates_without_vnni or place in _warned or not cpu.saturates():
         return
@@ -343,7 +343,7 @@ def _warn_of_saturation(artifact: Artifact) -> None:
 
 @contextmanager
 def _refused(artifact: Artifact) -> Iterator[None]:
-    """Say which artifact it is that a runtime refuses; files that pass our checks may still be none that it takes."""
+    """Name the artifact that a runtime refuses: files that pass our checks may still be invalid for it."""
     try:
         yield
     except LqError:

@@ -42,7 +42,7 @@ class Artifact:
     """A candidate exported for one runtime.
 
     Args:
-        path: its folder; ``lq_plugin.load(path)`` makes a module of it.
+        path: its folder; ``lq_plugin.load(path)`` loads it as a module.
         candidate: name of the candidate.
         method: the scheme's method.
         format: a key of ``FORMATS``.
@@ -53,7 +53,7 @@ class Artifact:
         float_ops: ``{"name", "op", "reason"}`` of every operator that stays float.
         saturates_without_vnni: whether its products may not fit into the 16 bits in which x86 CPUs without VNNI add
             them up; ``None`` where it was exported before that was recorded.
-        measured: what was decided by measuring, by a digest of what was measured.
+        measured: decisions made by measuring, by a digest of what was measured.
     """
 
     path: Path
@@ -91,7 +91,7 @@ def write(
     Args:
         folder: where the files are.
         names: candidate, method, format and runtime.
-        signature: how the artifact is called, where it is not by the user's own class.
+        signature: how the artifact is called, unless the user's own class is called.
         coverage: which operators compute on integers.
         saturates_without_vnni: see :class:`Artifact`.
     """
@@ -179,7 +179,7 @@ def _artifact(folder: Path, content: Any) -> Artifact:
 
 
 def decisions(content: Any) -> dict[str, Measured]:
-    """Return what was decided by measuring, as it was written.
+    """Return the measured decisions, as they were written.
 
     Raises:
         ValueError: the content has another form.

@@ -1,4 +1,4 @@
-"""What determines the files of an artifact: an interrupted run knows by it what it need not make once more."""
+"""What determines the files of an artifact, by which an interrupted run knows what it need not make again."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
 def _check_weights(file: Path) -> None:
     """Check that a model reads weights from no other file than the one that export writes beside it.
 
-    onnxruntime itself refuses files outside of the folder. A model is parsed only if it contains the word that every
+    onnxruntime itself refuses files outside the folder. A model is parsed only if it contains the word that every
     such reference contains.
     """
     if not _holds(file, b"location"):

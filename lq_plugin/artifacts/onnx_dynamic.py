@@ -46,7 +46,7 @@ def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
 def _with_grus(
     model: ir.Model, names: list[str], candidate: DynamicCandidate
 ) -> tuple[ir.Model, Mapping[str, Measured]]:
-    """Take GRUs on integers where they are faster, and return what was decided; it is measured once."""
+    """Use integer GRUs where they are faster, and return the decisions; each is measured once."""
     if not names:
         return model, {}
     made = onnx_gru.with_integer_grus(model, names, candidate.scheme.weights)

@@ -1,7 +1,7 @@
 """Rewrites of an exported ONNX graph that let a runtime use its INT8 kernels, on ``onnx_ir``.
 
-A pass changes a model in place and keeps the names of inputs, outputs and all nodes that it found: by them a call
-finds its tensors, and the coverage its operators.
+A pass changes a model in place and keeps the names of inputs and outputs, and of every node that computes something:
+calls find their tensors by name, and the coverage its operators.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 
 
 def _is_quantized(value: ir.Value) -> bool:
-    """Whether all that reads a value quantizes it, after an activation that is computed with the product."""
+    """Whether every reader of a value quantizes it, after an activation that is computed with the product."""
     readers = value.consumers()
     if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
         readers = readers[0].outputs[0].consumers()

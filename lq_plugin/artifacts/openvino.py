@@ -29,7 +29,7 @@ def export(graph: Graph, folder: Path) -> None:
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """Compile the model for the CPU; what is not INT8 is computed in float32 on every CPU.
 
-    The frontend is named: left to choose, OpenVINO would try every format that it knows on a file that is not its own.
+    The frontend is named, because OpenVINO would otherwise try every format that it knows on a foreign file.
     """
     ov = require("openvino", "openvino", "load: an OpenVINO artifact")
     reader = ov.frontend.FrontEndManager().load_by_framework("ir")

@@ -38,9 +38,9 @@ def export(graph: Graph, folder: Path) -> None:
     """Write ``model.pt2``.
 
     Raises:
-        ExportError: the graph holds something that is not loaded from a file.
+        ExportError: the graph holds something that loading would refuse.
     """
-    content = io.BytesIO()  # given a file's name, torch's C++ code ends the whole process where the disk is full
+    content = io.BytesIO()  # given the name of a file, torch's C++ code ends the whole process when the disk is full
     with muted():
         torch.export.save(program_of(graph), content)
     (folder / FILE).write_bytes(content.getbuffer())
@@ -48,8 +48,8 @@ def export(graph: Graph, folder: Path) -> None:
         checked(folder / FILE)
     except ValueError as error:
         raise ExportError(
-            f"formats: 'pt2' cannot be made of this graph: it {error}. load would refuse such a file, because it could "
-            "run code, change files or exhaust memory. The other formats are not affected."
+            f"formats: 'pt2' cannot be made from this graph: it {error}. load would refuse such a file, because it "
+            "could run code, change files or exhaust memory. The other formats are not affected."
         ) from error
 
 

@@ -1,10 +1,10 @@
 """What a ``.pt2`` may hold: members by name, stored as they are, with plain tensors and a graph that was checked.
 
 ``torch.export.load`` unpickles samples, old tensors and custom objects, loads native libraries, and finds members
-whatever their case. It also reads a zip file by other rules than Python does, so that one file can show each of them
-other members. So it never sees the file: it is given a new archive, made of only the members checked here.
+whatever their case. It also reads a zip file by other rules than Python does, so each may find other members in it. So
+it never sees the file: it is given a new archive, made of only the members checked here.
 
-What is refused is a ``ValueError`` that says in half a sentence what was found.
+A refusal is a ``ValueError`` that says in half a sentence what was found.
 """
 
 from __future__ import annotations
@@ -90,4 +90,4 @@ def _check_tensors(name: str, content: Mapping[str, Any], members: Mapping[str, 
             raise ValueError(f"stores {key!r} in the member {path!r}, which is missing")
         # Of an empty member torch makes zeros of whatever size is written here.
         if not stored.file_size and {"as_int": 0} not in entry["tensor_meta"]["sizes"]:
-            raise ValueError(f"stores {key!r} as no bytes")
+            raise ValueError(f"stores {key!r} in an empty member")

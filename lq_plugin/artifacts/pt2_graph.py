@@ -6,7 +6,7 @@ its modules. So what each string may be is listed by the key that it stands unde
 refused, as is a kind of argument that is not listed. Every rule was read off torch 2.13 (``torch/_export/serde`` and
 ``torch/utils/_pytree.py``).
 
-What is refused is a ``ValueError`` that says in half a sentence what was found.
+A refusal is a ``ValueError`` that says in half a sentence what was found.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _check_power(node: Mapping[str, Any]) -> None:
 
 @functools.cache
 def is_operator(target: str) -> bool:
-    """Say whether an operator may be in a graph: it computes, and neither changes what it is given nor reads files."""
+    """Return whether an operator may be in a graph: it computes, and neither changes its arguments nor reads files."""
     if target in _BY_NAME or target == _POWER:
         return True
     found = re.fullmatch(r"torch\.ops\.(aten|quantized_decomposed)\.([a-zA-Z0-9_]+)\.([a-zA-Z0-9_]+)", target)
@@ -107,7 +107,7 @@ def is_operator(target: str) -> bool:
 
 
 def _is_tree(text: str) -> bool:
-    """Say whether a treespec is made of plain containers, whose keys are only names of values."""
+    """Return whether a treespec is made of plain containers, whose keys are only names of values."""
     version, root = parse_json(text.encode())
     return version == 1 and _is_node(root)
 
@@ -125,12 +125,12 @@ def _is_node(node: Any) -> bool:
 
 
 def _is_name(text: Any) -> bool:
-    """Say whether a string is a plain name: names become part of the source code that torch runs."""
+    """Return whether a string is a plain name: names become part of the source code that torch runs."""
     return isinstance(text, str) and re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", text) is not None
 
 
 def _is_attribute(text: str) -> bool:
-    """Say whether a string is a path such as ``layers.0.weight``, which in source code may stand between quotes."""
+    """Return whether a string is a path such as ``layers.0.weight``, safe between quotes in source code."""
     return re.fullmatch(r"""[^"'\\\x00-\x1f\x7f-\x9f\u2028\u2029]*""", text) is not None and not re.search(
         r"(^|\.)__", text
     )

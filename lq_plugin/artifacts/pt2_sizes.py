@@ -23,12 +23,12 @@ Measure = tuple[int, int]  # terms and degree of what is left when an expression
 
 
 def is_symbol(text: str) -> bool:
-    """Say whether a string is the name of a size, such as ``s13``."""
+    """Return whether a string is the name of a size, such as ``s13``."""
     return re.fullmatch(r"[a-z]{1,4}\d{1,4}", text) is not None
 
 
 def is_expression(text: str) -> bool:
-    """Say whether a string is an expression that export writes and that is evaluated quickly."""
+    """Return whether a string is an expression that export writes and that is evaluated quickly."""
     if len(text) > _LONGEST:
         return False
     try:

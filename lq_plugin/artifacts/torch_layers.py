@@ -1,4 +1,4 @@
-"""INT8 layers of torch with everything else of a module, for the user's own class to be put around again.
+"""INT8 layers of torch and everything else of a module, around which the user's own class is put again.
 
 ``model.safetensors`` holds the tensors: integers, scales and biases of INT8 layers as ``int8.<number>.<name>``, all
 other parameters and buffers as ``float.<name>``, each tensor once. ``layers.json`` says where each layer goes, what it
@@ -98,21 +98,21 @@ def _rest(module: nn.Module, chosen: Sequence[str]) -> tuple[Tensors, dict[str, 
 
 
 def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
-    """Load all tensors but those of INT8 layers."""
+    """Load all tensors except those of INT8 layers."""
     loose = sorted(set(aliases.values()) - rest.keys())
     if loose:
-        raise _malformed(f"{loose} have further names there, and are not in {TENSORS}")
+        raise _malformed(f"it has aliases of {loose}, which are not in {TENSORS}")
     for name, first in _rest(module, [])[1].items():
         if aliases.get(name, name) != aliases.get(first, first):
             raise ArtifactError(
-                f"factory: {first!r} and {name!r} of {type(module).__name__} are one tensor, and were two when they "
-                f"were exported. {_AS_TRAINED}"
+                f"factory: {first!r} and {name!r} of {type(module).__name__} are one tensor, but were two at "
+                f"export. {_AS_TRAINED}"
             )
     kinds = {name: _kind(tensor) for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     cast = sorted(name for name, tensor in rest.items() if kinds.get(name, _kind(tensor)) != _kind(tensor))
     if cast:
         raise ArtifactError(
-            f"factory: {cast[0]!r} of {type(module).__name__} holds another kind of numbers than was exported. "
+            f"factory: {cast[0]!r} of {type(module).__name__} holds another kind of numbers than the exported one. "
             f"{_AS_TRAINED}"
         )
     try:
@@ -120,7 +120,7 @@ def _fill(module: nn.Module, rest: Tensors, aliases: Mapping[str, str]) -> None:
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[1:])
         raise ArtifactError(
-            f"factory: {type(module).__name__} has other parameters than were exported. {reason} {_AS_TRAINED}"
+            f"factory: {type(module).__name__} has other parameters than the exported one. {reason} {_AS_TRAINED}"
         ) from None
 
 
@@ -145,7 +145,7 @@ def _described(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
             if types != KINDS[kind].options or not named:
                 raise _malformed(f"it describes no layer at {paths!r} ({kind}, {options})")
         if not all(isinstance(name, str) for name in aliases.values()):
-            raise _malformed(f"its aliases are no names: {aliases!r}")
+            raise _malformed(f"its aliases are not names: {aliases!r}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _malformed(f"{type(error).__name__}: {error}") from None
     return layers, aliases
@@ -163,14 +163,14 @@ def _check(module: nn.Module, entry: Mapping[str, Any], tensors: Tensors) -> Non
     given = {option: getattr(layer, option, None) for option in options}
     if not isinstance(layer, KINDS[kind].float_class) or given != options:
         raise ArtifactError(
-            f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, where a {kind} with {options} was "
+            f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, but a {kind} with {options} was "
             f"exported. {_AS_TRAINED}"
         )
     wrong = misfits(layer, kind, tensors)
     if wrong:
         raise ArtifactError(
             f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, which does not fit the exported {kind}: "
-            f"{wrong} are missing, superfluous or of another shape. {_AS_TRAINED}"
+            f"{wrong} are missing, unexpected or of another shape. {_AS_TRAINED}"
         )
 
 
@@ -188,8 +188,8 @@ def _check_sharing(module: nn.Module, layers: Sequence[Mapping[str, Any]]) -> No
     otherwise = [paths for paths in found.values() if paths not in [entry["paths"] for entry in layers]]
     if otherwise:
         raise ArtifactError(
-            f"factory: {type(module).__name__} has one layer at each of {otherwise}, and was exported with other "
-            f"layers shared. {_AS_TRAINED}"
+            f"factory: {type(module).__name__} shares one layer at each of {otherwise}, unlike the exported "
+            f"module. {_AS_TRAINED}"
         )
 
 
@@ -198,5 +198,5 @@ def _at(module: nn.Module, path: str, kind: str) -> nn.Module:
         return module.get_submodule(path)
     except AttributeError:
         raise ArtifactError(
-            f"factory: {type(module).__name__} has no submodule {path!r}, where a {kind} was exported. {_AS_TRAINED}"
+            f"factory: {type(module).__name__} has no submodule {path!r}, but a {kind} was exported. {_AS_TRAINED}"
         ) from None

@@ -48,9 +48,9 @@ def model_checkpoints(trainer: Any) -> list[Any]:
 
 
 def read(trainer: Any, choice: str) -> Checkpoint:
-    """Read the chosen checkpoint, falling back from best to last to the live weights, which is said.
+    """Read the chosen checkpoint, falling back from best to last to the live weights, with a note.
 
-    Which file is the best one may come from a checkpoint that was resumed from, so it is trusted no more than any.
+    The path of the best one may come from a resumed checkpoint, so its file is trusted no more than any other.
 
     Args:
         trainer: at the end of fit.
@@ -61,10 +61,10 @@ def read(trainer: Any, choice: str) -> Checkpoint:
     for path in (Path(getattr(callback, name)) for name in names if callback and getattr(callback, name)):
         if path.is_file():
             if str(path) != getattr(callback, names[0]):
-                note(f"checkpoint: {choice!r} is not there any more, so {path.name!r} is quantized in its place")
+                note(f"checkpoint: {choice!r} no longer exists, so {path.name!r} is quantized instead")
             return read_file(path)
         if path.exists():
-            note(f"the checkpoint {str(path)!r} is no file (sharded strategies save folders) and is not quantized")
+            note(f"the checkpoint {str(path)!r} is not a file (sharded strategies save folders) and is not quantized")
     if choice != LIVE:
-        note(f"checkpoint: there is none to take {choice!r} from, so the weights in memory are quantized")
+        note(f"checkpoint: none was saved for {choice!r}, so the weights in memory are quantized")
     return Checkpoint(LIVE, trainer.global_step)

@@ -26,8 +26,8 @@ class DynamicQuantization(QuantizingCallback):
     """Quantize the weights of linear and recurrent layers when fit ends; nothing is calibrated.
 
     Quantized are ``nn.Linear``, ``nn.LSTM``, ``nn.GRU``, ``nn.LSTMCell``, ``nn.GRUCell``, ``nn.RNNCell`` and, where
-    asked, embeddings. Weights become INT8 ahead of time; the scale of what goes into a layer is computed in every call.
-    One call of the target is remembered, the first one in validation, as an example of its inputs.
+    asked, embeddings. Weights become INT8 ahead of time; the scale of a layer's input is computed in every call. The
+    target's first call in validation is remembered as an example of its inputs.
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
@@ -74,7 +74,7 @@ class DynamicQuantization(QuantizingCallback):
         self._examples: dict[str, Call | None] = {}  # first call in validation and in training; None: it had none
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: not the shadow, which only the original may end."""
+        """Return the state of a copy, without the shadow, which only the original may end."""
         return super().__getstate__() | {"_shadow": ExitStack(), "_examples": dict(self._examples)}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -127,11 +127,11 @@ class DynamicQuantization(QuantizingCallback):
         self._shadow.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the target its forward back when a run breaks off."""
+        """Give the target its forward back when a run is interrupted."""
         self._shadow.close()
 
     def job(self, source: Source) -> DynamicJob:
-        """Return how the candidate is made: of the checkpoint's weights, and a call."""
+        """Return how the candidate is made: from the checkpoint's weights and a call."""
         return DynamicJob(
             name=self.name,
             scheme=self.scheme,

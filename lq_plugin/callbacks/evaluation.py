@@ -21,6 +21,7 @@ from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Manifest
 from lq_plugin.selection import Budget
+from lq_plugin.steps import reason_of
 
 logger = logging.getLogger("lq_plugin")
 
@@ -30,8 +31,8 @@ class Int8Evaluation(FinishingCallback):
 
     The LightningModule's own ``validation_step`` (and ``test_step``) runs with the target's forward replaced by the
     artifact. FP32 runs the same way, with the same weights. The budget is judged on validation metrics alone: without
-    any, artifacts are ``not_evaluated`` in the manifest, and none is selected. So they are where the evaluation fails,
-    which raises nothing, for training is over: the manifest holds the reason as their ``error``.
+    any, artifacts are ``not_evaluated`` in the manifest, and none is selected. The same holds where the evaluation
+    fails; this raises nothing, because training is over, and the manifest gives the reason as their ``error``.
 
     Args:
         splits: ``"validate"`` and ``"test"``; one without a loader is left out. A metric that both log under one name
@@ -44,7 +45,7 @@ class Int8Evaluation(FinishingCallback):
 
     Attributes:
         manifest: the content of ``manifest.json`` after fit.
-        error: why no artifact could be evaluated or judged, where that is a mistake or a failure; else ``None``.
+        error: the user error or failure that kept every artifact from being evaluated or judged, if any.
 
     Raises:
         ConfigError: an unknown split, a budget where validation is not among the splits, or no
@@ -65,8 +66,8 @@ class Int8Evaluation(FinishingCallback):
                 raise unknown_name("splits", split, SPLITS)
         if "validate" not in splits and budget != Budget():
             raise ConfigError(
-                f"budget: it is judged on validation metrics, and splits={list(splits)} leave validation out; the test "
-                "split judges nothing. Add 'validate' to splits, or leave the budget out."
+                f"budget: it applies to validation metrics, but splits={list(splits)} leave validation out. "
+                "Add 'validate' to splits, or leave the budget out."
             )
         self.protocol = Protocol(splits, dict(metrics or {}), label, latency)
         self.budget = budget
@@ -90,8 +91,9 @@ class Int8Evaluation(FinishingCallback):
         )
 
     def receive(self, finished: Finished) -> None:
-        """Take the manifest, and what kept artifacts from being judged."""
-        self.manifest, self.error = finished.manifest, finished.unjudged
+        """Take the manifest, and the reason why artifacts were not judged."""
+        self.manifest = finished.manifest
+        self.error = finished.unjudged if finished.error is None else reason_of(finished.error)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Print the table, now that no progress bar writes to the terminal any more."""
@@ -104,7 +106,7 @@ class Int8Evaluation(FinishingCallback):
                 logger.exception("the table cannot be shown; see %s", folder / manifest.FILE)
 
     def expected_budget(self, trainer: Any) -> Budget:
-        """Return the budget as far as it is known before a fit: what the checkpoint monitors, where none is named."""
+        """Return the budget as known before a fit, with the checkpoint's monitored metric where it names none."""
         monitor, mode = _monitor(trainer)
         name = self.budget.metric or monitor
         return selection.resolve(self.budget, [name] if name else [], monitor, mode)
@@ -129,7 +131,7 @@ def _exporter(trainer: Any) -> ArtifactExport:
     exporter = next((callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)), None)
     if exporter is None:
         raise ConfigError(
-            "Int8Evaluation: no ArtifactExport is among the callbacks of this Trainer, and what is evaluated is the "
-            "artifact on disk. Add ArtifactExport() to callbacks."
+            "Int8Evaluation: it evaluates artifacts on disk, but this Trainer has no ArtifactExport. "
+            "Add ArtifactExport() to callbacks."
         )
     return exporter

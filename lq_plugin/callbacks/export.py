@@ -23,11 +23,11 @@ class ArtifactExport(FinishingCallback):
 
     Args:
         formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``. Dynamic candidates are exported as
-            ``"torch"`` too. What a method cannot have is listed in the manifest as unsupported.
+            ``"torch"`` too. A format that a method does not support is listed in the manifest as unsupported.
         output_dir: folder of the run; the Trainer's ``log_dir``, else its ``default_root_dir``, by default.
 
     Attributes:
-        folder: where artifacts and ``manifest.json`` are, known once fit started.
+        folder: where artifacts and ``manifest.json`` are, known once fit has started.
         manifest: the content of ``manifest.json`` after fit.
 
     Raises:
@@ -69,7 +69,9 @@ class ArtifactExport(FinishingCallback):
     def _check_method(self, method: str) -> None:
         if all(method in FORMATS[name].refuses for name in formats_of(method, self.formats)):
             reasons = {name: FORMATS[name].refuses[method] for name in self.formats}
-            raise ConfigError(f"formats: none of {list(self.formats)} can be made of a {method} candidate: {reasons}.")
+            raise ConfigError(
+                f"formats: none of {list(self.formats)} can be made from a {method} candidate: {reasons}."
+            )
 
 
 def _check_writable(folder: Path) -> None:
@@ -80,5 +82,5 @@ def _check_writable(folder: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"output_dir: {str(folder)!r} cannot be written ({error.strerror}). Give ArtifactExport(output_dir=…) a "
-            "folder that can be, or change its permissions."
+            "writable folder, or change the permissions of this one."
         ) from error

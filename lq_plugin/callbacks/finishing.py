@@ -1,4 +1,4 @@
-"""The end of fit: what the callbacks of a Trainer ask for is done once, by the first of them, for all of them."""
+"""The end of fit: the first of our callbacks does, once, what all of them ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.report.manifest import Config, Manifest
+from lq_plugin.source import Source
 from lq_plugin.steps import say
 from lq_plugin.store import Store
 
@@ -44,10 +45,16 @@ class Origin:
     data: Data
     read: Callable[[str], Checkpoint]
     store: Store
+    _sources: dict[tuple[str | None, str], Source] = field(default_factory=dict, init=False, repr=False)
+
+    def source(self, target: str | None, checkpoint: str) -> Source:
+        """Return a target with the weights of a checkpoint: the same one to all callbacks that ask for them."""
+        made = Source(self.module, target, lambda: self.read(checkpoint), self.data)
+        return self._sources.setdefault((target, checkpoint), made)
 
 
 class RunContext(Callback):
-    """What a command tells the end of fit.
+    """What a command passes to the end of fit.
 
     Args:
         config: builtins stored in the manifest as the configuration of the whole run.
@@ -78,7 +85,7 @@ class FinishingCallback(CopyableCallback):
 
     @abstractmethod
     def receive(self, finished: Finished) -> None:
-        """Take what came of it."""
+        """Take the results."""
 
 
 def finishing(trainer: Any) -> list[FinishingCallback]:
@@ -93,21 +100,21 @@ def origin_of(trainer: Any, module: Any) -> Origin:
 
 
 def context_of(trainer: Any) -> RunContext:
-    """Return what a command has told this run."""
+    """Return what a command has passed to this run."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RunContext)), RunContext({}))
 
 
 def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
-    """Do what the callbacks of a Trainer ask for, and tell them what came of it.
+    """Do what the callbacks of a Trainer ask for, and hand them the results.
 
     Args:
         trainer: whose callbacks and loggers these are; it need not have fitted anything.
         origin: where weights and batches come from.
         trained: see :class:`~lq_plugin.pipeline.Plan`.
     """
-    seed = os.environ.get("PL_GLOBAL_SEED")
+    seed = os.environ.get("PL_GLOBAL_SEED", "")
     plan = Plan(
-        seed=None if seed is None else int(seed),
+        seed=int(seed) if seed.lstrip("-").isdecimal() else None,
         config=Config(run=context_of(trainer).config),
         trained=trained,
     )
@@ -123,7 +130,7 @@ def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
 def log(trainer: Any, manifest: Manifest) -> None:
     """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
 
-    A logger that fails, because it takes no such name or its server is gone, does not end a finished training.
+    A logger that fails, because it rejects such names or its server is gone, does not end a finished training.
     """
     figures = {
         f"quantized/{entry.label}/{name}": value
@@ -136,7 +143,7 @@ def log(trainer: Any, manifest: Manifest) -> None:
             used.log_metrics(figures, step=trainer.global_step)
             used.save()
         except Exception:
-            logger.exception("%s did not take the figures of the artifacts", type(used).__name__)
+            logger.exception("%s could not log the figures of the artifacts", type(used).__name__)
 
 
 @contextmanager
@@ -153,4 +160,6 @@ def after_training(trainer: Any) -> Iterator[bool]:
         try:
             yield works
         except Exception as error:
-            say("what follows the training did not finish; the training did, and what was made before is kept", error)
+            say("the work after training did not finish; training itself did, and what was made so far is kept", error)
+            for callback in finishing(trainer):
+                callback.receive(Finished({}, error=error))

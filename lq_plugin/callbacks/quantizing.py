@@ -19,7 +19,7 @@ from lq_plugin.names import check_distinct, check_name
 from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.scheme import Scheme, as_dict
 from lq_plugin.source import Source
-from lq_plugin.steps import reason_of
+from lq_plugin.steps import Step, reason_of
 from lq_plugin.targets import resolve_target
 
 
@@ -56,7 +56,7 @@ class QuantizingCallback(FinishingCallback):
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: no graphs and modules, for not all of them can be pickled."""
+        """Return the state of a copy, without graphs and modules, because not all of them can be pickled."""
         return super().__getstate__() | {"candidate": None}
 
     @property
@@ -78,32 +78,30 @@ class QuantizingCallback(FinishingCallback):
         checkpoints.monitored(trainer, self.checkpoint)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check what the module tells, now that its own ``setup`` and ``configure_model`` have built it."""
+        """Check what depends on the module, now that its own ``setup`` and ``configure_model`` have built it."""
         ranks.meet()
         target = resolve_target(pl_module, self.target)
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Stop the run, before training, where the model allows no candidate at all; say where it allows others."""
+        """Stop the run before training if the model allows no candidate at all; warn if it allows only some."""
         callbacks = quantizing(trainer)
         if callbacks[-1] is self:  # so every one has looked at the model
             sanity.decide(callbacks)
 
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for the candidate."""
-        source = Source(
-            origin.module, self.target, lambda: origin.read(self.checkpoint), origin.data, type(self).__name__
-        )
+        source = origin.source(self.target, self.checkpoint)
         return replace(plan, jobs=(*plan.jobs, self.job(source)))
 
     @abstractmethod
     def job(self, source: Source) -> Job:
-        """Return how the candidate is made of the weights of a source."""
+        """Return how the candidate is made from the weights of a source."""
 
     def receive(self, finished: Finished) -> None:
         """Take the candidate, or why there is none."""
-        step = finished.candidates[self.name]
+        step = finished.candidates.get(self.name, Step(error=finished.error))
         self.candidate, self.failure = step.result, step.error
 
     def options(self) -> dict[str, Any]:

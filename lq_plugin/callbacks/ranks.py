@@ -32,7 +32,7 @@ _groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 def meet() -> None:
     """Make the group in which processes wait for each other; all of them call this when a fit starts.
 
-    To make it takes every process, so it cannot be left to the end of fit, when one of them is hours behind.
+    Every process has to take part, so this cannot wait for the end of fit, when one of them may be hours behind.
 
     Raises:
         ConfigError: the processes cannot connect.
@@ -44,8 +44,8 @@ def meet() -> None:
         _groups[training] = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     except RuntimeError as error:
         raise ConfigError(
-            f"strategy: the processes of this fit cannot connect with gloo, in which they wait for each other when fit "
-            f"ends ({error}). Set GLOO_SOCKET_IFNAME to the network interface that connects them."
+            f"strategy: the processes of this fit cannot connect through gloo, which they use to wait for each other "
+            f"when fit ends ({error}). Set GLOO_SOCKET_IFNAME to the network interface that connects them."
         ) from error
 
 
@@ -53,10 +53,10 @@ def meet() -> None:
 def on_one_process(trainer: Any) -> Iterator[bool]:
     """Tell whether this process does the work at the end of fit; the others wait for it at the end of the block.
 
-    The random state and the training's gradients mode are left as they are.
+    The random state and the training's grad mode are left as they are.
 
     Raises:
-        ExportError: in a process that waits, where the one that works has died.
+        ExportError: in a waiting process, if the working one has died.
     """
     try:
         with random_state_kept(), torch.inference_mode(False):
@@ -77,14 +77,14 @@ def _training_group() -> Any:
 def _wait(group: Any, works: bool) -> None:
     try:
         work = torch.distributed.barrier(group, async_op=True)
-        while not work.is_completed():  # to wait inside of torch is to be deaf to Ctrl+C and SIGTERM
+        while not work.is_completed():  # a wait inside torch would ignore Ctrl+C and SIGTERM
             time.sleep(_PAUSE)
         work.wait()
     except RuntimeError as error:
-        if works:  # what it was to do is done, and kept
+        if works:  # its work is done and stored
             logger.error("another process of this fit ended early, while process 0 worked: %s", error)
             return
         raise ExportError(
-            "process 0, which alone exports and evaluates when fit ends, ended before it was done, or another process "
-            f"did ({error}). The training was complete; the output of process 0 says what happened."
+            "process 0, which exports and evaluates when fit ends, or another process ended too early "
+            f"({error}). Training was complete; the output of process 0 says what happened."
         ) from error

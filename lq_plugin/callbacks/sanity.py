@@ -1,8 +1,7 @@
-"""What the sanity check shows before training: a candidate that cannot be made stops no other candidate.
+"""What the sanity check finds before training: a candidate that cannot be made does not stop the others.
 
-A user's mistake (a name that does not exist, a pattern that matches nothing) stops the run wherever it is found before
-training. What the model does not allow is recorded. It stops the run only if no callback of the Trainer is left that
-can make a candidate.
+A user error (a name that does not exist, a pattern that matches nothing) stops the run wherever it is found before
+training. A limit of the model is recorded. It stops the run only if no callback of the Trainer can make a candidate.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ logger = logging.getLogger("lq_plugin")
 
 
 def decide(callbacks: Sequence[Any]) -> None:
-    """Say which candidates the model does not allow, and stop the run if it allows none.
+    """Warn of the candidates that the model does not allow, and stop the run if it allows none.
 
     Args:
         callbacks: all quantizing callbacks, each with its ``failure`` if one is known.
@@ -39,5 +38,5 @@ def decide(callbacks: Sequence[Any]) -> None:
 
 def say(callback: Any) -> None:
     """Warn once of a candidate that cannot be made."""
-    text = "candidate %r of %s cannot be made; training goes on, and the other candidates are made. %s"
+    text = "candidate %r of %s cannot be made; training continues, with the other candidates. %s"
     logger.warning(text, callback.name, type(callback).__name__, callback.error)

@@ -27,7 +27,7 @@ class StaticQuantization(QuantizingCallback):
 
     In every validation pass (not in the sanity check) the graph of the target runs beside the model for a bounded,
     random subset of the batches. The module's own forward produces all that ``validation_step`` sees; weights,
-    optimizer, metrics and random state stay what they are without this callback.
+    optimizer, metrics and random state are the same as without this callback.
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
@@ -93,7 +93,7 @@ class StaticQuantization(QuantizingCallback):
         self._track_anew()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: not the running observation, which only the original may end."""
+        """Return the state of a copy, without the running observation, which only the original may end."""
         return super().__getstate__() | {"_observation": None}
 
     def _track_anew(self) -> None:
@@ -109,7 +109,10 @@ class StaticQuantization(QuantizingCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there is a validation to observe."""
         super().setup(trainer, pl_module, stage)
+        self._stop()
         self._track_anew()
+        if stage == "fit":
+            self.calibration = None  # of an earlier fit
         if stage == "fit" and not trainer.enable_validation:
             raise ConfigError(
                 "StaticQuantization: calibration runs during validation, which is disabled. Define validation_step and "
@@ -153,7 +156,7 @@ class StaticQuantization(QuantizingCallback):
             )
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the target its forward back when a run breaks off."""
+        """Give the target its forward back when a run is interrupted."""
         self._stop()
 
     def _stop(self) -> Calibration | None:
@@ -177,7 +180,7 @@ class StaticQuantization(QuantizingCallback):
         self.calibration = calibration_in(state_dict)
 
     def job(self, source: Source) -> StaticJob:
-        """Return how the candidate is made: of the checkpoint's weights, and a calibration of them."""
+        """Return how the candidate is made: from the checkpoint's weights and a calibration of them."""
         return StaticJob(
             name=self.name,
             scheme=self.scheme,
@@ -204,7 +207,7 @@ def _of_every_process(trainer: Any, own: tuple[Calibration | None, str]) -> list
 
 
 def _failed_elsewhere(parts: Sequence[tuple[Calibration | None, str]]) -> CalibrationError | None:
-    """The failure of any process: statistics of the others are those of a part of the data only."""
+    """The failure of any process; the statistics of the others would cover only part of the data."""
     failed = {rank: failure for rank, (_, failure) in enumerate(parts) if failure}
     if len(parts) == 1 or not failed:
         return None

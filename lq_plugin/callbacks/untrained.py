@@ -1,4 +1,4 @@
-"""The end of fit without the fit, for weights that were trained before: no pass over batches poses as training."""
+"""The end of fit without a fit, for weights that are already trained: no training loop is simulated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def without_training(
 ) -> None:
     """Do what our callbacks do when fit ends. Other callbacks of the Trainer are not called.
 
-    Data module and module are set up with the hooks of ``fit``, for some know no other stage.
+    Data module and module are set up with the hooks of ``fit``, because some support no other stage.
 
     Args:
         trainer: whose callbacks and loggers these are; it fits nothing.

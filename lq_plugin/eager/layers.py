@@ -109,7 +109,7 @@ def unflatten(kind: str, options: Mapping[str, Any], tensors: Tensors) -> nn.Mod
 
 
 def resembling(layer: nn.Module, original: nn.Module) -> nn.Module:
-    """Give an INT8 layer what the forward around it may ask its float layer for, such as ``proj_size``; return it."""
+    """Give an INT8 layer the attributes that the forward around it may read, such as ``proj_size``; return it."""
     for name, value in vars(original).items():
         if not name.startswith("_") and isinstance(value, _PLAIN) and not hasattr(layer, name):
             setattr(layer, name, value)
@@ -123,7 +123,7 @@ def _nothing() -> None:
 
 
 def misfits(layer: nn.Module, kind: str, tensors: Tensors) -> list[str]:
-    """Return the names of tensors that are missing, superfluous, or of another type or shape than the layer needs.
+    """Return the names of tensors that are missing, unexpected, or of another type or shape than the layer needs.
 
     Args:
         layer: the float layer.
@@ -164,10 +164,10 @@ def unfit_call(kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str
 
 @contextmanager
 def _packing() -> Iterator[None]:
-    """Pack weights for the kernels that are fastest step by step, and leave no trace but the layer.
+    """Pack weights for the kernels that are fastest step by step, and change nothing but the layer.
 
-    torch's notes of deprecation stay unsaid, and the random state is restored: torch fills new layers at random. Which
-    kernels run is decided when weights are packed, so the engine of the process is what it was afterwards. On an LSTM
+    torch's deprecation warnings are muted, and the random state is restored: torch fills new layers at random. Which
+    kernels run is decided when weights are packed, so the engine of the process is restored afterwards. On an LSTM
     of 2×512 (8×64×64), fbgemm took 0.89 of the time that torch's own choice on x86 took.
     """
     engines: Any = torch.backends.quantized
@@ -204,7 +204,7 @@ def _plain(layer: nn.Module, float_class: type[nn.Module]) -> nn.Module:
 
 
 def _weights(layer: nn.Module, float_class: type[nn.Module]) -> Tensors:
-    """Weights and biases as they are now, be they parameters or computed by parametrizations."""
+    """Weights and biases as they are now, whether parameters or computed by parametrizations."""
     names = getattr(layer, "_flat_weights_names", _WEIGHTS)
     found = {name: getattr(layer, name, None) for name in names}
     # Of recurrent layers, "bias" says whether there is one.

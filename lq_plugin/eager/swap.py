@@ -49,7 +49,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is to be done with a module's layers.
+    """The plan for a module's layers.
 
     Args:
         chosen: the layers that become INT8.
@@ -135,7 +135,7 @@ def swapped(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """
     sharing = detached_copy(module, share_tensors=True)
     for path, layer in layers.items():
-        # A layer says itself what its copy is. So its float weights are not copied, and every reference to it follows:
+        # A layer's copy is its replacement, so its float weights are not copied, and every reference to it follows:
         # paths that share it, and plain lists and dicts that torch does not look into.
         sharing.get_submodule(path).__dict__["__deepcopy__"] = lambda _, layer=layer: layer
     made = detached_copy(sharing)
@@ -147,7 +147,7 @@ def swapped(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _leave_fast_paths(module: nn.Module, layers: Set[nn.Module]) -> None:
-    """Keep transformers from their fast paths, which read the float weights of layers that are replaced.
+    """Disable transformers' fast paths, which read the float weights of layers that are replaced.
 
     They are taken only where these attributes, used for nothing else after construction, are set.
     """
@@ -172,13 +172,13 @@ def _layers(module: nn.Module) -> list[Layer]:
 
 
 def _refusals(layers: Sequence[Layer], scheme: Scheme) -> dict[int, str]:
-    """Why layers stay float, as far as they tell themselves."""
+    """Why layers stay float, as far as the layers themselves show."""
     reasons = {id(x.module): patterns.exclusion(scheme, x.kind, x.within) or _refusal(x.module, x.kind) for x in layers}
     return {key: reason for key, reason in reasons.items() if reason is not None}
 
 
 def _refusal(part: Any, kind: str) -> str | None:
-    """Why a layer stays float whatever the scheme, as far as it tells itself."""
+    """Why a layer stays float whatever the scheme, as far as the layer itself shows."""
     if kind == "rnn":
         return "torch has no INT8 kernel for nn.RNN"
     if getattr(part, "proj_size", 0):
@@ -235,7 +235,7 @@ def _inseparable(module: nn.Module, example: Call, layers: Sequence[Layer]) -> d
 def _change(
     module: nn.Module, example: Call, stand_ins: Mapping[str, nn.Module], expected: Sequence[Tensor]
 ) -> str | None:
-    """What else a module does with stand-ins in the places of layers; ``None`` where it does the same."""
+    """What a module does differently with stand-ins for layers; ``None`` where it does the same."""
     try:
         given = list(tensors(run(swapped(module, stand_ins), example)))
     except Exception as error:
@@ -253,7 +253,7 @@ def _stand_in(layer: Layer) -> nn.Module:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors are the same but for rounding, which may differ with where in memory the operands lie."""
+    """Whether tensors are the same except for rounding, which may depend on where the operands lie in memory."""
     if one.shape != other.shape or not other.is_floating_point() or not other.numel():
         return torch.equal(one, other)
     largest = other.nan_to_num(0, 0, 0).abs().max().item()
@@ -295,7 +295,7 @@ class _Witness:
 
         def read(part: nn.Module, name: str) -> Any:
             if not self._inside and name in part._parameters:
-                self._misuse = f"its {name} is read outside of its forward"
+                self._misuse = f"its {name} is read outside its forward"
             return layer_class.__getattr__(part, name)
 
         layer.__class__ = type(layer_class.__name__, (layer_class,), {"__getattr__": read})
@@ -324,7 +324,7 @@ def _float_ops(module: nn.Module, layers: Sequence[Layer], refused: Mapping[int,
 def _nothing_to_quantize(float_ops: Sequence[FloatOp]) -> UnsupportedError:
     found = "; ".join(f"{op.name}: {op.reason}" for op in float_ops[:5]) or "no layer with parameters"
     return UnsupportedError(
-        "target: nothing in it can be quantized. Quantizable are linear and recurrent layers and, where asked, "
+        "target: nothing in it can be quantized. Quantizable: linear and recurrent layers and, where asked, "
         f"embeddings. It has: {found}. Choose another target, or relax skip and only."
     )
 

@@ -122,7 +122,7 @@ def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -
     labels = [entry.label for entry in subject.entries]
     timings: dict[str, Timing] = {}
     inputs = _example(subject)
-    if protocol.latency is not None:  # first, for evaluating opens sessions whose threads would disturb it
+    if protocol.latency is not None:  # first, because evaluation opens sessions whose threads would disturb it
         note(f"measuring the latency of {len(labels)} artifacts and of FP32 on the same runtimes …")
         inputs = _inputs(subject, protocol.latency.batch_size)
         timings = _time(subject, inputs, protocol.latency)
@@ -223,7 +223,7 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
                     failed[FORMATS[name].lane] = Timing(error=f"{type(error).__name__}: {error}")
         for entry in subject.entries:
             if FORMATS[entry.format].rebuild is not None:
-                with suppress(Exception):  # loading it once more for its metrics fails in the same way, and says so
+                with suppress(Exception):  # loading it again for its metrics fails in the same way, and says so
                     here[entry.label] = subject.load(entry)
             else:
                 lanes[entry.label] = (entry.format, subject.path(entry))

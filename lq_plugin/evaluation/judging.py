@@ -26,7 +26,7 @@ def judged(entry: Entry, budget: Budget, unjudged: str | None = None) -> Entry:
     if unjudged is not None:
         return replace(entry, error=entry.error or unjudged)
     if budget.metric not in entry.delta:
-        reason = f"{budget.metric} was not logged with the artifact in the place of the target."
+        reason = f"{budget.metric} was not logged with the artifact in place of the target."
         return replace(entry, status="failed", error=entry.error or reason)
     drop = entry.drop(budget)
     allowed = budget.max_drop * (1 + _ROUNDING)

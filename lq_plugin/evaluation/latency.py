@@ -48,7 +48,7 @@ class Latency:
         if self.seconds <= 0:
             raise ConfigError(f"seconds: {self.seconds} is too small. Allowed: above 0.")
         if not math.isfinite(self.seconds):
-            raise ConfigError(f"seconds: {self.seconds} has no end. Allowed: a finite number above 0.")
+            raise ConfigError(f"seconds: {self.seconds} is not finite. Allowed: a finite number above 0.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def measure(
 ) -> dict[str, Timing]:
     """Measure modules in this process and every lane in one of its own, in turns.
 
-    A lane that fails says why and costs no other.
+    A lane that fails says why and does not affect the others.
 
     Args:
         here: calls of modules in this process, by the lane's name; it must not hold sessions whose threads would

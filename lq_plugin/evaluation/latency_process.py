@@ -1,6 +1,6 @@
 """A worker of ``latency.py`` seen from its parent: started, asked within deadlines, and ended.
 
-Whatever a worker does (hang, die, print noise, answer nonsense) costs its own lane alone, and the lane says why.
+Whatever a worker does (hang, die, print noise, answer nonsense) affects only its own lane, and the lane says why.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def command(format_name: str, folder: Path, inputs: Path, outputs: Path, threads
 
 
 class _FailedError(Exception):
-    """Nothing can be measured; the message goes on after "the worker process"."""
+    """Nothing can be measured; the message continues after "the worker process"."""
 
 
 class Worker:
     """A process that holds one runtime and measures when told to.
 
     Its answers are lines that begin with a key. Other lines, from a runtime or from the interpreter's own start, are
-    not looked at.
+    ignored.
 
     Args:
         command: command line of the process; the parent's process id and the key are added to it.
@@ -131,13 +131,13 @@ class Worker:
         self._stderr.close()
 
     def _listen(self) -> None:
-        """Pass on the lines that begin with the key; runs in a thread, for a pipe has no deadlines on Windows."""
+        """Pass on the lines that begin with the key; runs in a thread, because a pipe has no deadlines on Windows."""
         assert self._process.stdout is not None
         with self._process.stdout as stream:
             while line := stream.readline(_LINE_LIMIT):
                 if line.startswith(self._key.encode()):
                     self._lines.put(line)
-                while line and not line.endswith(b"\n"):  # the rest of a line beyond all measure
+                while line and not line.endswith(b"\n"):  # the rest of an overlong line
                     line = stream.readline(_LINE_LIMIT)
         self._lines.put(None)
 

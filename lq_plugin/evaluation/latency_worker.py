@@ -1,8 +1,8 @@
 """The worker of ``latency.py``: a process that holds one runtime, and measures when it is told to.
 
 ``python -m lq_plugin.evaluation.latency_worker FORMAT FOLDER INPUTS OUTPUTS THREADS PARENT KEY`` loads what lies in the
-folder, writes what it computes of the inputs, says that it is ready, and for every line that it reads runs for a while
-and answers with its timings. An answer is a line of JSON after the key, see ``latency_process.py``.
+folder, writes its outputs for the inputs, says that it is ready, and for every line that it reads runs for a while and
+answers with its timings. An answer is a line of JSON after the key, see ``latency_process.py``.
 
 Only the standard library is imported above: what follows takes seconds, and this process has to be tied to its parent,
 and its answers kept apart from what others print, before that.
@@ -69,7 +69,7 @@ def _main(format_name: str, folder: str, inputs: str, results: str, threads: str
 
 
 def _answers(key: str) -> Callable[[object], None]:
-    """Keep what this process says for itself; whatever else is printed from here on goes to stderr."""
+    """Reserve stdout for this process's answers; whatever else is printed from here on goes to stderr."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

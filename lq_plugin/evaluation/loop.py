@@ -184,7 +184,7 @@ def _datamodule_copy(data: Data, split: str) -> Any:
 def _settle(owner: Any, set_up: bool) -> None:
     """Turn off the hooks that fit has called already; ``setup`` only if all that it prepares exists.
 
-    A second ``setup`` or ``configure_model`` could split the data anew, or build new layers with random weights.
+    A second ``setup`` or ``configure_model`` could split the data again, or build new layers with random weights.
     """
     owner.configure_callbacks = list
     owner.configure_model = lambda: None

@@ -58,7 +58,7 @@ def evaluate(
         What the module logs, and the given metrics.
 
     Raises:
-        ArtifactError: the artifact was changed, or is called in another way than captured.
+        ArtifactError: the artifact was changed, or is called differently than captured.
         ConfigError: unknown split, target or label.
     """
     path = artifact.path if isinstance(artifact, Artifact) else artifact

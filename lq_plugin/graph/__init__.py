@@ -1,1 +1,1 @@
-"""Float graphs, where quantization goes in them, and what was seen in them."""
+"""Float graphs, where they are quantized, and the statistics of their values."""

@@ -48,7 +48,7 @@ def _batch_dims(tensors: Sequence[Tensor]) -> BatchDims:
 
 
 def _batch_dims_of_layers(module: nn.Module, inputs: Signature, tensors: Sequence[Tensor]) -> BatchDims | None:
-    """Which dimensions of each input are what a recurrent layer whose sequences are time first takes for the batch.
+    """Which dimensions of each input a recurrent layer with time-first sequences takes for the batch.
 
     ``None`` where there is no such layer, or where its batch does not come from the inputs.
     """
@@ -78,6 +78,6 @@ def _recurrent_batch(module: nn.Module, inputs: Signature, tensors: Sequence[Ten
         if isinstance(layer, nn.RNNBase):
             layer.register_forward_pre_hook(observe, with_kwargs=True)
     args, kwargs = inputs.call(doubled(tensors, [()] * len(tensors)))
-    with contextlib.suppress(Exception):  # of this size, the model cannot be called
+    with contextlib.suppress(Exception):  # the model cannot be called with this size
         probe(*args, **kwargs)
     return found[0] if found else None

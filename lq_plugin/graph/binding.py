@@ -1,4 +1,4 @@
-"""A captured graph follows its module where tensors were replaced by others.
+"""A captured graph follows its module when tensors are replaced by others.
 
 In-place changes and ``parameter.data = …`` reach the graph by themselves, because it shares the module's tensors. An
 assigned buffer, a new Parameter, ``load_state_dict(assign=True)`` or Lightning's SWA, which gives BatchNorm new running
@@ -16,7 +16,7 @@ from lq_plugin.graph.graph import Graph
 
 
 def follow(graph: Graph, before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
-    """Let a graph read the tensors that its module has now, in place of those that it had.
+    """Let a graph read the tensors that its module has now, instead of the former ones.
 
     Args:
         graph: as captured, before folding; changed.
@@ -24,8 +24,8 @@ def follow(graph: Graph, before: Mapping[str, Tensor], now: Mapping[str, Tensor]
         now: those that it has.
 
     Returns:
-        Whether that was possible. The graph has to be captured anew where tensors came or went, where one is of another
-        form, or where other ones than before are shared.
+        Whether that was possible. The graph has to be captured again where tensors were added or removed, where one has
+        another dtype or shape, or where different ones are shared.
     """
     if before.keys() != now.keys() or _sharing(before) != _sharing(now):
         return False

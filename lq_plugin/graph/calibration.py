@@ -24,7 +24,7 @@ class Provenance:
     """Where a candidate's weights come from, and its calibration where it has one.
 
     Args:
-        checkpoint: file (name) whose weights were calibrated, ``"live"`` for weights in memory.
+        checkpoint: name of the file whose weights were calibrated; ``"live"`` for weights in memory.
         global_step: the Trainer's optimizer steps when the statistics were gathered.
         checkpoint_global_step: those of the checkpoint whose weights are quantized with them.
         split: which data was observed: ``"validate"`` or ``"batches"`` (given by the caller); ``None`` where none was.
@@ -33,11 +33,11 @@ class Provenance:
         observer: name of the observer, if any.
         seed: of the generator that chose the batches; ``None`` where all were taken.
         observed: digest of the options that say what was observed and how.
-        extra_pass: whether they were gathered in a validation pass of their own after training, because the checkpoint
-            held no statistics of its weights.
+        extra_pass: whether they were gathered in a separate validation pass after training, because the checkpoint held
+            no statistics of its weights.
         digest: of the graph whose values were observed and of the weights in it, see
-            :func:`~lq_plugin.identity.graph_digest`; of the module's weights where no graph is captured. Empty where it
-            is not known: calibrations of earlier versions have none.
+            :func:`~lq_plugin.identity.graph_digest`; of the module's weights where no graph is captured. Empty where
+            unknown: calibrations of earlier versions have none.
         structure: of that graph alone, see :func:`~lq_plugin.identity.structure_digest`.
     """
 
@@ -77,12 +77,12 @@ class Calibration:
         """Rebuild a calibration from :meth:`state_dict`.
 
         Raises:
-            CalibrationError: the state is of another kind; it may come from any checkpoint.
+            CalibrationError: the state is malformed; it may come from any checkpoint.
         """
         try:
             return cls(_statistics(state["statistics"]), _provenance(state["provenance"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"calibration: what was saved of it is damaged ({error})") from error
+            raise CalibrationError(f"calibration: its saved state is damaged ({error})") from error
 
     def made_by(self, observer: Observer) -> bool:
         """Whether the statistics have the parts that an observer's have."""
@@ -108,7 +108,7 @@ class Recording:
         """Put observers on every value that a placement of some runtime may quantize.
 
         Args:
-            graph: a folded graph; its module is taken over.
+            graph: a folded graph; its module is changed.
             scheme: which observer, and what is skipped.
         """
         assert isinstance(scheme.observer, Observer)
@@ -159,11 +159,11 @@ def _statistics(saved: Any) -> dict[str, Statistic]:
         if not isinstance(name, str) or not isinstance(statistic, dict):
             raise TypeError(f"statistics[{name!r}] is a {type(statistic).__name__}")
         for part, tensor in statistic.items():
-            # What is not contiguous may claim any number of elements.
+            # A tensor that is not contiguous may claim any number of elements.
             if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_contiguous():
-                raise TypeError(f"statistics[{name!r}][{part!r}] is no dense tensor")
+                raise TypeError(f"statistics[{name!r}][{part!r}] is not a dense tensor")
             if bool(tensor.isnan().any()):
-                raise ValueError(f"statistics[{name!r}][{part!r}] holds what is not a number")
+                raise ValueError(f"statistics[{name!r}][{part!r}] holds nan")
     return dict(saved)
 
 

@@ -15,7 +15,9 @@ from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.signature import Signature
 from lq_plugin.noise import muted
 
-_TOLERANCE = 1e-3  # of the largest value: float kernels differ by the batch, a branch not taken differs by far more
+_TOLERANCE = (
+    1e-3  # of the largest value: float kernels differ with the batch size, a branch not taken differs by far more
+)
 
 
 def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, tensors: Sequence[Tensor]) -> str | None:
@@ -36,7 +38,7 @@ def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, ten
         with muted(), torch.random.fork_rng(_devices()):
             args, kwargs = signature.call(_clones(tensors))
             wanted = detached_copy(module)(*args, **kwargs)
-    except Exception:  # it has changed since it was called: nothing is known of it
+    except Exception:  # it has changed since it was called, so nothing can be said
         return None
     try:
         with muted(), torch.random.fork_rng(_devices()):
@@ -48,7 +50,7 @@ def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, ten
         return f"its forward does not run with batches of both one and two ({type(error).__name__})"
     left, right = list(nesting.leaves(given)), list(nesting.leaves(wanted))
     if len(left) != len(right) or not all(map(_alike, left, right)):
-        return "its forward computes something else for larger ones"
+        return "its forward computes something else for larger batches"
     return None
 
 

@@ -38,8 +38,7 @@ def convert(
         graph: a folded graph; it is not changed.
         placement: where the pairs go, and which integers they make.
         ranges: lowest and highest value, by the names of ``placement.scales``'s values.
-        weight_scales: scales of weights that were learnt, by the names of operators; those of the others are taken from
-            their weights.
+        weight_scales: learnt weight scales by operator name; all others are computed from the weights.
 
     Returns:
         A graph without the float weights that nothing uses any more.
@@ -96,7 +95,7 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
 
 
 class _WeightObserver(pt2e.ObserverBase):  # type: ignore[misc]
-    """Gives PT2E the scale and the zero point of a weight, of which it asks an observer."""
+    """Gives PT2E the scale and the zero point of a weight, which it expects from an observer."""
 
     def __init__(self, spec: QuantSpec, axis: int, scale: Tensor | None, **_: Any) -> None:
         super().__init__(spec.dtype)
@@ -125,7 +124,7 @@ def _look_up_integers(module: fx.GraphModule) -> None:
     """Look up rows of an embedding's integers and scales, in place of rows of the dequantized table.
 
     onnxruntime does not move the dequantization behind the look-up by itself: it would dequantize the whole table in
-    every call (30,000 rows of 384: 4.7 ms in place of 0.7).
+    every call (30,000 rows of 384: 4.7 ms instead of 0.7).
     """
     graph = module.graph
     for node in list(graph.nodes):

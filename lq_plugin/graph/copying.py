@@ -1,4 +1,4 @@
-"""Copies of a user's module that can be changed without the original noticing."""
+"""Copies of a user's module that can be changed without affecting the original."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
         except Exception as error:
             raise CaptureError(
                 f"module: {type(module).__name__} cannot be copied ({error}). Keep what cannot be copied, such as open "
-                "files, locks and cached activations, out of the module's attributes; weights that a hook computes are "
-                "copied where torch.nn.utils.parametrizations computes them."
+                "files, locks and cached activations, out of the module's attributes. For weights that a hook "
+                "computes, use torch.nn.utils.parametrizations."
             ) from error
     for part in duplicate.modules():
         restore_forward(part)
@@ -61,9 +61,9 @@ def module_names(module: nn.Module) -> list[str]:
 
 
 def _exchange(container: Any, memo: dict[int, Any]) -> None:
-    """Exchange in a copied list or dict, and in those in it, what deepcopy left as the original has it.
+    """Replace in a copied list or dict, and in those nested in it, what deepcopy did not copy.
 
-    Those are functions: hooks, and lambdas that call ``self.layer``.
+    These are functions: hooks, and lambdas that call ``self.layer``.
     """
     for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
         if type(value) in (list, dict, OrderedDict):

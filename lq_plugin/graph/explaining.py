@@ -61,7 +61,7 @@ def _scripted_parts(module: nn.Module) -> list[str]:
 
 
 def _translated(text: str, error: Exception, names: Sequence[str]) -> str:
-    """Exchange what torch.export calls an input or a size for ``x`` and ``x.shape[1]``."""
+    """Replace torch.export's names of inputs and sizes by ``x`` and ``x.shape[1]``."""
 
     def name(found: re.Match[str]) -> str:
         number = int(found[1] or found[3])

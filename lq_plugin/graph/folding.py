@@ -44,7 +44,7 @@ def fold(graph: Graph) -> Graph:
     """Return a snapshot of the graph on its own weights, with constants and BatchNorm folded and values renamed.
 
     The names of values (``conv2d``, ``conv2d_1``, …) depend on the graph alone, so statistics gathered in one process
-    fit the graph captured in another; nor does what was inserted since move them, where a graph is folded again. The
+    fit the graph captured in another. Nodes inserted since do not change them when a graph is folded again. The
     digest is that of the graph as given: folding is float arithmetic, and rounds differently from one machine to
     another.
     """
@@ -59,7 +59,7 @@ def fold(graph: Graph) -> Graph:
 
 
 def drop_identities(module: fx.GraphModule) -> None:
-    """Take out what hands its input on as it is, so that a layer and its activation stand side by side."""
+    """Remove operators that return their input unchanged, so that a layer and its activation are adjacent."""
     for node in list(module.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
@@ -92,7 +92,7 @@ def fold_constants(module: fx.GraphModule) -> None:
 
 
 def fold_batch_norm(module: fx.GraphModule) -> None:
-    """Take every BatchNorm out of the graph: into the layer before it, where its result has no other use."""
+    """Remove every BatchNorm from the graph: into the layer before it, where that layer's result has no other use."""
     for node in list(module.graph.nodes):
         layer, *statistics = arguments(node)[:5] or (None,)
         if node.target is not _BATCH_NORM or not all(map(_is_fixed, statistics)):

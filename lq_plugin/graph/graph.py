@@ -25,8 +25,8 @@ class Graph:
         example: the captured inputs on the CPU, a batch of one doubled unless the model takes no other.
         batch_dims: which dimensions of each input are the batch; none of an input without samples.
         modules: names of the target's submodules, for patterns.
-        structure: digest of what was captured, without the values of its weights. Statistics are those of the values
-            of one structure: names of values mean nothing elsewhere.
+        structure: digest of what was captured, without the values of its weights. Statistics describe the values of one
+            structure; names of values mean nothing elsewhere.
         digest: of what was captured and of its weights, before folding; see :func:`~lq_plugin.identity.graph_digest`.
             Empty until a snapshot is made, because until then the weights may change.
     """

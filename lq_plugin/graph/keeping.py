@@ -14,18 +14,18 @@ _PLAIN = (type(None), bool, int, float, str, Tensor, nn.Parameter)
 
 
 def without_copies(module: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
-    """Return what stands in a copy of a module, by the id of the original, for what of a running fit is not copied.
+    """Return stand-ins for the parts of a running fit that a copy of a module leaves out, by the originals' ids.
 
     A copy does without a Trainer, because one reaches data loaders, processes and open files. A callback that cannot
     be copied, such as a progress bar, is the same one in the copy.
 
     Args:
         module: what is to be copied.
-        memo: what deepcopy will be given besides.
+        memo: what else deepcopy will be given.
     """
     kept = list(_kept(module))
     instead: dict[int, Any] = {id(item): None for item in kept if _is_a(item, "Trainer")}
-    # A callback may hold the module itself, which shall not be copied once more to try this.
+    # A callback may hold the module itself, which must not be copied again just to try this.
     known = {**memo, **instead, **{id(part): part for part in module.modules()}}
     for callback in kept:
         if _is_a(callback, "Callback"):

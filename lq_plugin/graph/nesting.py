@@ -1,4 +1,4 @@
-"""Values that hold tensors: their leaves, and the same values of other tensors or other classes.
+"""Nested values that hold tensors: their leaves, and the same values with other tensors or other classes.
 
 torch's own pytree opens fewer containers: dataclasses and subclasses of list and dict, such as what the tokenizers of
 Hugging Face return, are leaves to it, unless their classes are registered in the whole process.

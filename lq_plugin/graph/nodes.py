@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-_INSERTED = "lq_"  # what the names of nodes begin with that were inserted after preparation
+_INSERTED = "lq_"  # prefix of the names of nodes inserted after preparation
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
@@ -28,7 +28,7 @@ def operator_type(node: fx.Node) -> str:
 
 
 def insert(graph: fx.Graph, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    """Insert a call into a prepared graph, under a name that moves no other value's: statistics go by names."""
+    """Insert a call into a prepared graph without changing the names of other values: statistics are found by name."""
     return graph.create_node("call_function", target, args, name=f"{_INSERTED}{_operator_type(target)}")
 
 

@@ -1,7 +1,7 @@
-"""Observation of one pass: the graph of a target runs beside it for some of its calls, and nobody notices.
+"""Observation of one pass: the graph of a target runs beside it for some of its calls, unseen by the caller.
 
-The module's own forward gives all that the caller sees. Statistics are of one pass and of the weights that the target
-has at its first call in it, so each pass has an object of its own.
+The module's own forward produces all that the caller sees. Statistics belong to one pass and to the weights that the
+target has at its first call in it, so each pass has an object of its own.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import torch
 from torch import nn
 
 from lq_plugin import checksums
-from lq_plugin.errors import LqError, as_calibration_error, is_mistake
+from lq_plugin.errors import CalibrationError, LqError, as_calibration_error, is_mistake
 from lq_plugin.graph.calibration import Calibration, Provenance, Recording
-from lq_plugin.graph.capture import Call
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import Repeats, without_repeats
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme, as_dict
 from lq_plugin.targets import Forward, replaced_forward, resolve_target
 
-_OF_SCHEME = ("observer", "skip", "only", "embeddings")  # what of a scheme decides what is observed
+_OF_SCHEME = ("observer", "skip", "only", "embeddings")  # the fields of a scheme that decide what is observed
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class ObservationPlan:
         return checksums.of_json(options)[:16]
 
     def fits(self, calibration: Calibration | None, graph_digest: str) -> bool:
-        """Whether a calibration is one of this graph and its weights, gathered the way that this plan says."""
+        """Whether a calibration belongs to this graph and its weights, and was gathered as this plan says."""
         if calibration is None or not calibration.made_by(self.observer):
             return False
         return (calibration.provenance.digest, calibration.provenance.observed) == (graph_digest, self.digest)
@@ -93,7 +92,7 @@ class Observation:
         tracked: prepares the graph of this target; the same one in every pass.
         batches: number of batches of every loader; infinite where not known.
         processes: how many processes share the samples.
-        sanity_check: whether this is the sanity check, where nothing is recorded and the user's mistakes are raised.
+        sanity_check: whether this is the sanity check, where nothing is recorded and user errors are raised.
 
     Attributes:
         called: whether the target was called.
@@ -128,7 +127,7 @@ class Observation:
         self._shadow.enter_context(replaced_forward(target, observed))
 
     def next_batch(self, repeats: Repeats | None = None) -> None:
-        """Count the batches; ``repeats`` tells of one that holds samples which another process has too."""
+        """Count the batches; ``repeats`` is given for one with samples that another process has too."""
         self._position += 1
         self._repeats = repeats
 
@@ -136,7 +135,7 @@ class Observation:
         """Look at one call of the target.
 
         Raises:
-            ConfigError: the user's mistake, in the sanity check. All else becomes :attr:`failure`.
+            ConfigError: a user error, in the sanity check. Everything else becomes :attr:`failure`.
         """
         self.called = True
         if self.failure is not None:
@@ -155,7 +154,7 @@ class Observation:
             self.failure = as_calibration_error(error)
 
     def _started(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
-        # The digest is of the weights that are about to be observed. At the end of the pass they may be others.
+        # The digest is of the weights that are about to be observed. By the end of the pass they may have changed.
         graph = self._tracked.prepared(self._target, args, kwargs)
         recording = Recording.start(graph, self._plan.scheme)  # refuses patterns that match nothing
         if not self._sanity_check:
@@ -167,7 +166,7 @@ class Observation:
         """Give the target its forward back.
 
         Returns:
-            What this process observed; ``None`` if it was nothing, or not all that it should have been.
+            What this process observed; ``None`` if it was nothing, or incomplete.
         """
         self._shadow.close()
         recording, self._recording = self._recording, None
@@ -217,7 +216,7 @@ def merged(plan: ObservationPlan, parts: Sequence[Calibration], global_step: int
 Begin = Callable[[nn.Module, Sequence[int | float]], Observation]  # of a model and the batches of its loaders
 
 
-def calibrate_pass(run: Callable[[Begin], object], plan: ObservationPlan) -> tuple[Calibration, Call] | None:
+def calibrate_pass(run: Callable[[Begin], object], plan: ObservationPlan) -> Calibration | None:
     """Calibrate a target in a pass of its own.
 
     Args:
@@ -226,23 +225,28 @@ def calibrate_pass(run: Callable[[Begin], object], plan: ObservationPlan) -> tup
         plan: what is observed, and how.
 
     Returns:
-        The calibration and the first call; ``None`` where the target was not called.
+        The calibration; ``None`` where the target was not called.
 
     Raises:
         LqError: the target cannot be observed.
     """
-    tracked = TrackedTarget(plan.dynamic_dims)
     observation: Observation | None = None
 
     def begin(model: nn.Module, batches: Sequence[int | float]) -> Observation:
         nonlocal observation
+        tracked = TrackedTarget(plan.dynamic_dims)
         observation = Observation(plan, resolve_target(model, plan.target), tracked, batches)
         return observation
 
     run(begin)
-    if observation is None:
+    calibration = None if observation is None else observation.close()
+    if observation is None or not observation.called:
         return None
-    calibration = observation.close()
     if observation.failure is not None:
         raise observation.failure
-    return None if calibration is None or tracked.example is None else (merged(plan, [calibration]), tracked.example)
+    if calibration is None:
+        raise CalibrationError(
+            "calibration: the target is called in validation, but in none of the batches that were chosen to be "
+            "observed. Raise samples, or choose a target that every batch goes through."
+        )
+    return merged(plan, [calibration])

@@ -42,7 +42,7 @@ PRODUCTS = frozenset({"linear", "matmul", "addmm", "embedding"})
 CLIPPING = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
 POINTWISE = CLIPPING | {"hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu"}
 
-# They hand values on unchanged: what leaves them has the scale of what went in.
+# They pass values on unchanged: their output has the scale of their input.
 QUANTIZATION_AGNOSTIC = MAX_POOLINGS | frozenset(
     "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone slice "
     "select alias detach movedim narrow split unbind getitem chunk split_with_sizes "

@@ -15,7 +15,7 @@ _forward: Any = nn.TransformerEncoder.forward
 
 
 def leave_fast_path(encoder: nn.TransformerEncoder) -> None:
-    """Keep an encoder from its fast path for good; what it computes stays the same."""
+    """Disable an encoder's fast path for good; what it computes stays the same."""
     if encoder.use_nested_tensor and "forward" not in vars(encoder):
         encoder.forward = MethodType(zeroing, encoder)  # type: ignore[method-assign]
     encoder.use_nested_tensor = False

@@ -113,7 +113,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
 
 
 def place_everywhere(graph: Graph, scheme: Scheme, keep_float: Set[str] = frozenset()) -> dict[str, Placement]:
-    """Return a placement for each runtime, by its name; what checks a scheme against a graph. See :func:`place`."""
+    """Return a placement for each runtime, by name. This also checks a scheme against a graph; see :func:`place`."""
     return {runtime: place(graph, scheme, runtime, keep_float) for runtime in RUNTIMES}
 
 
@@ -169,7 +169,7 @@ def check_patterns(graph: Graph, scheme: Scheme) -> None:
 
 
 def _choose(nodes: Iterable[fx.Node], refusal: Callable[[fx.Node, Operator], str | None]) -> tuple[Chosen, Refused]:
-    """Say of everything that computes on floats how it is quantized, or why it stays float."""
+    """Decide for everything that computes on floats how it is quantized, or why it stays float."""
     chosen: Chosen = {}
     refused: Refused = {}
     for node in filter(_computes_on_floats, nodes):
@@ -198,7 +198,7 @@ def _quantized(chosen: Chosen) -> dict[str, QuantizedOp]:
 
 
 def _float_ops(chosen: Chosen, refused: Refused, rules: Runtime) -> tuple[FloatOp, ...]:
-    """What stays float, but for activations that an INT8 kernel computes on its result."""
+    """What stays float, except activations that an INT8 kernel computes on its result."""
     fused = {tail for node in chosen for tail in _chain(node, rules)[1:]}
     left = {node: reason for node, reason in refused.items() if node not in fused}
     return tuple(FloatOp(display_name(node), operator_type(node), reason) for node, reason in left.items())
@@ -308,7 +308,7 @@ def _chain(node: fx.Node, rules: Runtime) -> list[fx.Node]:
 
 
 def _origin(value: fx.Node) -> fx.Node:
-    """The value whose range a value has: what went into the operators that only hand it on."""
+    """The value whose range a value has: what went into the operators that only pass it on."""
     while operator_type(value) in QUANTIZATION_AGNOSTIC and value.op == "call_function" and _is_float(value.args[0]):
         value = value.args[0]  # type: ignore[assignment]
     return value
@@ -345,6 +345,6 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 def _nothing_to_quantize(refused: Refused, allowed: str) -> UnsupportedError:
     reasons = "; ".join(f"{display_name(node)}: {reason}" for node, reason in list(refused.items())[:5])
     return UnsupportedError(
-        f"target: nothing in it can be quantized. Quantizable are {allowed}. It has: "
+        f"target: nothing in it can be quantized. Quantizable: {allowed}. It has: "
         f"{reasons or 'no operator on float tensors'}. Choose another target, or relax skip and only."
     )

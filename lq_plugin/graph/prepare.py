@@ -45,10 +45,10 @@ def prepare(
 
 
 class TrackedTarget:
-    """Prepares one target again and again while its weights change, and captures it only where it must.
+    """Prepares one target again and again while its weights change, and captures it only when it must.
 
-    The graph that was captured shares the target's tensors, so changes in place reach it by themselves, and tensors
-    that were assigned anew are replaced in it. A copy of this captures anew.
+    The captured graph shares the target's tensors, so in-place changes reach it by themselves, and newly assigned
+    tensors are replaced in it. A copy of this object captures again.
 
     Args:
         dynamic_dims: see :func:`prepare`.
@@ -64,7 +64,7 @@ class TrackedTarget:
         self._tensors: Mapping[str, Tensor] = {}  # that the captured graph reads
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: nothing of the live weights."""
+        """Return the state of a copy, without the live weights."""
         return vars(self) | {"_captured": None, "_tensors": {}}
 
     def prepared(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Graph:

@@ -61,7 +61,7 @@ def without_repeats(tensors: Sequence[Tensor], graph: Graph, repeats: Repeats | 
 
     Returns:
         The inputs. ``None`` if no sample is left, if the graph takes no smaller batch, or if the call does not hold the
-        batch as it is, so that nobody knows which of its samples are the repeated ones.
+        batch as it is, so that its repeated samples cannot be told apart.
     """
     if repeats is None:
         return tensors

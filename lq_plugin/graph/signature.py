@@ -94,7 +94,7 @@ class Signature:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        """Read what :meth:`to_json` has written, from a file that anybody may have written.
+        """Read what :meth:`to_json` has written, from an untrusted file.
 
         Raises:
             ValueError: the data is not what :meth:`to_json` returns.
@@ -129,7 +129,7 @@ class Signature:
 
 
 def _parameter(data: Mapping[str, Any]) -> Parameter:
-    """Read a parameter from builtins that anybody may have written."""
+    """Read a parameter from untrusted builtins."""
     parameter = Parameter(**data)
     if not _is_name(parameter.name) or parameter.kind not in _KINDS:
         raise ValueError(f"the signature is malformed (a parameter {parameter.name!r} of kind {parameter.kind!r})")

@@ -1,4 +1,4 @@
-"""What makes figures of an INT8 model meaningless although nothing fails, said in a warning."""
+"""Warnings of what makes the figures of an INT8 model meaningless although nothing fails."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def warn_of_ranges(name: str, graph: Graph, calibration: Calibration, scheme: Sc
 
 
 def warn_of_random_forward(name: str, target: nn.Module, example: Call) -> None:
-    """Say where two calls of a module in eval mode give different outputs: every figure varies then.
+    """Warn where two calls of a module in eval mode give different outputs, because every figure varies then.
 
     Args:
         name: of the candidate.
@@ -68,13 +68,13 @@ def warn_of_random_forward(name: str, target: nn.Module, example: Call) -> None:
         example: arguments and keyword arguments of one call, on the CPU.
     """
     outputs: list[list[Tensor]] = []
-    with isolated(), _random_state_kept(), suppress(Exception):  # what cannot be called is told elsewhere
+    with isolated(), _random_state_kept(), suppress(Exception):  # a module that cannot be called is reported elsewhere
         outputs = [_called(target, example) for _ in range(2)]
     if any(_differ(*pair) for pair in zip(*outputs, strict=False)):
         logger.warning(
             "candidate %r: the forward of %s is random in eval mode: two calls with the same inputs gave different "
-            "outputs. Ranges, metrics and sqnr_db vary from run to run, and an artifact may not be random at all. Let "
-            "it draw random numbers in training alone (if self.training: …), or take them as an input.",
+            "outputs. Ranges, metrics and sqnr_db vary from run to run, and an artifact may not be random at all. Draw "
+            "random numbers only in training (if self.training: …), or take them as an input.",
             name,
             type(target).__name__,
         )

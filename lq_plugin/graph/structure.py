@@ -2,12 +2,12 @@
 
 A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
 dimension), ``{"constant": value}``, or a kind of container with its keys, ``{"dict": [[key, structure], ...]}``; the
-kinds are those of :func:`~lq_plugin.graph.nesting.children`. Of dataclasses and named tuples the names of the fields
-are stored and the class is not: nothing has to be imported to call an artifact. An output may hold ``{"int": index}``
+kinds are those of :func:`~lq_plugin.graph.nesting.children`. Of dataclasses and named tuples, the names of the fields
+are stored, not the class: nothing has to be imported to call an artifact. An output may hold ``{"int": index}``
 too: a number that follows from the sizes of the inputs, such as ``x.shape[0]``, which the graph gives as a tensor
 without dimensions.
 
-It is what pytree calls a treespec, with more in it: constants, dtypes and shapes, and kinds in place of classes.
+It corresponds to a treespec of pytree, with more in it: constants, dtypes and shapes, and kinds in place of classes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Structures and JSON, which has no infinite numbers: written, and checked when they are read.
 
-Whoever wrote a file may have written anything into it, so what is a structure is listed, and the rest is refused.
+A file may hold anything, so the valid forms of a structure are listed, and everything else is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DEEPEST = 64  # levels of nesting; no forward takes or returns as many
 
 
 def encoded(data: Any) -> Any:
-    """Write constants that are no numbers of JSON as ``{"float": "inf"}``."""
+    """Write constants that JSON has no number for as ``{"float": "inf"}``."""
     if isinstance(data, dict):
         constant = data.get("constant")
         if isinstance(constant, float) and not math.isfinite(constant):
@@ -37,7 +37,7 @@ def decoded(data: Any) -> Any:
 
 
 def check(data: Any, depth: int = 0, of_output: bool = False) -> None:
-    """Check a structure that anybody may have written.
+    """Check an untrusted structure.
 
     Raises:
         ValueError: it is not a structure.
@@ -68,7 +68,7 @@ def _are_keys(kind: str, keys: list[Any]) -> bool:
 
 
 def is_constant(data: Any) -> bool:
-    """Say whether data is the structure of a constant."""
+    """Return whether data is the structure of a constant."""
     return isinstance(data, dict) and data.keys() == {"constant"} and type(data["constant"]) in CONSTANTS
 
 

@@ -1,4 +1,4 @@
-"""Every global of torch that is exchanged for a while, and why."""
+"""Every global of torch that is temporarily replaced, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _rnn: Any = rnn
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Run graph work in the middle of somebody's training: no gradients, no autocast, and no trace left behind.
+    """Run graph work in the middle of somebody's training: no gradients, no autocast, and nothing changed afterwards.
 
     The random state is restored, and attention is computed by operators that a graph can hold.
     """
@@ -38,7 +38,7 @@ def isolated() -> Iterator[None]:
 
 @contextmanager
 def fast_path_off() -> Iterator[None]:
-    """Keep attention from its fast path, an operator that no runtime knows; what it does to padding is still done."""
+    """Disable attention's fast path, an operator that no runtime knows; its effect on padding is kept."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         return (padding.zeroing if self.use_nested_tensor else before)(self, *args, **kwargs)
@@ -55,7 +55,7 @@ def fast_path_off() -> Iterator[None]:
 
 @contextmanager
 def masks_as_given() -> Iterator[None]:
-    """Let transformers not ask whether a mask is causal: that depends on its values, and no graph branches on them."""
+    """Keep transformers from asking whether a mask is causal: a graph cannot branch on the mask's values."""
     before = transformer._detect_is_causal_mask
     transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     try:

@@ -28,7 +28,7 @@ class Row:
         threads: that they were timed with.
         config: the options that differ among the runs.
         files: ``as measured``, ``changed`` or ``missing``, compared with the manifest.
-        pareto: whether no comparable artifact is better in one of accuracy, latency and size, and in none worse.
+        pareto: whether no comparable artifact is better in accuracy, latency or size without being worse in another.
         winner: whether it is the fastest one within its budget among those that are comparable.
     """
 
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def model(self) -> str:
-        """What was quantized, as far as the manifest tells: its class, which a configured run alone knows, and size."""
+        """What was quantized, as far as known: its class, which only configured runs record, and its size."""
         name, size = self.manifest.config.model, self.manifest.fp32.size_bytes
         return name if size is None else f"{name} of {size} bytes"
 
@@ -128,7 +128,7 @@ class Leaderboard:
         artifacts: one row per artifact, those that failed included.
         fp32: one row per run and runtime of FP32.
         failed: jobs without figures.
-        notes: what has to be known to compare the rows.
+        notes: what a reader has to know to compare the rows.
     """
 
     artifacts: tuple[Row, ...]

@@ -1,7 +1,7 @@
-"""JSON from anywhere as frozen dataclasses: their type hints say what is allowed, and limits stand in them.
+"""Untrusted JSON as frozen dataclasses: their type hints say what is allowed, limits included.
 
-A limit is a ``limits.Check`` in a hint's ``Annotated``, such as ``Annotated[str, one_of("max", "min")]``. What no
-dataclass has a field for is used by no reader, so an object may hold more.
+A limit is a ``limits.Check`` in a hint's ``Annotated``, such as ``Annotated[str, one_of("max", "min")]``. Keys that no
+field reads are ignored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def decode(hint: Any, value: Any, where: str = "") -> Any:
         where: its place, for messages.
 
     Raises:
-        ContentError: naming the first place that is not as it has to be.
+        ContentError: naming the first invalid place.
     """
     kind, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     for check in filter(callable, limits):

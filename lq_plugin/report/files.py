@@ -56,11 +56,11 @@ def _difference(root: Path, folder: Path, sums: Mapping[str, str], size: int) ->
             with naming(name):
                 found += regular_file(folder / name).stat().st_size
         if found != size:
-            return f"its files have {found} bytes, and {size} were measured"
+            return f"its files have {found} bytes instead of the measured {size}"
         for name, expected in sums.items():
             with naming(name), opened(folder / name) as stream:
                 if checksums.of_stream(stream) != expected:
-                    raise ValueError("has another sha256")
+                    raise ValueError("has a different sha256")
     except ValueError as error:
         return str(error)
     return None

@@ -51,7 +51,7 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
 
 
 def distinctions(board: Leaderboard) -> dict[str, str]:
-    """Return what sets each run apart: its overrides that not all have, else its options that differ."""
+    """Return what sets each run apart: the overrides that not all runs share, or else the options that differ."""
     overrides = {job.run: job.overrides for job in board.jobs}
     configs = {row.run: row.config for row in (*board.artifacts, *board.fp32)}
     shared = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
@@ -132,19 +132,19 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     for what, values in settings.items():
         if len(values) > 1:
             listed = ", ".join(sorted(map(str, values)))
-            yield f"The {what} differs ({listed}): only equals are compared, each with its own winner and Pareto front."
+            yield f"The {what} differs ({listed}): only equals are compared, with their own winner and Pareto front."
     models = {row.model for row in timed}
     if len(models) > 1:
-        yield f"The runs are of different models: {', '.join(sorted(models))}. Each drop is from the run's own FP32."
+        yield f"The runs have different models: {', '.join(sorted(models))}. Each drop is from the run's own FP32."
     for metric in sorted({row.budget.metric for row in timed if row.budget.metric and row.budget.mode is None}):
-        yield f"It is not known whether more or less {metric} is better: every difference from FP32 counts as a drop."
+        yield f"It is unknown whether more or less {metric} is better: every difference from FP32 counts as a drop."
     for row in timed:
         if row.winner and row.entry.slower_than_fp32:
             yield f"The winner {row.label} of run {row.run} is slower than the fastest FP32 runtime."
     missing = [f"{row.label} of run {row.run}" for row in rows if row.files == MISSING]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        yield f"The files of {len(missing)} artifacts are gone, and only their figures are left: {named}."
+        yield f"The files of {len(missing)} artifacts are gone; only their figures are left: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
 

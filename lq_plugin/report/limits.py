@@ -20,7 +20,7 @@ Check = Callable[[Any, str], None]
 
 
 class ContentError(ValueError):
-    """The content of a file is not what it has to be; the message is a whole sentence."""
+    """The content of a file is invalid; the message is a whole sentence."""
 
 
 def check_tree(content: Any) -> None:
@@ -33,7 +33,7 @@ def check_tree(content: Any) -> None:
     while level:
         depth += 1
         if depth > DEEPEST:
-            raise ContentError(f"more than {DEEPEST} objects and lists are inside each other")
+            raise ContentError(f"objects and lists are nested more than {DEEPEST} deep")
         mappings = [value for value in level if isinstance(value, dict)]
         keys = [key for mapping in mappings for key in mapping]
         if any(len(key) > LONGEST_NAME for key in keys):
@@ -48,7 +48,7 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can express and no file can hold
-        raise ContentError(f"{text[:40]!a} is no Unicode text") from None
+        raise ContentError(f"{text[:40]!a} is not Unicode text") from None
 
 
 def is_a(what: str, test: Callable[[Any], bool]) -> Check:

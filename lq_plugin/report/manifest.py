@@ -62,7 +62,7 @@ class LatencyRecord:
         p90: nine in ten calls were faster, in milliseconds.
         batch_size: samples in a call.
         threads: of the runtime.
-        rounds: turns that it was measured in.
+        rounds: turns in which it was measured.
         calls: how many were measured.
         mode: how the runtime ran, such as ``"torch.compile"``.
     """
@@ -106,16 +106,16 @@ class Fp32:
         return min(self.latency_ms.values(), default=None)
 
     def speedup(self, median: float) -> Speedup:
-        """Return how many times as fast a call of so many milliseconds is."""
+        """Return how many times as fast as FP32 a call of so many milliseconds is."""
         eager, best = self.latency_ms.get(EAGER), self.best
         return Speedup(eager and eager / median, best and best / median)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one candidate in one format: an artifact, unless it could not be made.
+    """The outcome of one candidate in one format: an artifact, unless it could not be made.
 
-    It is built up on its way by ``dataclasses.replace``: named, then exported, measured and judged.
+    It is built up in steps by ``dataclasses.replace``: named, then exported, measured and judged.
 
     Args:
         candidate: the candidate's name.
@@ -190,7 +190,7 @@ class Entry:
         return None if value is None or change is None else computable(budget.drop(value - change, value))
 
     def exported(self, artifact: Artifact, root: Path) -> Entry:
-        """Return it with what its artifact is.
+        """Return it with the data of its artifact.
 
         Args:
             artifact: below the root.
@@ -239,7 +239,7 @@ class Config:
 
     @property
     def model(self) -> str:
-        """What a configured run calls its model's class."""
+        """Import path of the model's class, as a configured run records it."""
         model = (self.run or {}).get("model")
         return str(model.get("_target_", "model")) if isinstance(model, Mapping) else "model"
 
@@ -253,10 +253,10 @@ class Manifest:
         fp32: the float model of the first target.
         artifacts: every candidate in every format.
         selected: label of the fastest artifact within the budget.
-        budget: that judged; ``None`` where nothing was evaluated.
+        budget: the one that artifacts were judged by; ``None`` where nothing was evaluated.
         calibration: where each candidate's weights and statistics come from, by its name.
         environment: what all of it was measured with.
-        seed: that Lightning was given.
+        seed: the one given to Lightning.
         config: the options of the run.
     """
 
@@ -286,14 +286,14 @@ class Manifest:
         """Return the content of a file, checked.
 
         Raises:
-            ContentError: naming the first place that is not as it has to be.
+            ContentError: naming the first invalid place.
         """
         check_tree(content)
         version = decode(_Versioned, content).schema_version
         if version > SCHEMA_VERSION:
             raise ContentError(
-                f"its schema_version {version} is newer than {SCHEMA_VERSION}, which this lq_plugin knows; "
-                "install a newer one"
+                f"its schema_version {version} is newer than {SCHEMA_VERSION}, the newest that this lq_plugin "
+                "reads; install a newer lq_plugin"
             )
         made: Manifest = decode(cls, content)
         return made
@@ -321,12 +321,12 @@ def write(folder: Path, manifest: Manifest) -> Path:
 
 
 def read(file: Path) -> Manifest:
-    """Return the content of a manifest, which may come from anywhere.
+    """Return the content of an untrusted manifest.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file of JSON; the message continues the file's name.
-        ContentError: it is no manifest that this version understands.
+        ValueError: it is not a regular file of JSON; the message continues the file's name.
+        ContentError: it is not a manifest that this version understands.
     """
     return Manifest.from_json(read_json(file))
 
@@ -337,9 +337,7 @@ def replace_file(file: Path, text: str) -> Path:
         left.unlink(missing_ok=True)
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with scratch.open(
-            "x", encoding="utf-8", newline=""
-        ) as stream:  # what may lie there as a link is not written to
+        with scratch.open("x", encoding="utf-8", newline="") as stream:  # not through a link that may lie there
             stream.write(text)
         return scratch.replace(file)
     except OSError:  # a full disk has no place for half a file either

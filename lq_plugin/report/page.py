@@ -29,7 +29,7 @@ class Mark:
         y: in pixels.
         kind: ``winner``, ``front``, ``rest`` or ``reference``.
         number: of the row in the table.
-        title: what a reader is told who points at it.
+        title: what a reader sees who points at it.
     """
 
     x: float

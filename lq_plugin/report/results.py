@@ -1,4 +1,4 @@
-"""What runs have left on disk, found from a Trainer or a folder, whichever object made it."""
+"""The results that runs left on disk, found from a Trainer or a folder, whichever object made them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lq_plugin.report.runs import QUANTIZED, below
 
 @dataclass(frozen=True)
 class Results:
-    """What one run has left.
+    """The results that one run left on disk.
 
     Args:
         folder: where its artifacts and its ``manifest.json`` are.
@@ -37,13 +37,13 @@ class Results:
 
 
 def find_results(trainer_or_folder: Any) -> list[Results]:
-    """Find what runs have left on disk, newest first.
+    """Find the results that runs left on disk, newest first.
 
-    Libraries copy the callbacks and the Trainer that they are given, and the copies do the work: then the objects at
-    hand know nothing of it, and the folders do.
+    Some libraries copy the callbacks and the Trainer that they are given, and the copies do the work. The original
+    objects then know nothing of the results, but the folders do.
 
     Args:
-        trainer_or_folder: a Trainer: the folder that its ``ArtifactExport`` writes to, or, where that never saw a fit,
+        trainer_or_folder: a Trainer: the folder that its ``ArtifactExport`` writes to, or, if that was in no fit,
             whatever is below the folders of its loggers or else its ``default_root_dir``. Or a folder: of a run, its
             ``quantized``, or any folder above several runs. Links are not followed.
 
@@ -69,7 +69,7 @@ def _places(given: Any) -> list[list[Path]]:
         raise ConfigError(
             f"trainer_or_folder: {type(given).__name__} is neither a Trainer nor the path of a folder. Give either."
         )
-    # By name, for a module that needs no Lightning cannot import the callback.
+    # By name, because a module that needs no Lightning cannot import the callback.
     exporters = [one for one in given.callbacks if any(k.__name__ == "ArtifactExport" for k in type(one).__mro__)]
     known = [one.folder for one in exporters if one.folder is not None]
     if known:
@@ -91,7 +91,7 @@ def _written(file: Path) -> float:
 
 
 def _read(files: list[Path]) -> list[Results]:
-    """Read manifests; one that cannot be read costs the others nothing."""
+    """Read manifests; one that cannot be read does not affect the others."""
     found: list[Results] = []
     refused: list[str] = []
     for file in files:
@@ -113,6 +113,6 @@ def _artifacts(folder: Path, content: Manifest) -> dict[str, Path]:
         if entry.path is None:
             continue
         if not (folder / entry.path).resolve().is_relative_to(folder):
-            raise ValueError(f"the artifact {entry.path!r} is no folder in it")
+            raise ValueError(f"the artifact {entry.path!r} is not a folder in it")
         found[entry.label] = folder / entry.path
     return found

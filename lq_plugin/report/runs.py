@@ -116,7 +116,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def read(name: str, folder: Path) -> Run:
-    """Read a run; what cannot be read is a failure with its reason, and costs no other run anything."""
+    """Read a run; what cannot be read is a failure with its reason, and does not affect other runs."""
     overrides = _overrides(folder / OVERRIDES)
     stopped = reason(folder / FAILURE)
     failed = () if stopped is None else (Failed(name, overrides, stopped),)
@@ -174,7 +174,7 @@ def _listed(text: str) -> Iterator[str]:
         if isinstance(event, yaml.ScalarEvent) and lists == 1:
             yield event.value
         elif lists > 1 or not isinstance(event, (*allowed, yaml.SequenceStartEvent, yaml.SequenceEndEvent)):
-            raise ValueError("is no list of overrides")
+            raise ValueError("is not a list of overrides")
 
 
 def _unreadable(file: Path, error: Exception) -> str:

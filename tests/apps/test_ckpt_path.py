@@ -86,7 +86,7 @@ FILES: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "weights alone": (lambda file, saved: torch.save(saved["state_dict"], file), "holds no state_dict"),
     "not of Lightning": (
         lambda file, saved: torch.save({"state_dict": saved["state_dict"]}, file),
-        "names no version of Lightning",
+        "does not say which version of Lightning",
     ),
     "a list": (lambda file, saved: torch.save([1], file), "holds no state_dict"),
     "no number of steps": (
@@ -141,7 +141,7 @@ def test_a_checkpoint_is_quantized_without_unpickling(
     torch.save(checkpoint | {"planted": Planted(), "lr_schedulers": [Planted()]}, "given.ckpt")
     quantize(configured("quantize", "ckpt_path=given.ckpt"))
     assert not Path("ran").exists()
-    assert "calibrating 'static' in a validation pass of its own" in capsys.readouterr().out
+    assert "calibrating 'static' in a separate validation pass" in capsys.readouterr().out
 
 
 class Optimized(tiny.Tiny):
@@ -218,7 +218,7 @@ def test_a_damaged_cache_blocks_no_run(capsys: pytest.CaptureFixture[str]) -> No
     record.write_text("")
     train(configured("train"))
     told = capsys.readouterr().out
-    assert re.search(r"the cached fit in .*: fit\.json is not valid JSON .* put aside as \w+\.damaged", told)
+    assert re.search(r"the cached fit in .*: fit\.json is not valid JSON .* renamed to \w+\.damaged", told)
     assert "fitting; the fit is cached in" in told
     assert set(json.loads(record.read_text())) == {"checkpoints", "sha256", "digest"}
 
@@ -230,7 +230,7 @@ def test_a_damaged_cache_blocks_no_run(capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr().out
     assert f"the cached fit in {record.parent.absolute()} is reused" in told
     assert f"the calibration kept in {calibration.absolute()}: it is cut off" in told
-    assert "calibrating 'static' in a validation pass of its own" in told
+    assert "calibrating 'static' in a separate validation pass" in told
 
     train(configured("train", "callbacks.static.samples=8"))
-    assert "calibration of 'static' taken from an earlier run" in capsys.readouterr().out
+    assert "reusing the calibration of 'static' from an earlier run" in capsys.readouterr().out

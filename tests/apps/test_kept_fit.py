@@ -117,10 +117,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: ((folder / "fit.json").unlink(), (folder / "fit.json").mkdir()),
         r"fit\.json is not a regular file",
     ),
-    "record without sha256": (lambda folder: change(folder / "fit.json", sha256={}), r"fit\.json has no sha256"),
+    "record without sha256": (lambda folder: change(folder / "fit.json", sha256={}), r"fit\.json lacks the sha256"),
     "record of a list": (
         lambda folder: change(folder / "fit.json", checkpoints={"live": ["live.ckpt"]}),
-        r"fit\.json has no sha256",
+        r"fit\.json lacks the sha256",
     ),
     "file outside": (
         lambda folder: change(folder / "fit.json", checkpoints={"live": "../x"}, sha256={"../x": "0"}),
@@ -145,7 +145,7 @@ def test_a_damaged_fit_is_put_aside(damage: str, kept: Fit, said: Callable[[], s
     told = said()
     assert re.search(message, told), told
     assert f"the cached fit in {kept.folder}: " in told
-    assert f"It was put aside as {NAME}.damaged" in told
+    assert f"It was renamed to {NAME}.damaged" in told
     assert "fit.reuse=false" in told
     assert not kept.folder.exists()
     assert os.path.lexists(kept.folder.with_name(f"{NAME}.damaged"))
@@ -250,7 +250,7 @@ def test_what_was_calibrated_once_is_kept_beside_the_fit(kept: Fit, tmp_path: Pa
         callback = StaticQuantization(samples=8)  # of which no checkpoint holds a calibration
         made = trainer(tmp_path, callback)
         without_training(made, Tiny(), Images(), read, Fit(kept.folder).store)
-        assert ("calibrating 'static' in a validation pass of its own" in said()) == extra_pass
+        assert ("calibrating 'static' in a separate validation pass" in said()) == extra_pass
         assert callback.candidate is not None
         assert callback.candidate.calibration.provenance.checkpoint == "best.ckpt"
         assert len(list(kept.folder.parent.glob(f"{NAME}.store/calibrations/*.pt"))) == 1

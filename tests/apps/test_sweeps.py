@@ -39,7 +39,7 @@ def test_a_sweep_fits_once_and_calibrates_once_for_each_observer(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert (count(done, "fitting"), count(done, "the cached fit")) == (1, 3)
     assert count(done, "calibrating") == 1  # minmax was observed while the model was fitted
-    assert count(done, "calibration of 'static' taken") == 2
+    assert count(done, "reusing the calibration of 'static'") == 2
     assert len(board(tmp_path)["artifacts"]) == 4
     assert not board(tmp_path)["failed"]
 
@@ -133,7 +133,7 @@ def test_a_sweep_for_the_worst_ends_before_training(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", direction)
     assert done.returncode == 1
     said = "hydra.sweeper.direction: 'minimize' for 'metric', but more val/acc is better"
-    assert f"lq-train: every job of the sweep failed, the last one because of: {said}" in done.stderr
+    assert f"lq-train: every job of the sweep failed, the last one with: {said}" in done.stderr
     assert count(done, "fit") == 0
 
 

@@ -332,7 +332,7 @@ def test_outputs_that_are_not_there_are_an_artifact_error(name: str, of: Callabl
 def test_a_graph_says_how_it_is_called(of: Callable[[str], Path]) -> None:
     folder = of("onnx")
     describe(folder, description(folder) | {"signature": None})
-    with pytest.raises(ArtifactError, match="does not say how it is called"):
+    with pytest.raises(ArtifactError, match="has no call signature"):
         load(folder)
 
 

@@ -328,7 +328,7 @@ def test_another_structure_is_refused_by_name(factory: Callable[[], Any], said: 
 @pytest.mark.parametrize(
     ("model", "factory", "said"),
     [
-        (Twice(tied=False), Twice, "'first.weight' and 'second.weight' of Twice are one tensor, and were two"),
+        (Twice(tied=False), Twice, "'first.weight' and 'second.weight' of Twice are one tensor, but were two"),
         (Shared(), lambda: Shared(shared=False), r"one layer at each of \[\['first'\], \['more.0'\]\], and"),
         (Shared(shared=False), Shared, r"one layer at each of \[\['first', 'more.0'\]\], and"),
     ],
@@ -418,14 +418,14 @@ def test_tensors_that_make_no_layer_are_named(
     tensors = safetensors.torch.load_file(file)
     new = change(tensors.pop(name))
     safetensors.torch.save_file(tensors | ({} if new is None else {name: new}), file)
-    with pytest.raises(ArtifactError, match=f"'{name.split('.', 2)[2]}'.* are missing, superfluous or of another"):
+    with pytest.raises(ArtifactError, match=f"'{name.split('.', 2)[2]}'.* are missing, unexpected or of another"):
         torch_layers.rebuild(network, Network)
 
 
 def test_a_superfluous_tensor_is_named(network: Path) -> None:
     file = network / "model.safetensors"
     safetensors.torch.save_file(safetensors.torch.load_file(file) | {"int8.1.payload": torch.zeros(1)}, file)
-    with pytest.raises(ArtifactError, match=r"'payload'.* are missing, superfluous"):
+    with pytest.raises(ArtifactError, match=r"'payload'.* are missing, unexpected"):
         torch_layers.rebuild(network, Network)
 
 

@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 import lq_plugin
-from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization
+from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization, pipeline
 from lq_plugin.callbacks.finishing import RunContext
-from lq_plugin.jobs import DynamicJob
 
 QUICK = Latency(rounds=1, seconds=0.01)
 
@@ -164,11 +163,13 @@ class Stopped(Broken):
 def test_an_error_that_nobody_thought_of_is_said_and_costs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = fit(tmp_path, Tiny(), DynamicQuantization(), Int8Evaluation(latency=None), Broken(["pt2"]))
+    dynamic, evaluation = DynamicQuantization(), Int8Evaluation(latency=None)
+    made = fit(tmp_path, Tiny(), dynamic, evaluation, Broken(["pt2"]))
     assert made.state.finished
     (text,) = said(caplog)
-    assert "did not finish; the training did" in text
+    assert "did not finish; training itself did" in text
     assert "ZeroDivisionError: in ask" in text
+    assert dynamic.error == evaluation.error == "ZeroDivisionError: in ask"
 
 
 def test_the_user_can_stop_what_comes_after_training(tmp_path: Path) -> None:
@@ -192,8 +193,8 @@ def test_the_test_split_judges_nothing_where_there_is_no_validation(
     assert entry["metrics"].keys() == {"test/loss", "test/acc"}
     assert entry["latency_ms"]["median"] > 0
     assert (entry["status"], manifest(tmp_path)["selected"]) == ("not_evaluated", None)
-    assert "the test split judges nothing" in entry["error"]
-    assert "the test split judges nothing" in " ".join(capsys.readouterr().out.split())
+    assert "the test split is never used to judge" in entry["error"]
+    assert "the test split is never used to judge" in " ".join(capsys.readouterr().out.split())
 
 
 class SameName(Tiny):
@@ -222,24 +223,18 @@ def test_the_step_to_the_live_weights_is_said(choice: str, tmp_path: Path, capsy
     assert dynamic.candidate is not None
     assert dynamic.candidate.provenance.checkpoint == "live"
     out = " ".join(capsys.readouterr().out.split())
-    assert f"there is none to take '{choice}' from, so the weights in memory are quantized" in out
+    assert f"none was saved for '{choice}', so the weights in memory are quantized" in out
 
 
-class Killing(DynamicJob):
-    def candidate(self, *_: Any) -> Any:
+def test_the_manifest_of_an_earlier_run_is_gone_before_anything_new_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
         raise SystemExit("killed")
 
-
-class Killed(DynamicQuantization):
-    """Ends the process before anything is exported."""
-
-    def job(self, source: Any) -> Any:
-        return Killing(name=self.name, scheme=self.scheme, source=source, options={})
-
-
-def test_the_manifest_of_an_earlier_run_is_gone_before_anything_new_is_made(tmp_path: Path) -> None:
     fit(tmp_path, Tiny(), DynamicQuantization(), ArtifactExport(["pt2"]), enable_checkpointing=False)
     assert manifest(tmp_path)["artifacts"]
+    monkeypatch.setattr(pipeline, "export_one", killed)
     with pytest.raises(SystemExit, match="killed"):
-        fit(tmp_path, Tiny(), ArtifactExport(["pt2"]), Killed(), enable_checkpointing=False)
+        fit(tmp_path, Tiny(), DynamicQuantization(), ArtifactExport(["pt2"]), enable_checkpointing=False)
     assert [path.name for path in (tmp_path / "quantized").iterdir()] == ["dynamic"]

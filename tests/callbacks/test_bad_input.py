@@ -189,14 +189,14 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Tiny], type[
         Tiny,
         Images,
         ConfigError,
-        "name: 'Q' and 'q', one folder on some disks, are used by several callbacks. Give each its own",
+        "name: 'Q' and 'q', the same folder on some disks, are used by several callbacks. Give each its own",
     ),
     "evaluation alone": (
         lambda: [StaticQuantization(), Int8Evaluation()],
         Tiny,
         Images,
         ConfigError,
-        r"Int8Evaluation: no ArtifactExport is among the callbacks .* Add ArtifactExport\(\)",
+        r"Int8Evaluation: it evaluates artifacts on disk, but .* Add ArtifactExport\(\)",
     ),
     "export alone": (
         lambda: [ArtifactExport(["pt2"])],
@@ -224,7 +224,7 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Tiny], type[
         Elementwise,
         Images,
         ConfigError,
-        "target: nothing in it can be quantized. Quantizable are convolutions, linear layers",
+        "target: nothing in it can be quantized. Quantizable: convolutions, linear layers",
     ),
 }
 

@@ -144,7 +144,7 @@ def test_a_sharded_checkpoint_is_passed_over_with_a_note(tmp_path: Path, capsys:
     fit(tmp_path, Tiny(), callback, Sharding(), ModelCheckpoint(tmp_path, "best"))
     assert callback.candidate is not None
     assert callback.candidate.calibration.provenance.checkpoint == "live"
-    assert "best.ckpt' is no file (sharded strategies save folders) and is not quantized" in capsys.readouterr().out
+    assert "best.ckpt' is not a file (sharded strategies save folders) and is not quantized" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def calibration() -> Calibration:
 def test_what_is_no_calibration_is_a_named_error(damage: str) -> None:
     saved = calibration().state_dict()
     assert Calibration.from_state_dict(saved).provenance == calibration().provenance
-    with pytest.raises(CalibrationError, match="calibration: what was saved of it is damaged"):
+    with pytest.raises(CalibrationError, match="calibration: its saved state is damaged"):
         Calibration.from_state_dict(DAMAGED_CALIBRATIONS[damage](saved["statistics"], saved["provenance"]))
 
 
@@ -400,7 +400,7 @@ def test_a_damaged_calibration_in_a_checkpoint_is_made_anew(
     assert callback.candidate is not None
     assert callback.candidate.calibration.provenance.extra_pass
     assert_equals_by_hand(callback.candidate, tmp_path / "kept.ckpt")
-    told = "calibration: what was saved of it is damaged" in capsys.readouterr().out
+    told = "calibration: its saved state is damaged" in capsys.readouterr().out
     assert told == (part == "limit")
 
 

@@ -177,7 +177,7 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Forecaster],
     "format": (
         lambda: [StaticQuantization(), ArtifactExport(["torch"])],
         Forecaster,
-        r"formats: none of \['torch'\] can be made of a static candidate",
+        r"formats: none of \['torch'\] can be made from a static candidate",
     ),
 }
 

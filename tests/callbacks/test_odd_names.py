@@ -54,7 +54,7 @@ def test_a_run_with_odd_metrics_is_evaluated_logged_and_shown(
     for name in (CLASS, r"val/[red]\x1b[2J", SCRIPT):
         assert name in shown
     assert "\x1b[2J" not in shown
-    assert "Strict did not take the figures of the artifacts" in caplog.text
+    assert "Strict could not log the figures of the artifacts" in caplog.text
     with (tmp_path / "log" / "metrics.csv").open(newline="") as file:
         assert f"quantized/static/pt2/{CLASS}" in next(csv.reader(file))
     (entry,) = json.loads((tmp_path / "run" / "quantized" / "manifest.json").read_text())["artifacts"]

@@ -27,6 +27,7 @@ from lq_plugin import Artifact, Calibration, Candidate, Scheme
 from lq_plugin.artifacts.base import FORMATS, export_one
 from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, LqError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.runtimes import RUNTIMES
 from lq_plugin.scheme import METHODS
 
 HERE = Path(__file__).parent
@@ -483,7 +484,7 @@ def test_a_format_that_fails_does_not_cost_the_others(tmp_path: Path) -> None:
     candidate = lq_plugin.quantize(Branching(), [torch.ones(2, 4)], "dynamic")
     with pytest.raises(CaptureError, match=r"cannot be captured by torch\.export") as failed:
         lq_plugin.export(candidate, tmp_path)
-    assert failed.value.__notes__ == [f"Exported to {str(tmp_path)!r} nevertheless: torch."]
+    assert failed.value.__notes__ == [f"Still exported to {str(tmp_path)!r}: torch."]
     assert lq_plugin.load(tmp_path / "torch", factory=Branching)(torch.ones(2, 4)).shape == (2, 4)
 
 
@@ -520,6 +521,10 @@ def test_a_format_that_a_method_cannot_have_is_left_out_with_a_warning(
 
 def test_nothing_but_such_formats_is_an_error(candidates: dict[str, Candidate], tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"formats: \['torch'\] cannot be made of candidate 'static': .*'pt2' holds it"
+        ConfigError, match=r"formats: \['torch'\] cannot be made from candidate 'static': .*'pt2' holds it"
     ):
         lq_plugin.export(candidates["static"], tmp_path, ["torch"])
+
+
+def test_every_runtime_of_a_format_has_its_record() -> None:
+    assert {made.runtime for made in FORMATS.values()} == RUNTIMES.keys()

@@ -194,7 +194,10 @@ FACTORIES: dict[str, tuple[Callable[[], Any], str]] = {
         "'0' of Sequential is LSTM.4, 4., where a lstm with",
     ),
     "other size": (lambda: network(width=9), "where a lstm with .*'hidden_size': 8.* Give the class of the target"),
-    "more parameters": (lambda: nn.Sequential(*network(), nn.LayerNorm(3)), "other parameters than were exported.*3"),
+    "more parameters": (
+        lambda: nn.Sequential(*network(), nn.LayerNorm(3)),
+        "parameters than the exported one.*3",
+    ),
 }
 
 
@@ -282,7 +285,7 @@ USES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
     "weights are read": (
         Reading,
         torch.arange(6).view(2, 3),
-        dict.fromkeys(("body", "table"), "its weight is read outside of its forward"),
+        dict.fromkeys(("body", "table"), "its weight is read outside its forward"),
     ),
     "one sequence": (
         Unbatched,

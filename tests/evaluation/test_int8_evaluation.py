@@ -416,7 +416,7 @@ def test_a_budget_on_a_metric_that_is_not_logged_is_named_and_the_figures_are_ke
 
 @pytest.mark.parametrize("budget", [Budget("test/loss"), Budget(max_drop=0.5)])
 def test_a_budget_without_validation_is_refused_when_it_is_given(budget: Budget) -> None:
-    with pytest.raises(ConfigError, match=r"budget: it is judged on validation metrics, .* Add 'validate' to splits"):
+    with pytest.raises(ConfigError, match=r"budget: it applies to validation metrics, .* Add 'validate' to splits"):
         Int8Evaluation(splits=["test"], budget=budget)
 
 

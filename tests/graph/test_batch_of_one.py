@@ -119,7 +119,7 @@ def test_a_size_is_no_kind_of_input() -> None:
     ("model", "rest", "reason"),
     [
         (OneAlone, [], "cannot be captured with a batch of two"),
-        (Branching, [], "computes something else for larger ones"),
+        (Branching, [], "computes something else for larger batches"),
         (Related, [torch.ones(1)], "cannot be captured with a batch of two"),
     ],
 )

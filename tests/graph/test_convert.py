@@ -123,7 +123,7 @@ def test_statistics_of_another_graph_with_the_same_names_are_refused() -> None:
     assert isinstance(given, StaticCandidate)
     assert isinstance(other, StaticCandidate)
     assert set(other.calibration.statistics) <= set(given.calibration.statistics)
-    with pytest.raises(CalibrationError, match=r"calibration: it was gathered from another graph"):
+    with pytest.raises(CalibrationError, match=r"calibration: it belongs to another graph"):
         replace(other, calibration=given.calibration).converted("torch")
 
 

@@ -61,7 +61,7 @@ BY_FIELD: dict[str, tuple[Any, str]] = {
     "nested": ("[" * 100_000 + "]" * 100_000, "manifest.json is nested too deeply"),
     "nested in config": (
         '{"config":' * 500 + "1" + "}" * 500,
-        f"more than {DEEPEST} objects and lists are inside each",
+        f"objects and lists are nested more than {DEEPEST} deep",
     ),
     "list as a metric": (changed(*METRIC, to=[1]), "artifacts[0].metrics['val/acc'] is a list, not a number, null"),
     "text as a metric": (changed(*METRIC, to="0.5"), "artifacts[0].metrics['val/acc'] is '0.5', not a number, null"),
@@ -97,8 +97,8 @@ BY_FIELD: dict[str, tuple[Any, str]] = {
     "status": (changed("artifacts", 0, "status", to="great"), "artifacts[0].status is 'great', not one of ok, over"),
     "candidate": (changed("artifacts", 0, "candidate", to=5), "artifacts[0].candidate is 5, not a name of up to"),
     "long name": (changed("artifacts", 0, "format", to="x" * 300), f"not a name of up to {LONGEST_NAME} characters"),
-    "surrogate": (changed("artifacts", 0, "error", to="\ud800"), r"manifest.json: '\ud800' is no Unicode text"),
-    "surrogate in a key": (changed("config", "run", to={"\udfff": 1}), r"manifest.json: '\udfff' is no Unicode text"),
+    "surrogate": (changed("artifacts", 0, "error", to="\ud800"), r"manifest.json: '\ud800' is not Unicode text"),
+    "surrogate in a key": (changed("config", "run", to={"\udfff": 1}), r"manifest.json: '\udfff' is not Unicode text"),
     "budget": (changed("budget", "max_drop", to="0.1"), "budget.max_drop is '0.1', not a number, 0 or more"),
     "budget of old": (
         {**good(), "budget": {"metric": "val/acc", "max_loss": 0.1, "relative": True, "mode": "max"}},
@@ -119,7 +119,7 @@ BY_FIELD: dict[str, tuple[Any, str]] = {
     "version 0": (changed("schema_version", to=0), "schema_version is 0, not a version, such as 1"),
     "newer": (
         changed("schema_version", to=2),
-        "its schema_version 2 is newer than 1, which this lq_plugin knows; inst",
+        "its schema_version 2 is newer than 1, the newest that this lq_plugin",
     ),
 }
 
@@ -213,7 +213,9 @@ def test_overrides_are_a_list_of_texts_and_nothing_else(text: str, tmp_path: Pat
     (tmp_path / BAD / ".hydra").mkdir()
     (tmp_path / BAD / ".hydra" / "overrides.yaml").write_text(text)
     board = reported(tmp_path)
-    assert {row.overrides for row in board.artifacts if row.run == BAD} == {("overrides.yaml is no list of overrides",)}
+    assert {row.overrides for row in board.artifacts if row.run == BAD} == {
+        ("overrides.yaml is not a list of overrides",)
+    }
 
 
 @pytest.mark.parametrize(

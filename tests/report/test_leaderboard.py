@@ -236,7 +236,7 @@ def test_the_configuration_of_a_whole_run_includes_all_options(tmp_path: Path, c
         ("", "manifest.json is not valid JSON ("),
         ("[]", "manifest.json: its content is an empty list, not an object"),
         ('{"schema_version": 1}', "manifest.json: fp32 is missing"),
-        ('{"schema_version": 9}', "its schema_version 9 is newer than 1, which this lq_plugin knows"),
+        ('{"schema_version": 9}', "its schema_version 9 is newer than 1, the newest that this lq_plugin"),
         (b"\xff\xfe", "manifest.json is not valid JSON ("),
     ],
 )
@@ -267,7 +267,7 @@ def test_a_failed_job_is_listed_with_its_reason(tmp_path: Path) -> None:
         "failure.json is not valid JSON (Expecting property name enclosed in double quotes",
         "failure.json holds no text under 'error'",
     ]
-    assert board.failed[1].overrides == ("overrides.yaml is no list of overrides",)
+    assert board.failed[1].overrides == ("overrides.yaml is not a list of overrides",)
     page = write(tmp_path).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
@@ -317,9 +317,9 @@ def endless(file: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "one bit": (flipped, "model.onnx has another sha256"),
-    "truncated": (lambda file: os.truncate(file, 100), "its files have 100 bytes, and"),
-    "sparse": (lambda file: os.truncate(file, 1 << 40), "its files have 1099511627776 bytes, and"),
+    "one bit": (flipped, "model.onnx has a different sha256"),
+    "truncated": (lambda file: os.truncate(file, 100), "its files have 100 bytes instead"),
+    "sparse": (lambda file: os.truncate(file, 1 << 40), "its files have 1099511627776 bytes instead"),
     "gone": (Path.unlink, "model.onnx is missing"),
     "pipe": (endless, "model.onnx is not a regular file"),
     "link": (elsewhere, "model.onnx is a link; put the file itself in its place"),
@@ -352,7 +352,7 @@ def test_an_artifact_that_is_gone_keeps_its_figures_and_is_named(real: Path, tmp
     shutil.rmtree(run / "quantized" / "minmax")
     board = leaderboard(run)
     assert {row.entry.candidate: row.files for row in board.artifacts} == {"static": "as measured", "minmax": "missing"}
-    assert "The files of 1 artifacts are gone, and only their figures are left: minmax/onnx of run run." in board.notes
+    assert "The files of 1 artifacts are gone; only their figures are left: minmax/onnx of run run." in board.notes
 
 
 @pytest.mark.parametrize("path", ["../real/quantized/static/onnx", "/etc", "static/../../x", "", "a\\b", "c:x", 7])

@@ -329,8 +329,12 @@ def test_another_structure_is_refused_by_name(factory: Callable[[], Any], said: 
     ("model", "factory", "said"),
     [
         (Twice(tied=False), Twice, "'first.weight' and 'second.weight' of Twice are one tensor, but were two"),
-        (Shared(), lambda: Shared(shared=False), r"one layer at each of \[\['first'\], \['more.0'\]\], and"),
-        (Shared(shared=False), Shared, r"one layer at each of \[\['first', 'more.0'\]\], and"),
+        (
+            Shared(),
+            lambda: Shared(shared=False),
+            r"one layer at each of \[\['first'\], \['more.0'\]\], but the exported",
+        ),
+        (Shared(shared=False), Shared, r"one layer at each of \[\['first', 'more.0'\]\], but the exported"),
     ],
     ids=["tensors", "layer", "layers"],
 )

@@ -62,7 +62,8 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _add(total: Any, tensor: Tensor) -> None:
-    content = tensor.detach().cpu().contiguous().flatten()
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    content = dense.detach().cpu().contiguous().flatten()
     total.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
     total.update(content.view(torch.uint8).numpy())
 

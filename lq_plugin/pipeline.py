@@ -94,8 +94,8 @@ def finish(plan: Plan, store: Store) -> Finished:
         store.complete()
         return Finished(candidates)
     with _only_run_in(plan.folder):
-        _remove_manifest(plan.folder)
         candidates = _candidates(plan, store)
+        _remove_manifest(plan.folder)
         entries = [
             _exported(job, candidates[job.name], name, plan.folder, store)
             for job in plan.jobs
@@ -158,10 +158,9 @@ def _export(candidate: Candidate, path: Path, format_name: str, store: Store) ->
         return export_one(candidate, path, format_name)
     digest = artifact_digest(candidate, format_name, chosen.packages)
     if store.take_artifact(digest, path):
-        try:
+        with suppress(ArtifactError):
             return read(path)
-        except ArtifactError:
-            store.drop_artifact(digest)
+        store.drop_artifact(digest)
     artifact = export_one(candidate, path, format_name)
     store.keep_artifact(digest, path)
     return artifact
@@ -172,8 +171,9 @@ def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Fini
     assert plan.protocol is not None
     comparisons: list[Comparison] = []
     measured: dict[str, Entry] = {}
-    failure: str | None = None
-    for subject in _subjects(plan, finished.candidates, entries):
+    subjects = attempt("nothing can be evaluated", partial(_subjects, plan, finished.candidates, entries))
+    failure = subjects.reason
+    for subject in subjects.result or ():
         labels = ", ".join(entry.label for entry in subject.entries)
         step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, plan.protocol, note))
         failure = step.reason or failure
@@ -262,6 +262,7 @@ def _only_run_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # a run that is waiting for this file looks for a new one
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            with suppress(OSError):  # a run that is waiting for this file looks for a new one
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -48,15 +49,16 @@ class Store:
         self._advice = advice or f"remove {folder} to start from scratch"
         self._used: set[Path] = set()
 
-    def calibrations(self, graph_digest: str, inputs: str = "") -> list[Calibration]:
+    def calibrations(self, graph_digest: str, inputs: str = "", observed: str = "*") -> list[Calibration]:
         """Return earlier calibrations; damaged ones are put aside.
 
         Args:
             graph_digest: of the graph and its weights.
             inputs: digest of a call, which tells one data set from another.
+            observed: digest of the options that say what was observed and how; any by default.
         """
         found = []
-        for file in sorted(self._kept("calibrations").glob(f"*-{_key(graph_digest, inputs)}-*.pt")):
+        for file in sorted(self._kept("calibrations").glob(f"{observed}-{_key(graph_digest, inputs)}-*.pt")):
             try:
                 found.append(self._calibration(file))
                 self._used.add(file)
@@ -150,6 +152,10 @@ class _Decisions(dict[str, Measured]):
             with suppress(OSError, ValueError):  # what cannot be read is measured again
                 self.update(decisions({file.stem: read_json(file)}))
 
+    def __reduce__(self) -> tuple[type[dict[str, Measured]], tuple[dict[str, Measured]]]:
+        """Copy and pickle the decisions without the folder that they are kept in."""
+        return dict, (dict(self),)
+
     def __setitem__(self, digest: str, decision: Measured) -> None:
         with _noted("a measured decision"):
             write_whole(self._folder / f"{digest}.json", json.dumps(asdict(decision)).encode())
@@ -201,7 +207,7 @@ def remove(path: Path) -> None:
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file completely or not at all, even if the machine stops."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    scratch = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # threads and machines may write at the same time
     with open(scratch, "wb") as stream:
         stream.write(content)
         stream.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         "candidate": [candidate.name, as_dict(candidate.scheme)],
         "graph": [graph.digest, graph.signature.to_json(), [list(tensor.shape) for tensor in graph.example]],
         "format": format_name,
-        "code": [_own_code(), *(importlib.metadata.version(name) for name in ("torch", "torchao", *packages))],
+        "code": [_own_code(), *(_version(name) for name in ("torch", "torchao", *packages))],
         "machine": cpu.name(),  # where something is measured, such as the form of a GRU
     }
     if isinstance(candidate, StaticCandidate):
@@ -38,6 +39,14 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         )
         content["weight_scales"] = tensors_digest(candidate.weight_scales)
     return checksums.of_json(content)
+
+
+def _version(package: str) -> str:
+    """The version of a package; one module may come from several distributions, such as onnxruntime-gpu."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(package), "__version__", ""))
 
 
 @functools.cache

@@ -8,6 +8,8 @@ from dataclasses import replace
 from lq_plugin.report.manifest import Entry
 from lq_plugin.selection import Budget, fastest
 
+_ROUNDING = 1e-5  # of a drop: .98 → .97 in float32 is a drop of .0100000501
+
 
 def judged(entry: Entry, budget: Budget, unjudged: str | None = None) -> Entry:
     """Return an artifact with its status.
@@ -27,7 +29,8 @@ def judged(entry: Entry, budget: Budget, unjudged: str | None = None) -> Entry:
         reason = f"{budget.metric} was not logged with the artifact in place of the target."
         return replace(entry, status="failed", error=entry.error or reason)
     drop = entry.drop(budget)
-    return replace(entry, status="ok" if drop is not None and drop <= budget.max_drop else "over_budget")
+    allowed = budget.max_drop * (1 + _ROUNDING)
+    return replace(entry, status="ok" if drop is not None and drop <= allowed else "over_budget")
 
 
 def select(entries: Sequence[Entry]) -> str | None:

@@ -153,7 +153,7 @@ class _Decisions(dict[str, Measured]):
                 self.update(decisions({file.stem: read_json(file)}))
 
     def __reduce__(self) -> tuple[type[dict[str, Measured]], tuple[dict[str, Measured]]]:
-        """Copy and pickle what was decided, and not the place where it is kept."""
+        """Copy and pickle the decisions without the folder that they are kept in."""
         return dict, (dict(self),)
 
     def __setitem__(self, digest: str, decision: Measured) -> None:
@@ -207,7 +207,7 @@ def remove(path: Path) -> None:
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file completely or not at all, even if the machine stops."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # threads and machines may write at one time
+    scratch = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # threads and machines may write at the same time
     with open(scratch, "wb") as stream:
         stream.write(content)
         stream.flush()

@@ -188,8 +188,8 @@ def _check_sharing(module: nn.Module, layers: Sequence[Mapping[str, Any]]) -> No
     otherwise = [paths for paths in found.values() if paths not in [entry["paths"] for entry in layers]]
     if otherwise:
         raise ArtifactError(
-            f"factory: {type(module).__name__} shares one layer at each of {otherwise}, unlike the exported "
-            f"module. {_AS_TRAINED}"
+            f"factory: {type(module).__name__} has one layer at each of {otherwise}, but the exported "
+            f"module shared its layers differently. {_AS_TRAINED}"
         )
 
 

@@ -310,9 +310,9 @@ class WithGru(Network):
 
 STRUCTURES: dict[str, tuple[Callable[[], Any], str]] = {
     "no module": (lambda: 3, "factory: it returned a int. It must return an nn.Module"),
-    "missing layer": (Smaller, "Smaller has no submodule 'head', where a linear was exported. Give the class"),
-    "other kind": (WithGru, "'lstm' of WithGru is GRU.* where a lstm with .*'hidden_size': 8"),
-    "other size": (lambda: Network(9), "'lstm' of Network is LSTM.* where a lstm with .*'hidden_size': 8"),
+    "missing layer": (Smaller, "Smaller has no submodule 'head', but a linear was exported. Give the class"),
+    "other kind": (WithGru, "'lstm' of WithGru is GRU.* but a lstm with .*'hidden_size': 8"),
+    "other size": (lambda: Network(9), "'lstm' of Network is LSTM.* but a lstm with .*'hidden_size': 8"),
     "no bias": (lambda: Network(bias=False), r"'head' of Network .* does not fit .* linear: \['bias'\] are"),
     "missing tensor": (Larger, 'Larger has other parameters.*Missing key.*"more.weight"'),
     "other shape": (OtherNorm, r"OtherNorm has other parameters.*norm.weight: .*\[8\].*\[5\]"),
@@ -329,8 +329,12 @@ def test_another_structure_is_refused_by_name(factory: Callable[[], Any], said: 
     ("model", "factory", "said"),
     [
         (Twice(tied=False), Twice, "'first.weight' and 'second.weight' of Twice are one tensor, but were two"),
-        (Shared(), lambda: Shared(shared=False), r"one layer at each of \[\['first'\], \['more.0'\]\], and"),
-        (Shared(shared=False), Shared, r"one layer at each of \[\['first', 'more.0'\]\], and"),
+        (
+            Shared(),
+            lambda: Shared(shared=False),
+            r"one layer at each of \[\['first'\], \['more.0'\]\], but the exported",
+        ),
+        (Shared(shared=False), Shared, r"one layer at each of \[\['first', 'more.0'\]\], but the exported"),
     ],
     ids=["tensors", "layer", "layers"],
 )
@@ -395,7 +399,7 @@ def test_a_description_that_is_no_json_is_refused(network: Path) -> None:
 def test_options_beyond_the_factorys_layer_are_refused(network: Path) -> None:
     file = network / "layers.json"
     file.write_text(json.dumps(option(json.loads(file.read_text()), num_layers=10**9)))
-    with pytest.raises(ArtifactError, match=r"where a lstm with .*1000000000"):
+    with pytest.raises(ArtifactError, match=r"but a lstm with .*1000000000"):
         torch_layers.rebuild(network, Network)
 
 

@@ -191,9 +191,9 @@ FACTORIES: dict[str, tuple[Callable[[], Any], str]] = {
     "no module": (lambda: 3, "factory: it returned a int. It must return an nn.Module"),
     "other class": (
         lambda: nn.Sequential(nn.LSTM(4, 4), First()),
-        "'0' of Sequential is LSTM.4, 4., where a lstm with",
+        "'0' of Sequential is LSTM.4, 4., but a lstm with",
     ),
-    "other size": (lambda: network(width=9), "where a lstm with .*'hidden_size': 8.* Give the class of the target"),
+    "other size": (lambda: network(width=9), "but a lstm with .*'hidden_size': 8.* Give the class of the target"),
     "more parameters": (
         lambda: nn.Sequential(*network(), nn.LayerNorm(3)),
         "parameters than the exported one.*3",

@@ -96,7 +96,7 @@ def test_torch_has_the_asked_threads_during_a_turn_and_its_own_after(timings: Ma
     ("options", "said"),
     [
         ({"seconds": float("inf")}, r"seconds: inf is not finite\. Allowed: a finite number"),
-        ({"seconds": float("nan")}, r"seconds: nan has no end"),
+        ({"seconds": float("nan")}, r"seconds: nan is not finite"),
         ({"seconds": 0.0}, r"seconds: 0\.0 is too small\. Allowed: above 0"),
         ({"rounds": 0}, r"rounds: 0 is too small\. Allowed: 1 or more"),
         ({"batch_size": 0}, r"batch_size: 0 is too small"),

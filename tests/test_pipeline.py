@@ -167,7 +167,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.Captur
     waited.set()
     for one in runs:
         one.join(120)
-    assert f"waiting for another run, which writes to {tmp_path / 'quantized'}" in " ".join(told.split())
+    assert f"waiting for another run that writes to {tmp_path / 'quantized'}" in " ".join(told.split())
     earlier, later = (result.candidates["static"].result.provenance.digest for result in results)
     assert written(tmp_path)["calibration"]["static"]["digest"] == later != earlier
     assert sums(tmp_path)

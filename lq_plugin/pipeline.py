@@ -97,12 +97,13 @@ def finish(plan: Plan, store: Store) -> Finished:
         return Finished(candidates)
     with _only_run_in(plan.folder):
         candidates = _candidates(plan, store)
-        _remove_manifest(plan.folder)
+        earlier = _remove_manifest(plan.folder)
         entries = [
             _exported(job, candidates[job.name], name, plan.folder, store)
             for job in plan.jobs
             for name in formats_of(job.scheme.method, plan.formats)
         ]
+        _say_unlisted(plan.folder, earlier, entries)
         finished = _with_manifest(plan, Finished(candidates), entries)
         if plan.protocol is not None:
             finished = _evaluated(plan, finished, entries)
@@ -246,10 +247,26 @@ def _with_manifest(
     return replace(finished, manifest=made)
 
 
-def _remove_manifest(folder: Path) -> None:
-    """Remove an earlier run's manifest, so that it never describes this run's artifacts, even if this run is killed."""
+def _remove_manifest(folder: Path) -> Sequence[Entry]:
+    """Remove the manifest of an earlier run, so that it never describes this run's artifacts, even if this is killed.
+
+    Returns:
+        The artifacts that it lists.
+    """
     place = folder / manifest.FILE
+    earlier: Sequence[Entry] = ()
+    with suppress(OSError, ValueError):  # there is none, or none that can be read
+        earlier = manifest.read(place).artifacts
     attempt(f"{str(place)!r} of an earlier run cannot be removed", partial(place.unlink, missing_ok=True))
+    return earlier
+
+
+def _say_unlisted(folder: Path, earlier: Sequence[Entry], entries: Sequence[Entry]) -> None:
+    """Name what an earlier run left in this folder. It may be all that is left of a training, so it is not removed."""
+    labels = {entry.label for entry in entries}
+    left = [one.label for one in earlier if one.path and one.label not in labels and (folder / one.path).is_dir()]
+    if left:
+        note(f"{', '.join(left)} of an earlier run are still in {folder}; the manifest of this run does not list them")
 
 
 @contextmanager

@@ -195,12 +195,17 @@ def test_a_candidate_that_fails_costs_no_other(tmp_path: Path, caplog: pytest.Lo
     ]
 
 
-def test_an_artifact_of_an_earlier_run_does_not_stand_for_one_that_failed(tmp_path: Path) -> None:
+def test_artifacts_of_an_earlier_run_do_not_stand_for_what_failed_or_was_not_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (static, _) = jobs()
     asked = replace(plan(tmp_path), jobs=(static,), protocol=None)
     finish(asked, Store(tmp_path / "store"))
     place = tmp_path / "quantized" / "static" / "onnx"
     assert place.is_dir()
+    finish(replace(asked, jobs=(replace(static, name="other"),)), Store(tmp_path / "store"))
+    assert place.is_dir()  # nothing of an earlier training is removed unasked, but it is said
+    assert "static/onnx of an earlier run are still in" in " ".join(capsys.readouterr().out.split())
     finish(replace(asked, jobs=(Failing(**vars(static)),)), Store(tmp_path / "store"))
     assert not place.exists()
 

@@ -212,7 +212,7 @@ def _extremes(values: Tensor) -> Statistic:
 def _widened(statistic: Statistic, limit: Tensor) -> Tensor:
     """The counts over ``[-limit, limit]``, a range at least as wide as the statistic's own."""
     counts = statistic["counts"]
-    doublings = round(float(torch.log2(limit / statistic["limit"])))
+    doublings = round(float(torch.log2(limit) - torch.log2(statistic["limit"])))  # the quotient may overflow float32
     for _ in range(min(doublings, _BINS)):
         paired = counts.view(-1, 2).sum(1)
         counts = torch.nn.functional.pad(paired, (_BINS // 4, _BINS // 4))

@@ -274,6 +274,15 @@ def test_half_precision_is_observed_as_its_float_values(name: str) -> None:
     assert equal(seen(observer, [batch]), seen(observer, [batch.float()]))
 
 
+@pytest.mark.parametrize("observer", MERGING, ids=lambda observer: observer.name)
+def test_zeros_merge_with_the_furthest_values(observer: Observer) -> None:
+    zeros, masked = torch.zeros(8), torch.tensor([-1e9, torch.finfo(torch.float32).min, 0.0])
+    low, high = observer.extremes(observer.merge([seen(observer, [zeros]), seen(observer, [masked])]))
+    assert low < -1e30
+    assert 0 <= high < 1e30
+    assert equal(seen(observer, [zeros, masked]), seen(observer, [masked, zeros]))
+
+
 def test_the_input_is_not_changed() -> None:
     for observer in OBSERVERS.values():
         batch = parts()[0]

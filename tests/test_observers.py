@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,91 @@ def test_the_order_of_batches_does_not_matter(observer: Observer) -> None:
 def test_statistics_hold_tensors_only_and_survive_a_checkpoint(observer: Observer, tmp_path: object) -> None:
     torch.save(seen(observer, parts()), f"{tmp_path}/statistic.pt")
     assert equal(torch.load(f"{tmp_path}/statistic.pt", weights_only=True), seen(observer, parts()))
+
+
+def _by_histc(values: Tensor) -> Statistic:
+    """The histogram of one batch as stored calibrations hold it: by ``torch.histc``, on the finite values."""
+    finite = values[torch.isfinite(values)].float().clamp(-(2.0**110), 2.0**110)
+    largest = finite.abs().amax() if finite.numel() else torch.zeros(())
+    limit = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=2.0**-100))))
+    return {"counts": torch.histc(finite, BINS, -limit.item(), limit.item()).long(), "limit": limit}
+
+
+def _by_picking(values: Tensor) -> Statistic:
+    """The extremes of one batch as stored calibrations hold them."""
+    finite = values[torch.isfinite(values)]
+    low, high = torch.aminmax(finite if finite.numel() else torch.zeros(1))
+    return {"low": low.float().clamp(-(2.0**110), 2.0**110), "high": high.float().clamp(-(2.0**110), 2.0**110)}
+
+
+def _identical(left: Statistic, right: Statistic) -> bool:
+    """Equal to the last bit, the sign of a zero included."""
+    return left.keys() == right.keys() and all(
+        left[key].dtype == right[key].dtype
+        and left[key].shape == right[key].shape
+        and left[key].numpy().tobytes() == right[key].numpy().tobytes()
+        for key in left
+    )
+
+
+def _edges(limit: float) -> Tensor:
+    """The edges of all bins over ``[-limit, limit]`` and the numbers next to them inside it."""
+    edges = torch.arange(-BINS // 2, BINS // 2 + 1) * (limit / (BINS // 2))
+    far = torch.tensor(torch.inf)
+    return torch.cat([edges, edges.nextafter(far)[:-1], edges.nextafter(-far)[1:]])
+
+
+def _random(seed: int) -> list[Tensor]:
+    """Random tensors of a random scale, as they come and as they may come."""
+    generator = torch.Generator().manual_seed(seed)
+    exponent, shift = torch.randint(-140, 128, (1,), generator=generator).item(), torch.randn(1, generator=generator)
+    plain = (torch.randn(3, 8, 5, 6, generator=generator) + shift) * 2.0**exponent
+    broken = plain.clone()
+    broken.view(-1)[::7] = torch.tensor([torch.nan, torch.inf, -torch.inf])[seed % 3]
+    kinds = [plain, plain.relu(), -plain.relu(), broken, plain.double(), plain.bfloat16(), broken.bfloat16()]
+    kinds += [values.clamp(-60_000, 60_000).half() for values in (plain, broken)]
+    views = [plain.contiguous(memory_format=torch.channels_last), plain.mT, plain[:, ::3], broken[..., 1::2]]
+    return [*kinds, *views, plain[:1].expand(4, -1, -1, -1)]
+
+
+def _around_powers_of_two() -> list[Tensor]:
+    """Values whose largest is next to a power of two, where a rounded logarithm may tell either side."""
+    units = torch.arange(-40, 41, dtype=torch.int32)  # in the last place
+    exponents = (-101, -100, -50, 2, 7, 64, 109, 110, 126)
+    near = [(torch.tensor(2.0**exponent).view(torch.int32) + units).view(torch.float32) for exponent in exponents]
+    return [sign * values[:count] for values in near for count in range(1, len(units) + 1, 5) for sign in (1, -1)]
+
+
+_AWKWARD: dict[str, Callable[[], list[Tensor]]] = {
+    "edges": lambda: [_edges(2.0**exponent) for exponent in (-100, -37, -1, 0, 5, 110)],
+    "edges of half precision": lambda: [_edges(4.0).half(), _edges(4.0).bfloat16()],
+    "around powers of two": _around_powers_of_two,
+    "constants": lambda: [torch.full((3, 5), x) for x in (0.0, -0.0, 1.0, 4.0, -4.0, 3.1, 1e-42, -1e-30, 3e38)],
+    "zeros of both signs": lambda: [torch.tensor([0.0, -0.0] * 40), torch.tensor([-0.0, 0.0] * 40).view(8, 10).T],
+    "nothing finite": lambda: [torch.tensor([torch.nan, torch.inf]), torch.full((2, 2), -torch.inf).bfloat16()],
+    "one value": lambda: [torch.tensor(2.5), torch.tensor(torch.inf), torch.tensor([[-7.0]])],
+    "no value": lambda: [torch.zeros(0), torch.zeros(3, 0)],
+    "ends of other types": lambda: [
+        torch.tensor([1e300, -2.0], dtype=torch.float64),
+        torch.tensor([65504.0, -65504.0, 6e-8], dtype=torch.float16),
+        torch.tensor([3.3e38, 1e-38], dtype=torch.bfloat16),
+    ],
+    "integers": lambda: [torch.arange(-9, 6), torch.tensor([-128, 127], dtype=torch.int8)],
+    "random": lambda: [values for seed in range(60) for values in _random(seed)],
+}
+
+
+@pytest.mark.parametrize("kind", _AWKWARD)
+def test_statistics_are_bit_for_bit_those_that_stored_calibrations_hold(kind: str) -> None:
+    for values in _AWKWARD[kind]():
+        assert _identical(HistogramObserver().update({}, values), _by_histc(values))
+        assert _identical(MinMaxObserver().update({}, values), _by_picking(values))
+
+
+def test_a_bin_counts_further_than_float32_can() -> None:
+    zeros = 2**24 + 3
+    statistic = HistogramObserver().update({}, torch.zeros(zeros, dtype=torch.bfloat16))
+    assert statistic["counts"].max() == zeros
 
 
 def test_minmax_is_the_range_of_everything() -> None:
@@ -185,6 +272,15 @@ def test_half_precision_is_observed_as_its_float_values(name: str) -> None:
     observer = OBSERVERS[name]()
     batch = parts()[0].bfloat16()
     assert equal(seen(observer, [batch]), seen(observer, [batch.float()]))
+
+
+@pytest.mark.parametrize("observer", MERGING, ids=lambda observer: observer.name)
+def test_zeros_merge_with_the_furthest_values(observer: Observer) -> None:
+    zeros, masked = torch.zeros(8), torch.tensor([-1e9, torch.finfo(torch.float32).min, 0.0])
+    low, high = observer.extremes(observer.merge([seen(observer, [zeros]), seen(observer, [masked])]))
+    assert low < -1e30
+    assert 0 <= high < 1e30
+    assert equal(seen(observer, [zeros, masked]), seen(observer, [masked, zeros]))
 
 
 def test_the_input_is_not_changed() -> None:

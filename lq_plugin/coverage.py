@@ -7,6 +7,23 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """One kernel that a runtime chose for a convolution, a product or a recurrent layer.
+
+    Args:
+        name: of its node in the runtime's optimized graph.
+        type: as the runtime names it.
+        operators: types of the operators that it computes, one kernel for each; empty where they cannot be told apart.
+        int8: whether it computes on integers.
+    """
+
+    name: str
+    type: str
+    operators: frozenset[str]
+    int8: bool
+
+
+@dataclass(frozen=True)
 class QuantizedOp:
     """An operator that computes on integers."""
 

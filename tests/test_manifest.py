@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
-from lq_plugin.report.manifest import SCHEMA_VERSION, Config, Entry, Fp32, Manifest
+from lq_plugin.report.limits import ContentError
+from lq_plugin.report.manifest import SCHEMA_VERSION, Config, Entry, Fp32, Kernels, Manifest
 
 FAILED = Entry("static", "static", "onnxruntime", "onnx", status="failed", error="why")
 
@@ -59,3 +61,39 @@ def test_what_a_killed_run_left_is_removed_when_a_manifest_is_written(tmp_path: 
     (tmp_path / ".manifest.json.12345").write_text("half")
     manifest.write(tmp_path, built())
     assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
+
+
+KERNELS = Kernels({"QLinearConv": ("a", "b")}, {"MatMul": ("c",)}, {"linear": 1})
+
+
+def with_kernels(tmp_path: Path, kernels: Kernels | None) -> dict[str, Any]:
+    content = replace(built(), artifacts=(replace(FAILED, kernels=kernels),))
+    return dict(json.loads(manifest.write(tmp_path, content).read_text()))
+
+
+@pytest.mark.parametrize("kernels", [KERNELS, None])
+def test_kernels_are_read_as_they_were_written(kernels: Kernels | None, tmp_path: Path) -> None:
+    (entry,) = Manifest.from_json(with_kernels(tmp_path, kernels)).artifacts
+    assert entry.kernels == kernels
+
+
+def test_a_manifest_of_an_earlier_version_has_no_kernels(tmp_path: Path) -> None:
+    content = with_kernels(tmp_path, KERNELS)
+    del content["artifacts"][0]["kernels"]
+    (entry,) = Manifest.from_json(content).artifacts
+    assert entry.kernels is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"float": None}, r"kernels\.float is null, not an object"),
+        ({"int8": {"QLinearConv": 2}}, r"kernels\.int8\['QLinearConv'\] is 2, not a list"),
+        ({"fell_back": {"linear": 0}}, r"kernels\.fell_back\['linear'\] is 0, not a number of things"),
+    ],
+)
+def test_other_kernels_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    content = with_kernels(tmp_path, KERNELS)
+    content["artifacts"][0]["kernels"] |= changes
+    with pytest.raises(ContentError, match=said):
+        Manifest.from_json(content)

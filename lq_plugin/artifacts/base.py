@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lq_plugin import cpu
 from lq_plugin.artifacts import description, onnx, onnx_dynamic, openvino, pt2, torch_layers
 from lq_plugin.artifacts.description import Artifact as Artifact
-from lq_plugin.coverage import Coverage
+from lq_plugin.coverage import Coverage, Kernel
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.signature import Signature
@@ -54,6 +54,7 @@ class Format:
         load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
         module: reads that folder into a module that is slow as it is and fast under ``torch.compile``, which is how its
             latency is measured.
+        kernels: lists the kernels that the runtime chose for that folder's layers, from its own optimized graph.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
         seven_bit_activations: whether its kernels use 7 bits for a layer's input, whatever the weights use.
@@ -68,6 +69,7 @@ class Format:
     writers: Mapping[str, Callable[[DynamicCandidate, Path], Coverage]] = field(default_factory=dict)
     load: Callable[[Path, int | None], Run] | None = None
     module: Callable[[Path], nn.Module] | None = None
+    kernels: Callable[[Path], Sequence[Kernel]] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
     seven_bit_activations: bool = False
@@ -88,6 +90,7 @@ FORMATS: Mapping[str, Format] = {
         export=onnx.export,
         writers={"dynamic": onnx_dynamic.export},
         load=onnx.load,
+        kernels=onnx.kernels,
     ),
     "openvino": Format(
         "openvino",
@@ -96,6 +99,7 @@ FORMATS: Mapping[str, Format] = {
         openvino.FILES,
         export=openvino.export,
         load=openvino.load,
+        kernels=openvino.kernels,
     ),
     "pt2": Format(
         "torch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,31 @@ from torch import Tensor
 from lq_plugin.artifacts.onnx_passes import PASSES
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
+from lq_plugin.coverage import Kernel
 from lq_plugin.errors import ArtifactError, require
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
 from lq_plugin.noise import muted
 
 FILE = "model.onnx"
 WEIGHTS = f"{FILE}.data"
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
+# Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
+# and a GRU on integers is several products in a Scan, see onnx_gru.py.
+_INT8_KERNELS = {
+    **dict.fromkeys(("QLinearConv", "ConvInteger"), CONVOLUTIONS - TRANSPOSED_CONVOLUTIONS),
+    **dict.fromkeys(("QLinearMatMul", "QGemm", "MatMulInteger"), MATRIX_PRODUCTS),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat"), MATRIX_PRODUCTS),
+    "DynamicQuantizeLSTM": frozenset({"lstm"}),
+    "QAttention": frozenset[str](),
+}
+_FLOAT_KERNELS = {
+    **dict.fromkeys(("Conv", "FusedConv"), CONVOLUTIONS - TRANSPOSED_CONVOLUTIONS),
+    "ConvTranspose": TRANSPOSED_CONVOLUTIONS,
+    **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm"), MATRIX_PRODUCTS),
+    "LSTM": frozenset({"lstm"}),
+    **dict.fromkeys(("GRU", "RNN", "Attention", "MultiHeadAttention"), frozenset[str]()),
+}
 
 
 def export(graph: Graph, folder: Path, runtime: str = "onnxruntime") -> None:
@@ -55,16 +74,7 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
     Raises:
         ArtifactError: its weights are in a file that export does not write.
     """
-    ort = require("onnxruntime", "onnx", "load: an ONNX artifact")
-    _check_weights(folder / FILE)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # its exceptions say what it would print about an error
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    # Its fallback only tries the same provider again after an error, and prints so.
-    session = ort.InferenceSession(
-        str(folder / FILE), options, providers=["CPUExecutionProvider"], enable_fallback=False
-    )
+    session = _session(folder, threads)
     names = [value.name for value in session.get_inputs()]
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -72,6 +82,37 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
         return [torch.from_numpy(result) for result in results]
 
     return run
+
+
+def kernels(folder: Path) -> list[Kernel]:
+    """List the kernels of convolutions, products and recurrent layers, from the graph that onnxruntime optimized."""
+    ir = require("onnx_ir", "onnx", "kernels: an ONNX artifact")
+    with tempfile.TemporaryDirectory() as scratch:
+        _session(folder, None, Path(scratch) / FILE)
+        nodes = list(ir.load(Path(scratch) / FILE).graph.all_nodes())
+    tables = ((_INT8_KERNELS, True), (_FLOAT_KERNELS, False))
+    return [
+        Kernel(str(node.name), node.op_type, table[node.op_type], int8)
+        for node in nodes
+        for table, int8 in tables
+        if node.op_type in table
+    ]
+
+
+def _session(folder: Path, threads: int | None, optimized: Path | None = None) -> Any:
+    """Open the model in onnxruntime, which also writes the graph that it made of it, if a file is given."""
+    ort = require("onnxruntime", "onnx", "load: an ONNX artifact")
+    _check_weights(folder / FILE)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its exceptions say what it would print about an error
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        # Apart, because a protobuf message ends at 2 GiB.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
+    # Its fallback only tries the same provider again after an error, and prints so.
+    return ort.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"], enable_fallback=False)
 
 
 def _check_weights(file: Path) -> None:

@@ -5,16 +5,32 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lq_plugin.artifacts import onnx
+from lq_plugin.coverage import Kernel
 from lq_plugin.errors import require
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
+
+if TYPE_CHECKING:
+    import openvino
 
 FILE = "model.xml"
 FILES = (FILE, "model.bin")
+_INT8 = ("i8", "u8")
+# Types of its kernels and the operators that they compute. An attention is one kernel for several products, and it
+# has no INT8 form of a recurrent layer.
+_KERNELS = {
+    "Convolution": CONVOLUTIONS - TRANSPOSED_CONVOLUTIONS,
+    "Deconvolution": TRANSPOSED_CONVOLUTIONS,
+    "FullyConnected": MATRIX_PRODUCTS,
+    "MatMul": MATRIX_PRODUCTS,
+    **dict.fromkeys(("MHA", "ScaledDotProductAttention", "RNNCell", "RNNSeq"), frozenset[str]()),
+}
 
 
 def export(graph: Graph, folder: Path) -> None:
@@ -27,6 +43,34 @@ def export(graph: Graph, folder: Path) -> None:
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """Compile the model for the CPU; see :func:`_compiled`."""
+    compiled = _compiled(folder, threads)
+    request = compiled.create_infer_request()
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+        results = request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
+        return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
+
+    return run
+
+
+def kernels(folder: Path) -> list[Kernel]:
+    """List the kernels of convolutions, products and recurrent layers, from OpenVINO's runtime model.
+
+    A kernel's precision there is that of what it multiplies: integers that are dequantized before make it float. Where
+    weights alone are INT8 it is theirs; OpenVINO does not say whether it quantizes the activations in each call.
+    Products that it generates code for together with what surrounds them (``Subgraph``) are not told apart.
+    """
+    found = []
+    for node in _compiled(folder, None).get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        kind, precision = (str(info[key].value) for key in ("layerType", "runtimePrecision"))
+        if kind in _KERNELS:
+            found.append(Kernel(node.get_friendly_name(), kind, _KERNELS[kind], precision.lower() in _INT8))
+    return found
+
+
+def _compiled(folder: Path, threads: int | None) -> openvino.CompiledModel:
     """Compile the model for the CPU; what is not INT8 is computed in float32 on every CPU.
 
     The frontend is named, because OpenVINO would otherwise try every format that it knows on a foreign file.
@@ -37,11 +81,5 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    compiled = ov.Core().compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-
-    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
-        results = request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
-        return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
-
-    return run
+    compiled: openvino.CompiledModel = ov.Core().compile_model(model, "CPU", settings)
+    return compiled

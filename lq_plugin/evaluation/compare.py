@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from lq_plugin.artifacts.base import FORMATS, ArtifactModule, load
 from lq_plugin.candidate import Candidate
-from lq_plugin.evaluation import latency
+from lq_plugin.evaluation import kernels, latency
 from lq_plugin.evaluation.fidelity import max_difference
 from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.loop import Data, splits_of
@@ -164,6 +164,7 @@ def _measured(
         metrics=metrics,
         delta={name: value - fp32.metrics[name] for name, value in metrics.items() if name in fp32.metrics},
         sqnr_db=next((score.sqnr_db for score in found.values()), None),
+        kernels=kernels.count(entry, subject.path(entry)),
         error=timing.error if timing else None,
     )
     if timing is None or timing.median is None or protocol.latency is None:

@@ -30,6 +30,8 @@ class Operator:
 
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+TRANSPOSED_CONVOLUTIONS = frozenset(name for name in CONVOLUTIONS if "transpose" in name)
+MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "bmm"})
 ELEMENTWISE = frozenset({"add", "mul", "cat"})
 MAX_POOLINGS = frozenset({"max_pool1d", "max_pool2d", "max_pool3d"})
 POOLINGS = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"})

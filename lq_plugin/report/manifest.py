@@ -77,6 +77,22 @@ class LatencyRecord:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """What a runtime computes the convolutions, products and recurrent layers of an artifact with.
+
+    Args:
+        int8: names of the kernels on integers, by type, both as the runtime's optimized graph has them.
+        float: the same of those on floats.
+        fell_back: how many operators were placed in INT8 and are computed on floats all the same, by type, such as
+            ``{"conv2d": 2}``, or ``{"linear/matmul": 1}`` where these cannot be told apart.
+    """
+
+    int8: Table[tuple[str, ...]]
+    float: Table[tuple[str, ...]]
+    fell_back: Table[Count] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Speedup:
     """How many times as fast an artifact is as FP32: in eager torch, and on the runtime that is fastest with FP32."""
 
@@ -135,6 +151,7 @@ class Entry:
             format that needs the user's class, which a new process does not have.
         quantized_ops: the operators that compute on integers.
         float_ops: those that stay float, and why.
+        kernels: what the runtime computes them with; ``None`` where it does not tell, or nothing was measured.
         status: ``ok`` or ``over_budget`` as the budget judged its validation figures, ``not_evaluated`` where nothing
             judged it, ``failed`` where it could not be made or run, or ``unsupported``.
         error: why it failed, why something was not measured, or why nothing judged it.
@@ -156,6 +173,7 @@ class Entry:
     reload_max_difference: float | None = None
     quantized_ops: tuple[QuantizedOp, ...] = ()
     float_ops: tuple[FloatOp, ...] = ()
+    kernels: Kernels | None = None
     status: Annotated[str, one_of(*STATUSES), REQUIRED] = "not_evaluated"
     error: Annotated[str | None, REQUIRED] = None
 

@@ -105,6 +105,9 @@ def _coverage(manifest: Manifest) -> list[str]:
             counts = Counter(f"{op.op} ({op.reason})" for op in entry.float_ops)
             stays = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
             text = f"{len(entry.quantized_ops)} operators in INT8; float: {stays}"
+            if entry.kernels and entry.kernels.fell_back:
+                fallen = ", ".join(f"{count} {kind}" for kind, count in entry.kernels.fell_back.items())
+                text += f"; runs in float on {entry.runtime}: {fallen}"
             lines.setdefault(text, []).append(entry.label)
     return [f"{', '.join(labels)}: {text}" for text, labels in lines.items()]
 

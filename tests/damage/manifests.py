@@ -24,7 +24,7 @@ from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.leaderboard import leaderboard, save
-from lq_plugin.report.manifest import Config, Entry, Fp32, LatencyRecord, Manifest, Speedup
+from lq_plugin.report.manifest import Config, Entry, Fp32, Kernels, LatencyRecord, Manifest, Speedup
 from lq_plugin.selection import Budget
 
 Case = tuple[str, Callable[[Path], None], Callable[[Path], None]]
@@ -116,6 +116,7 @@ def good() -> dict[str, Any]:
         sqnr_db=30.0,
         quantized_ops=(QuantizedOp("net.0", "conv2d"),),
         float_ops=(FloatOp("net.1", "gelu", "no kernel"),),
+        kernels=Kernels({"QLinearConv": ("conv",)}, {"FusedConv": ("other",)}, {"conv2d": 1}),
         status="ok",
     )
     content = Manifest(

@@ -45,6 +45,7 @@ ENTRY = {
     "reload_max_difference": (float, type(None)),
     "quantized_ops": list,
     "float_ops": list,
+    "kernels": (dict, type(None)),
     "status": str,
     "error": type(None),
 }
@@ -138,6 +139,8 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         assert all(math.isfinite(value) for value in (*entry["metrics"].values(), entry["sqnr_db"]))
         assert {op["op"] for op in entry["quantized_ops"]} == {"conv2d", "linear"}
         assert all(op.keys() == {"name", "op", "reason"} for op in entry["float_ops"])
+        assert (entry["kernels"] is None) == (entry["format"] == "pt2")
+        assert entry["kernels"] is None or entry["kernels"].keys() == {"int8", "float", "fell_back"}
     assert manifest["fp32"]["size_bytes"] == sum(t.nbytes for t in Tiny().state_dict().values())
     calibration, graph = manifest["calibration"]["static"], prepare(weights, [torch.ones(4, 1, SIDE, SIDE)])
     assert calibration == {

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lq_plugin.printing import brief, line, plain
 from lq_plugin.report import table
-from lq_plugin.report.manifest import Entry, Manifest, Speedup
+from lq_plugin.report.manifest import Entry, Kernels, Manifest, Speedup
 
 NAMES = ["val/iou[/car]", "[red]", ":car:", "[bold]x", NASTY]
 
@@ -68,6 +68,15 @@ def test_an_artifact_is_compared_with_its_own_fp32(content: Manifest) -> None:
     made = changed(content, replace(content.artifacts[0], fp32=small, speedup=Speedup(1.0, 0.5)))
     assert "Larger than FP32: static/onnx" in printed(made)
     assert "Slower than the fastest FP32 runtime: static/onnx" in printed(made)
+
+
+def test_operators_that_fell_back_to_float_are_told(content: Manifest) -> None:
+    entry = content.artifacts[0]
+    assert "static/onnx: 1 operators in INT8; float: 1 gelu (no kernel); runs in float on onnxruntime: 1 conv2d\n" in (
+        printed(content)
+    )
+    for kernels in (None, Kernels({}, {"MatMul": ("a product that was left in float",)})):
+        assert "runs in float" not in printed(changed(content, replace(entry, kernels=kernels)))
 
 
 def test_the_last_line_leads_to_the_manifest(content: Manifest) -> None:

@@ -83,7 +83,7 @@ class Kernels:
     Args:
         int8: names of the kernels on integers, by type, both as the runtime's optimized graph has them.
         float: the same of those on floats.
-        fell_back: how many operators were placed in INT8 and are computed on floats all the same, by type, such as
+        fell_back: how many operators were placed in INT8 and are computed on floats nevertheless, by type, such as
             ``{"conv2d": 2}``, or ``{"linear/matmul": 1}`` where these cannot be told apart.
     """
 

@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
+import openvino
 import pytest
-from onnx.reference import ReferenceEvaluator
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import lq_plugin
+from lq_plugin import Candidate
 from lq_plugin.artifacts.base import FORMATS
-from lq_plugin.artifacts.onnx_passes import PASSES, split_biased_gemm
+from lq_plugin.artifacts.onnx_passes import PASSES, Pass, omit_zero_points, split_biased_gemm
+
+FEED = np.array([[1, -2], [0.5, 3]], np.float32)
+
+
+def rewritten(text: str, *changes: Pass, x: Any) -> onnx.ModelProto:
+    """A model after passes, which computes the same values as before."""
+    before = onnx.parser.parse_model(text)
+    model = ir.from_proto(before)
+    for change in changes:
+        change(model)
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    for got, wanted in zip(computed(after, x), computed(before, x), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    return after
+
+
+def computed(model: onnx.ModelProto, x: Any) -> Any:
+    """What onnxruntime computes operator by operator, without any rewrites of its own."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
 
 QUANTIZED = "y = QuantizeLinear(z, s, o)"
 MODEL = """
@@ -41,16 +79,90 @@ CASES = {
 def test_a_biased_gemm_is_split_where_onnxruntime_would_compute_it_in_float(
     kind: str, body: str, expected: list[str]
 ) -> None:
-    before = onnx.parser.parse_model(MODEL.format(kind=kind, body=body))
-    model = ir.from_proto(before)
-    split_biased_gemm(model)
-    after = ir.to_proto(model)
-    onnx.checker.check_model(after, full_check=True)
-    assert [node.op_type for node in after.graph.node][2:] == expected
-    assert after.graph.output == before.graph.output
-    feed = {"x": np.array([[1, -2], [0.5, 3]], np.float32)}
-    wanted, got = (ReferenceEvaluator(each).run(None, feed) for each in (before, after))
-    np.testing.assert_array_equal(got, wanted)
+    text = MODEL.format(kind=kind, body=body)
+    model = rewritten(text, split_biased_gemm, x=FEED)
+    assert operators(model)[2:] == expected
+    assert model.graph.output == onnx.parser.parse_model(text).graph.output
+
+
+ZERO_POINTS = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 2] x) => (float[n, 3] y)
+<float s = {{0.1}}, uint8 o = {{0}}, int8[2, 3] w = {{1, 2, 3, 4, 5, 6}}, float[3] t = {{1, 2, 3}},
+ int8[3] z = {{{zero}}}>
+{{
+    q = QuantizeLinear(x, s, o)
+    d = DequantizeLinear(q, s, o)
+    f = DequantizeLinear <axis = 1> (w, t, z)
+    y = MatMul(d, f)
+}}
+"""
+
+
+@pytest.mark.parametrize(("zero", "left"), [("0, 0, 0", 2), ("0, 1, 0", 3)])
+def test_only_zero_points_of_weights_that_are_all_zero_are_left_out(zero: str, left: int) -> None:
+    model = rewritten(ZERO_POINTS.format(zero=zero), omit_zero_points, x=FEED)
+    assert [len(node.input) for node in model.graph.node] == [3, 3, left, 2]
+
+
+class Mixed(nn.Module):
+    """Layers of different rank with as many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 16, 3)
+        self.mix = nn.Linear(16, 16)
+        self.equal = copy.deepcopy(self.mix)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(F.pad(x, (0, 1, 0, 1))))
+        x = F.relu(self.second(F.pad(x, (1, 2, 0, 1))))
+        x = x.flatten(2).transpose(1, 2)
+        return self.head(self.equal(F.relu(self.mix(F.relu(self.mix(x))))))
+
+
+PICTURES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def candidate() -> Candidate:
+    torch.manual_seed(0)
+    return lq_plugin.quantize(Mixed().eval(), [torch.randn(8, 3, 16, 16)])
+
+
+def openvino_kernels(folder: Path) -> Counter[str]:
+    """Kinds of layers that OpenVINO executes, with their precision."""
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = [layer.get_rt_info() for layer in compiled.get_runtime_model().get_ops()]
+    return Counter(f"{layer['layerType'].astype(str)} {layer['runtimePrecision'].astype(str)}" for layer in layers)
+
+
+Read = tuple[Tensor, Counter[str]]
+
+
+def exported(candidate: Candidate, folder: Path, form: str) -> Read:
+    """Output of an artifact, and the kernels that compute it."""
+    path = lq_plugin.export(candidate, folder, [form])[form].path
+    return lq_plugin.load(path, threads=1)(PICTURES), COUNTS[form](path)
+
+
+COUNTS = {"openvino": openvino_kernels}
+KERNELS = {"openvino": ({"Convolution u8": 2, "FullyConnected u8": 4}, {"Convolution f32", "FullyConnected f32"})}
+
+
+@pytest.mark.parametrize("form", KERNELS)
+def test_passes_keep_the_outputs_and_bring_every_layer_to_its_int8_kernel(
+    form: str, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    integers, floats = KERNELS[form]
+    got, kernels = exported(candidate, tmp_path / "with", form)
+    assert {name: kernels[name] for name in integers} == integers
+    assert not floats & kernels.keys()
+    monkeypatch.setitem(PASSES, FORMATS[form].runtime, (split_biased_gemm,))  # type: ignore[attr-defined]
+    wanted, kernels = exported(candidate, tmp_path / "without", form)
+    assert floats <= kernels.keys()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 def test_every_runtime_that_reads_onnx_has_its_passes() -> None:

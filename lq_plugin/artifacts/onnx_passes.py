@@ -52,9 +52,63 @@ def omit_zero_points(model: ir.Model) -> None:
                 node.resize_inputs(2)
 
 
+def pad_in_convolutions(model: ir.Model) -> None:
+    """Let convolutions pad with zeros themselves, also where their input is quantized after the padding.
+
+    A ``Pad`` is a float operator between two quantized ones: a mobile CNN with "same" padding took 2.0 to 2.5 times as
+    long as with the runtimes' own tools, and the same time with this pass. Zero is exact in every scale, so it does
+    not matter whether values are padded before they are quantized or afterwards.
+    """
+    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
+    for pad in [node for node in model.graph if node.op_type == "Pad"]:
+        amounts, path = _zeros_around(pad), _with_pair(pad)
+        readers = path[-1].outputs[0].uses()
+        kept = not readers or any(node.outputs[0].is_graph_output() for node in path)
+        if amounts is None or kept or not all(_is_padding(use.node) and use.idx == 0 for use in readers):
+            continue
+        for convolution, _ in readers:
+            own = convolution.attributes.get_ints("pads", [0] * len(amounts))
+            sums = [left + right for left, right in zip(own, amounts, strict=True)]
+            convolution.attributes["pads"] = ir.AttrInt64s("pads", sums)
+        (source, *_), (padded,) = pad.inputs, pad.outputs
+        assert source is not None
+        for node in path[1:]:
+            node.outputs[0].shape = source.shape
+        padded.replace_all_uses_with(source)
+
+
 def remove_unused(model: ir.Model) -> None:
     """Remove the nodes and initializers that other passes have replaced."""
     require("onnx_ir.passes.common", "onnx", "formats: 'onnx'").RemoveUnusedNodesPass()(model)
+
+
+def _zeros_around(pad: ir.Node) -> list[int] | None:
+    """How many zeros a ``Pad`` adds to an image, as a convolution's ``pads``; ``None`` where it does anything else."""
+    counts, fill, axes = (*pad.inputs, None, None)[1:4]
+    amounts, number = _constant(counts), _constant(fill)
+    if amounts is None or axes is not None or pad.attributes.get_string("mode", "constant") != "constant":
+        return None
+    if fill is not None and (number is None or number.any()):
+        return None
+    before, after = amounts.reshape(2, -1).tolist()
+    if any(before[:2] + after[:2]) or min(before + after) < 0:  # channels, samples; negative ones cut off
+        return None
+    return [*before[2:], *after[2:]]
+
+
+def _with_pair(node: ir.Node) -> list[ir.Node]:
+    """A node and the pair that quantizes its result and dequantizes it with the same scale, if it is all that does."""
+    path = [node]
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        readers = path[-1].outputs[0].consumers()
+        if len(readers) != 1 or readers[0].op_type != kind:
+            return [node]
+        path.append(readers[0])
+    return path if path[1].inputs[1:] == path[2].inputs[1:] else [node]
+
+
+def _is_padding(node: ir.Node) -> bool:
+    return node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
 def _is_initializer(value: ir.Value | None) -> bool:
@@ -82,6 +136,6 @@ def _is_quantized(value: ir.Value) -> bool:
 # In the order in which they are applied, by the runtime that executes the model. OpenVINO splits every Gemm itself; the
 # pass decides its names only.
 PASSES: Mapping[str, tuple[Pass, ...]] = {
-    "onnxruntime": (split_biased_gemm,),
-    "openvino": (split_biased_gemm, omit_zero_points, remove_unused),
+    "onnxruntime": (split_biased_gemm, pad_in_convolutions, remove_unused),
+    "openvino": (split_biased_gemm, pad_in_convolutions, omit_zero_points, remove_unused),
 }

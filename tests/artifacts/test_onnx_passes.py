@@ -19,8 +19,16 @@ from torch.nn import functional as F
 
 import lq_plugin
 from lq_plugin import Candidate
+from lq_plugin.artifacts import onnx as onnx_format
 from lq_plugin.artifacts.base import FORMATS
-from lq_plugin.artifacts.onnx_passes import PASSES, Pass, omit_zero_points, split_biased_gemm
+from lq_plugin.artifacts.onnx_passes import (
+    PASSES,
+    Pass,
+    omit_zero_points,
+    pad_in_convolutions,
+    remove_unused,
+    split_biased_gemm,
+)
 
 FEED = np.array([[1, -2], [0.5, 3]], np.float32)
 
@@ -105,8 +113,81 @@ def test_only_zero_points_of_weights_that_are_all_zero_are_left_out(zero: str, l
     assert [len(node.input) for node in model.graph.node] == [3, 3, left, 2]
 
 
+PADDED = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[{image}] x) => ({outputs})
+<float[1, {kernel}] w = {{{weights}}}, int64[{size}] p = {{{amounts}}}, float f = {{{fill}}},
+ float s = {{0.1}}, uint8 o = {{7}}, uint8 other = {{8}}>
+{{
+    {body}
+}}
+"""
+PAD = 'a = Pad <mode = "constant"> (x, p, f) '
+PAIR = "q = QuantizeLinear(a, s, o) d = DequantizeLinear(q, s, o) "
+
+
+def padded(body: str, amounts: list[int], fill: float = 0.0, outputs: str = "float[n, 1, {out}] y") -> onnx.ModelProto:
+    """Rewrite a convolution with a kernel of 2 over an image of 4 in each dimension, after a padding."""
+    size = len(amounts) // 2 - 2
+    text = PADDED.format(
+        image=", ".join(["2", "1"] + ["4"] * size),
+        outputs=outputs.format(out=", ".join("abc"[:size])),
+        kernel=", ".join(["1"] + ["2"] * size),
+        weights=", ".join(str(number) for number in range(1, 2**size + 1)),
+        size=len(amounts),
+        amounts=", ".join(map(str, amounts)),
+        fill=fill,
+        body=body,
+    )
+    image = np.random.default_rng(0).normal(size=(2, 1, *[4] * size)).astype(np.float32)
+    return rewritten(text, pad_in_convolutions, remove_unused, x=image)
+
+
+@pytest.mark.parametrize("own", ["", "pads = [{pads}]"], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("pair", ["", PAIR], ids=["float", "quantized"])
+def test_a_convolution_takes_over_zero_padding(pair: str, size: int, own: str) -> None:
+    amounts = [0, 0, *range(size), 0, 0, *range(1, size + 1)]
+    strides = own.format(pads=", ".join(["1"] * 2 * size)) or f"strides = [{', '.join(['2'] * size)}]"
+    convolution = f"y = Conv <{strides}> ({'d' if pair else 'a'}, w)"
+    model = padded(PAD + pair + convolution, amounts)
+    assert operators(model) == [*(["QuantizeLinear", "DequantizeLinear"] if pair else []), "Conv"]
+    (pads,) = (list(each.ints) for each in model.graph.node[-1].attribute if each.name == "pads")
+    assert pads == [amount + bool(own) for amount in [*range(size), *range(1, size + 1)]]
+
+
+def test_all_convolutions_of_a_padded_value_take_it_over() -> None:
+    model = padded(f"{PAD}{PAIR}b = Conv(d, w) c = Conv(d, w) y = Add(b, c)", [0, 0, 1, 0, 0, 2])
+    assert operators(model) == ["QuantizeLinear", "DequantizeLinear", "Conv", "Conv", "Add"]
+
+
+OTHER_PADDING = {
+    "a fill of one": (f"{PAD}y = Conv(a, w)", [0, 0, 1, 0, 0, 1], 1.0),
+    "a reflection": ('a = Pad <mode = "reflect"> (x, p) y = Conv(a, w)', [0, 0, 1, 0, 0, 1], 0.0),
+    "samples": (f"{PAD}y = Conv(a, w)", [1, 0, 0, 0, 0, 0], 0.0),
+    "a cut": (f"{PAD}y = Conv(a, w)", [0, 0, -1, 0, 0, 1], 0.0),
+    "a convolution that pads by rule": (f'{PAD}y = Conv <auto_pad = "SAME_UPPER"> (a, w)', [0, 0, 1, 0, 0, 1], 0.0),
+    "another reader": (f"{PAD}b = Conv(a, w) c = ReduceMax(a) y = Add(b, c)", [0, 0, 1, 0, 0, 1], 0.0),
+    "a pair that moves zero": (
+        f"{PAD}q = QuantizeLinear(a, s, o) d = DequantizeLinear(q, s, other) y = Conv(d, w)",
+        [0, 0, 1, 0, 0, 1],
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "amounts", "fill"), OTHER_PADDING.values(), ids=OTHER_PADDING)
+def test_other_padding_stays(body: str, amounts: list[int], fill: float) -> None:
+    assert "Pad" in operators(padded(body, amounts, fill))
+
+
+def test_padding_that_is_an_output_stays() -> None:
+    model = padded(f"{PAD}y = Conv(a, w)", [0, 0, 1, 0, 0, 1], outputs="float[n, 1, {out}] y, float[n, 1, m] a")
+    assert operators(model) == ["Pad", "Conv"]
+
+
 class Mixed(nn.Module):
-    """Layers of different rank with as many channels."""
+    """Layers of different rank with as many channels, and padding outside of convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,6 +212,15 @@ def candidate() -> Candidate:
     return lq_plugin.quantize(Mixed().eval(), [torch.randn(8, 3, 16, 16)])
 
 
+def onnx_kernels(folder: Path) -> Counter[str]:
+    """Operators of the graph that onnxruntime executes."""
+    file = folder.parent / "optimized.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(file), 4
+    onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return Counter(operators(onnx.load(file)))
+
+
 def openvino_kernels(folder: Path) -> Counter[str]:
     """Kinds of layers that OpenVINO executes, with their precision."""
     compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -147,8 +237,11 @@ def exported(candidate: Candidate, folder: Path, form: str) -> Read:
     return lq_plugin.load(path, threads=1)(PICTURES), COUNTS[form](path)
 
 
-COUNTS = {"openvino": openvino_kernels}
-KERNELS = {"openvino": ({"Convolution u8": 2, "FullyConnected u8": 4}, {"Convolution f32", "FullyConnected f32"})}
+COUNTS = {"onnx": onnx_kernels, "openvino": openvino_kernels}
+KERNELS = {
+    "onnx": ({"QLinearConv": 2}, {"Pad"}),
+    "openvino": ({"Convolution u8": 2, "FullyConnected u8": 4}, {"Convolution f32", "FullyConnected f32", "Pad f32"}),
+}
 
 
 @pytest.mark.parametrize("form", KERNELS)
@@ -163,6 +256,12 @@ def test_passes_keep_the_outputs_and_bring_every_layer_to_its_int8_kernel(
     wanted, kernels = exported(candidate, tmp_path / "without", form)
     assert floats <= kernels.keys()
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_passes_keep_what_a_float_graph_computes(candidate: Candidate, tmp_path: Path) -> None:
+    onnx_format.export(candidate.graph, tmp_path)
+    (got,) = onnx_format.load(tmp_path, 1)([PICTURES])
+    torch.testing.assert_close(got, candidate.graph.module(PICTURES)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_every_runtime_that_reads_onnx_has_its_passes() -> None:

@@ -77,9 +77,70 @@ def pad_in_convolutions(model: ir.Model) -> None:
         padded.replace_all_uses_with(source)
 
 
+def transpose_integers(model: ir.Model) -> None:
+    """Give each ``MatMul`` a ``DequantizeLinear`` of its own, of integers that are transposed already.
+
+    The exporter transposes a dequantized weight once for all products with it, and with several onnxruntime (1.32)
+    multiplies floats: an encoder with equal layers took 1.22 times as long as with onnxruntime's own tool, and 0.83
+    times with this pass. The products share the integers, so the file does not grow.
+    """
+    library = require("onnx_ir", "onnx", "formats: 'onnx'")
+    transposed: dict[ir.Value, ir.Value] = {}
+    for product in [node for node in model.graph if node.op_type == "MatMul"]:
+        turn = _producer(product.inputs[1], "Transpose")
+        weight = _producer(turn.inputs[0], "DequantizeLinear") if turn is not None else None
+        if turn is None or weight is None or not _is_matrix(weight.inputs[0]):
+            continue
+        integers, scale, *zero_point = weight.inputs
+        assert integers is not None
+        if integers not in transposed:
+            transposed[integers] = _transposed(model.graph, integers)
+        name = f"{product.outputs[0].name}_weight"
+        floats = library.Value(name=name, shape=turn.outputs[0].shape, type=turn.outputs[0].type)
+        axis = {"axis": 1 - weight.attributes.get_int("axis", 1) % 2}  # without effect where the scale is a number
+        inputs = [transposed[integers], scale, *zero_point]
+        own = library.node("DequantizeLinear", inputs, axis, outputs=[floats], name=name)
+        model.graph.insert_before(product, own)
+        product.replace_input_with(1, floats)
+
+
 def remove_unused(model: ir.Model) -> None:
     """Remove the nodes and initializers that other passes have replaced."""
     require("onnx_ir.passes.common", "onnx", "formats: 'onnx'").RemoveUnusedNodesPass()(model)
+
+
+def _transposed(graph: ir.Graph, integers: ir.Value) -> ir.Value:
+    """Integers as products read them: stored so, or, where anything else reads them, transposed when a model is opened.
+
+    onnxruntime computes what depends on constants alone when it opens a model. So no integers are stored twice, such
+    as those of a head that is tied to an embedding.
+    """
+    library = require("onnx_ir", "onnx", "formats: 'onnx'")
+    name = f"{integers.name}_transposed"
+    if _only_multiplied(integers):
+        value: ir.Value = library.val(name, const_value=library.tensor(_constant(integers).T.copy(), name=name))
+        graph.register_initializer(value)
+        return value
+    turn: ir.Node = library.node("Transpose", [integers], {"perm": [1, 0]}, num_outputs=1, name=name)
+    turn.outputs[0].name, turn.outputs[0].type = name, integers.type
+    turn.outputs[0].shape = library.Shape(reversed(_constant(integers).shape))
+    graph.insert_before(graph[0], turn)
+    return turn.outputs[0]
+
+
+def _only_multiplied(integers: ir.Value) -> bool:
+    """Whether nothing reads integers but products with their transpose."""
+    values = [integers]
+    for kind in ("DequantizeLinear", "Transpose", "MatMul"):
+        readers = [node for value in values for node in value.consumers()]
+        if any(node.op_type != kind for node in readers):
+            return False
+        values = [node.outputs[0] for node in readers]
+    return True
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    return _is_initializer(value) and _constant(value).ndim == 2
 
 
 def _zeros_around(pad: ir.Node) -> list[int] | None:
@@ -120,9 +181,14 @@ def _constant(value: ir.Value | None) -> Any:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
+def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node that makes a value, if it is of a kind."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == kind else None
+
+
 def _is_dequantized(value: ir.Value | None) -> bool:
-    producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    return _producer(value, "DequantizeLinear") is not None
 
 
 def _is_quantized(value: ir.Value) -> bool:
@@ -136,6 +202,6 @@ def _is_quantized(value: ir.Value) -> bool:
 # In the order in which they are applied, by the runtime that executes the model. OpenVINO splits every Gemm itself; the
 # pass decides its names only.
 PASSES: Mapping[str, tuple[Pass, ...]] = {
-    "onnxruntime": (split_biased_gemm, pad_in_convolutions, remove_unused),
+    "onnxruntime": (split_biased_gemm, pad_in_convolutions, transpose_integers, remove_unused),
     "openvino": (split_biased_gemm, pad_in_convolutions, omit_zero_points, remove_unused),
 }

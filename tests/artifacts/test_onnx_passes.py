@@ -28,6 +28,7 @@ from lq_plugin.artifacts.onnx_passes import (
     pad_in_convolutions,
     remove_unused,
     split_biased_gemm,
+    transpose_integers,
 )
 
 FEED = np.array([[1, -2], [0.5, 3]], np.float32)
@@ -186,8 +187,46 @@ def test_padding_that_is_an_output_stays() -> None:
     assert operators(model) == ["Pad", "Conv"]
 
 
+PRODUCTS = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 2] x) => ({outputs})
+<int8[2, 2] w = {{1, 2, 3, 4}}, {scale}>
+{{
+    d = DequantizeLinear <axis = 0> (w, s, z)
+    t = Transpose <perm = [1, 0]> (d)
+    h = MatMul(x, t)
+    y = MatMul(h, t)
+    {other}
+}}
+"""
+SCALES = {
+    "per channel": "float[2] s = {0.5, 2}, int8[2] z = {1, 0}",
+    "per tensor": "float s = {0.5}, int8 z = {1}",
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_each_product_dequantizes_integers_that_are_stored_as_it_reads_them(scale: str) -> None:
+    text = PRODUCTS.format(scale=scale, other="", outputs="float[n, 2] y")
+    model = rewritten(text, transpose_integers, remove_unused, x=FEED)
+    assert operators(model) == ["DequantizeLinear", "MatMul", "DequantizeLinear", "MatMul"]
+    first, second = (node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    assert first.input == second.input
+    integers = [onnx.numpy_helper.to_array(each).tolist() for each in model.graph.initializer if each.dims == [2, 2]]
+    assert integers == [[[1, 3], [2, 4]]]
+
+
+def test_integers_that_something_else_reads_are_stored_once() -> None:
+    text = PRODUCTS.format(
+        scale=SCALES["per tensor"], other="r = Gather(w, z2) e = Cast <to = 1> (r)", outputs="float[n, 2] y, float[2] e"
+    ).replace("<int8[2, 2] w", "<int64 z2 = {1}, int8[2, 2] w")
+    model = rewritten(text, transpose_integers, remove_unused, x=FEED)
+    assert Counter(operators(model))["Transpose"] == 1
+    assert [each.name for each in model.graph.initializer if each.dims == [2, 2]] == ["w"]
+
+
 class Mixed(nn.Module):
-    """Layers of different rank with as many channels, and padding outside of convolutions."""
+    """Layers of different rank and as many channels, padding outside of convolutions, a layer called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +278,7 @@ def exported(candidate: Candidate, folder: Path, form: str) -> Read:
 
 COUNTS = {"onnx": onnx_kernels, "openvino": openvino_kernels}
 KERNELS = {
-    "onnx": ({"QLinearConv": 2}, {"Pad"}),
+    "onnx": ({"QLinearConv": 2, "MatMulIntegerToFloat": 4}, {"FusedMatMul", "Pad"}),
     "openvino": ({"Convolution u8": 2, "FullyConnected u8": 4}, {"Convolution f32", "FullyConnected f32", "Pad f32"}),
 }
 

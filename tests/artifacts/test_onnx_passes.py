@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
+import openvino
 import pytest
-from onnx.reference import ReferenceEvaluator
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import lq_plugin
+from lq_plugin import Candidate
+from lq_plugin.artifacts import onnx as onnx_format
 from lq_plugin.artifacts.base import FORMATS
-from lq_plugin.artifacts.onnx_passes import PASSES, split_biased_gemm
+from lq_plugin.artifacts.onnx_passes import (
+    PASSES,
+    Pass,
+    omit_zero_points,
+    pad_in_convolutions,
+    remove_unused,
+    split_biased_gemm,
+    transpose_integers,
+)
+
+FEED = np.array([[1, -2], [0.5, 3]], np.float32)
+
+
+def rewritten(text: str, *changes: Pass, x: Any) -> onnx.ModelProto:
+    """A model after passes, which computes the same values as before."""
+    before = onnx.parser.parse_model(text)
+    model = ir.from_proto(before)
+    for change in changes:
+        change(model)
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    for got, wanted in zip(computed(after, x), computed(before, x), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    return after
+
+
+def computed(model: onnx.ModelProto, x: Any) -> Any:
+    """What onnxruntime computes operator by operator, without any rewrites of its own."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
 
 QUANTIZED = "y = QuantizeLinear(z, s, o)"
 MODEL = """
@@ -41,16 +88,219 @@ CASES = {
 def test_a_biased_gemm_is_split_where_onnxruntime_would_compute_it_in_float(
     kind: str, body: str, expected: list[str]
 ) -> None:
-    before = onnx.parser.parse_model(MODEL.format(kind=kind, body=body))
-    model = ir.from_proto(before)
-    split_biased_gemm(model)
-    after = ir.to_proto(model)
-    onnx.checker.check_model(after, full_check=True)
-    assert [node.op_type for node in after.graph.node][2:] == expected
-    assert after.graph.output == before.graph.output
-    feed = {"x": np.array([[1, -2], [0.5, 3]], np.float32)}
-    wanted, got = (ReferenceEvaluator(each).run(None, feed) for each in (before, after))
-    np.testing.assert_array_equal(got, wanted)
+    text = MODEL.format(kind=kind, body=body)
+    model = rewritten(text, split_biased_gemm, x=FEED)
+    assert operators(model)[2:] == expected
+    assert model.graph.output == onnx.parser.parse_model(text).graph.output
+
+
+ZERO_POINTS = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 2] x) => (float[n, 3] y)
+<float s = {{0.1}}, uint8 o = {{0}}, int8[2, 3] w = {{1, 2, 3, 4, 5, 6}}, float[3] t = {{1, 2, 3}},
+ int8[3] z = {{{zero}}}>
+{{
+    q = QuantizeLinear(x, s, o)
+    d = DequantizeLinear(q, s, o)
+    f = DequantizeLinear <axis = 1> (w, t, z)
+    y = MatMul(d, f)
+}}
+"""
+
+
+@pytest.mark.parametrize(("zero", "left"), [("0, 0, 0", 2), ("0, 1, 0", 3)])
+def test_only_zero_points_of_weights_that_are_all_zero_are_left_out(zero: str, left: int) -> None:
+    model = rewritten(ZERO_POINTS.format(zero=zero), omit_zero_points, x=FEED)
+    assert [len(node.input) for node in model.graph.node] == [3, 3, left, 2]
+
+
+PADDED = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[{image}] x) => ({outputs})
+<float[1, {kernel}] w = {{{weights}}}, int64[{size}] p = {{{amounts}}}, float f = {{{fill}}},
+ float s = {{0.1}}, uint8 o = {{7}}, uint8 other = {{8}}>
+{{
+    {body}
+}}
+"""
+PAD = 'a = Pad <mode = "constant"> (x, p, f) '
+PAIR = "q = QuantizeLinear(a, s, o) d = DequantizeLinear(q, s, o) "
+
+
+def padded(body: str, amounts: list[int], fill: float = 0.0, outputs: str = "float[n, 1, {out}] y") -> onnx.ModelProto:
+    """Rewrite a convolution with a kernel of 2 over an image of 4 in each dimension, after a padding."""
+    size = len(amounts) // 2 - 2
+    text = PADDED.format(
+        image=", ".join(["2", "1"] + ["4"] * size),
+        outputs=outputs.format(out=", ".join("abc"[:size])),
+        kernel=", ".join(["1"] + ["2"] * size),
+        weights=", ".join(str(number) for number in range(1, 2**size + 1)),
+        size=len(amounts),
+        amounts=", ".join(map(str, amounts)),
+        fill=fill,
+        body=body,
+    )
+    image = np.random.default_rng(0).normal(size=(2, 1, *[4] * size)).astype(np.float32)
+    return rewritten(text, pad_in_convolutions, remove_unused, x=image)
+
+
+@pytest.mark.parametrize("own", ["", "pads = [{pads}]"], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("pair", ["", PAIR], ids=["float", "quantized"])
+def test_a_convolution_takes_over_zero_padding(pair: str, size: int, own: str) -> None:
+    amounts = [0, 0, *range(size), 0, 0, *range(1, size + 1)]
+    strides = own.format(pads=", ".join(["1"] * 2 * size)) or f"strides = [{', '.join(['2'] * size)}]"
+    convolution = f"y = Conv <{strides}> ({'d' if pair else 'a'}, w)"
+    model = padded(PAD + pair + convolution, amounts)
+    assert operators(model) == [*(["QuantizeLinear", "DequantizeLinear"] if pair else []), "Conv"]
+    (pads,) = (list(each.ints) for each in model.graph.node[-1].attribute if each.name == "pads")
+    assert pads == [amount + bool(own) for amount in [*range(size), *range(1, size + 1)]]
+
+
+def test_all_convolutions_of_a_padded_value_take_it_over() -> None:
+    model = padded(f"{PAD}{PAIR}b = Conv(d, w) c = Conv(d, w) y = Add(b, c)", [0, 0, 1, 0, 0, 2])
+    assert operators(model) == ["QuantizeLinear", "DequantizeLinear", "Conv", "Conv", "Add"]
+
+
+OTHER_PADDING = {
+    "a fill of one": (f"{PAD}y = Conv(a, w)", [0, 0, 1, 0, 0, 1], 1.0),
+    "a reflection": ('a = Pad <mode = "reflect"> (x, p) y = Conv(a, w)', [0, 0, 1, 0, 0, 1], 0.0),
+    "samples": (f"{PAD}y = Conv(a, w)", [1, 0, 0, 0, 0, 0], 0.0),
+    "a cut": (f"{PAD}y = Conv(a, w)", [0, 0, -1, 0, 0, 1], 0.0),
+    "a convolution that pads by rule": (f'{PAD}y = Conv <auto_pad = "SAME_UPPER"> (a, w)', [0, 0, 1, 0, 0, 1], 0.0),
+    "another reader": (f"{PAD}b = Conv(a, w) c = ReduceMax(a) y = Add(b, c)", [0, 0, 1, 0, 0, 1], 0.0),
+    "a pair that moves zero": (
+        f"{PAD}q = QuantizeLinear(a, s, o) d = DequantizeLinear(q, s, other) y = Conv(d, w)",
+        [0, 0, 1, 0, 0, 1],
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "amounts", "fill"), OTHER_PADDING.values(), ids=OTHER_PADDING)
+def test_other_padding_stays(body: str, amounts: list[int], fill: float) -> None:
+    assert "Pad" in operators(padded(body, amounts, fill))
+
+
+def test_padding_that_is_an_output_stays() -> None:
+    model = padded(f"{PAD}y = Conv(a, w)", [0, 0, 1, 0, 0, 1], outputs="float[n, 1, {out}] y, float[n, 1, m] a")
+    assert operators(model) == ["Pad", "Conv"]
+
+
+PRODUCTS = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 2] x) => ({outputs})
+<int8[2, 2] w = {{1, 2, 3, 4}}, {scale}>
+{{
+    d = DequantizeLinear <axis = 0> (w, s, z)
+    t = Transpose <perm = [1, 0]> (d)
+    h = MatMul(x, t)
+    y = MatMul(h, t)
+    {other}
+}}
+"""
+SCALES = {
+    "per channel": "float[2] s = {0.5, 2}, int8[2] z = {1, 0}",
+    "per tensor": "float s = {0.5}, int8 z = {1}",
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_each_product_dequantizes_integers_that_are_stored_as_it_reads_them(scale: str) -> None:
+    text = PRODUCTS.format(scale=scale, other="", outputs="float[n, 2] y")
+    model = rewritten(text, transpose_integers, remove_unused, x=FEED)
+    assert operators(model) == ["DequantizeLinear", "MatMul", "DequantizeLinear", "MatMul"]
+    first, second = (node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    assert first.input == second.input
+    integers = [onnx.numpy_helper.to_array(each).tolist() for each in model.graph.initializer if each.dims == [2, 2]]
+    assert integers == [[[1, 3], [2, 4]]]
+
+
+def test_integers_that_something_else_reads_are_stored_once() -> None:
+    text = PRODUCTS.format(
+        scale=SCALES["per tensor"], other="r = Gather(w, z2) e = Cast <to = 1> (r)", outputs="float[n, 2] y, float[2] e"
+    ).replace("<int8[2, 2] w", "<int64 z2 = {1}, int8[2, 2] w")
+    model = rewritten(text, transpose_integers, remove_unused, x=FEED)
+    assert Counter(operators(model))["Transpose"] == 1
+    assert [each.name for each in model.graph.initializer if each.dims == [2, 2]] == ["w"]
+
+
+class Mixed(nn.Module):
+    """Layers of different rank and as many channels, padding outside of convolutions, a layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 16, 3)
+        self.mix = nn.Linear(16, 16)
+        self.equal = copy.deepcopy(self.mix)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(F.pad(x, (0, 1, 0, 1))))
+        x = F.relu(self.second(F.pad(x, (1, 2, 0, 1))))
+        x = x.flatten(2).transpose(1, 2)
+        return self.head(self.equal(F.relu(self.mix(F.relu(self.mix(x))))))
+
+
+PICTURES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def candidate() -> Candidate:
+    torch.manual_seed(0)
+    return lq_plugin.quantize(Mixed().eval(), [torch.randn(8, 3, 16, 16)])
+
+
+def onnx_kernels(folder: Path) -> Counter[str]:
+    """Operators of the graph that onnxruntime executes."""
+    file = folder.parent / "optimized.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(file), 4
+    onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return Counter(operators(onnx.load(file)))
+
+
+def openvino_kernels(folder: Path) -> Counter[str]:
+    """Kinds of layers that OpenVINO executes, with their precision."""
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = [layer.get_rt_info() for layer in compiled.get_runtime_model().get_ops()]
+    return Counter(f"{layer['layerType'].astype(str)} {layer['runtimePrecision'].astype(str)}" for layer in layers)
+
+
+Read = tuple[Tensor, Counter[str]]
+
+
+def exported(candidate: Candidate, folder: Path, form: str) -> Read:
+    """Output of an artifact, and the kernels that compute it."""
+    path = lq_plugin.export(candidate, folder, [form])[form].path
+    return lq_plugin.load(path, threads=1)(PICTURES), COUNTS[form](path)
+
+
+COUNTS = {"onnx": onnx_kernels, "openvino": openvino_kernels}
+KERNELS = {
+    "onnx": ({"QLinearConv": 2, "MatMulIntegerToFloat": 4}, {"FusedMatMul", "Pad"}),
+    "openvino": ({"Convolution u8": 2, "FullyConnected u8": 4}, {"Convolution f32", "FullyConnected f32", "Pad f32"}),
+}
+
+
+@pytest.mark.parametrize("form", KERNELS)
+def test_passes_keep_the_outputs_and_bring_every_layer_to_its_int8_kernel(
+    form: str, candidate: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    integers, floats = KERNELS[form]
+    got, kernels = exported(candidate, tmp_path / "with", form)
+    assert {name: kernels[name] for name in integers} == integers
+    assert not floats & kernels.keys()
+    monkeypatch.setitem(PASSES, FORMATS[form].runtime, (split_biased_gemm,))  # type: ignore[attr-defined]
+    wanted, kernels = exported(candidate, tmp_path / "without", form)
+    assert floats <= kernels.keys()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_passes_keep_what_a_float_graph_computes(candidate: Candidate, tmp_path: Path) -> None:
+    onnx_format.export(candidate.graph, tmp_path)
+    (got,) = onnx_format.load(tmp_path, 1)([PICTURES])
+    torch.testing.assert_close(got, candidate.graph.module(PICTURES)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_every_runtime_that_reads_onnx_has_its_passes() -> None:

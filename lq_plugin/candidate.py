@@ -286,19 +286,7 @@ def _calibrated(
     recording = Recording.start(duplicate(graph), scheme)
     for args, kwargs in itertools.chain([first], inputs):
         recording.observe(graph.signature.flatten(args, kwargs))
-    provenance = Provenance(
-        checkpoint="live",
-        global_step=None,
-        checkpoint_global_step=None,
-        split="batches",
-        samples=recording.samples,
-        batches=recording.batches,
-        observer=scheme.observer.name,
-        seed=None,
-        digest=graph.digest,
-        structure=graph.structure,
-    )
-    return graph, Calibration(recording.statistics(), provenance)
+    return graph, recording.calibration(scheme.observer.name, split="batches")
 
 
 def _first(inputs: Iterator[Call]) -> Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -93,16 +93,19 @@ class StaticJob(Job):
 
     def _known(self, digest: str, inputs: str, store: Store) -> Calibration | None:
         """An existing calibration of the graph with this digest, wherever it is kept."""
-        saved = (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
-        kept = store.calibrations(digest, inputs, self.plan.digest)
-        places = {"this fit": [self.calibration], "the checkpoint": saved, "an earlier run": kept}
-        for place, calibrations in places.items():
+        for place, calibrations in self._places(digest, inputs, store):
             found = next((one for one in calibrations if self.plan.fits(one, digest)), None)
             if found is not None:
                 if self.calibration is None:  # without a fit, the user may not expect one
                     note(f"reusing the calibration of {self.name!r} from {place}")
                 return found
         return None
+
+    def _places(self, digest: str, inputs: str, store: Store) -> Iterator[tuple[str, Iterable[Calibration | None]]]:
+        """Where calibrations may be, the nearest first; a place is only read if those before it have none."""
+        yield "this fit", [self.calibration]
+        yield "the checkpoint", (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
+        yield "an earlier run", store.calibrations(digest, inputs, self.plan.digest)
 
     def _calibrated(self, step: int) -> Calibration:
         note(f"calibrating {self.name!r} in a separate validation pass …")

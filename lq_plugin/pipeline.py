@@ -18,7 +18,7 @@ from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, formats_of, read
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
-from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError, is_mistake
+from lq_plugin.errors import ArtifactError, UnsupportedError, is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
 from lq_plugin.jobs import Job
@@ -27,7 +27,7 @@ from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
 from lq_plugin.selection import Budget
-from lq_plugin.steps import Step, attempt, say
+from lq_plugin.steps import Step, attempt
 from lq_plugin.store import Store, remove
 
 UNJUDGED = (
@@ -217,11 +217,8 @@ def _budget(plan: Plan, logged: Sequence[str]) -> tuple[Budget, str | None, str 
     """Return the budget with its metric, why it cannot be applied, and that reason again where it is a user error."""
     if not logged:
         return plan.budget, UNJUDGED, None
-    try:
-        return selection.resolve(plan.budget, logged, *plan.monitor), None, None
-    except ConfigError as error:
-        reason = say("no artifact is judged", error)
-        return plan.budget, reason, reason
+    step = attempt("no artifact is judged", partial(selection.resolve, plan.budget, logged, *plan.monitor))
+    return step.result or plan.budget, step.reason, step.reason
 
 
 def _with_manifest(

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback
 
 from lq_plugin import pipeline
 from lq_plugin.callbacks import checkpoint as checkpoints
-from lq_plugin.callbacks.copyable import CopyableCallback
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation.loaders import data_of
@@ -27,6 +26,9 @@ from lq_plugin.steps import say
 from lq_plugin.store import Store
 
 logger = logging.getLogger("lq_plugin")
+# The Trainer gives each of its callbacks these methods of the LightningModule, and another Trainer gives its own. With
+# them, a copy of a callback would be a copy of the whole run.
+_OF_THE_MODULE = ("log", "log_dict")
 STORE = ".lq_plugin"  # below the default_root_dir
 
 
@@ -66,11 +68,18 @@ class RunContext(Callback):
         self.store = store
 
 
-class FinishingCallback(CopyableCallback):
-    """Base of all of our callbacks, in any order and number.
+class FinishingCallback(Callback):
+    """Base of all of our callbacks, in any order and number. They can be copied and pickled at any time.
 
     The first one in a Trainer's list calls :func:`finish`, which asks each what it wants, and gives each the result.
     """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, for ``copy`` and ``pickle`` alike: libraries use both, at any time.
+
+        A subclass omits what only the original may have: what it shadows, graphs, modules.
+        """
+        return {name: value for name, value in vars(self).items() if name not in _OF_THE_MODULE}
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Do everything that is asked for, where this is the first of our callbacks."""

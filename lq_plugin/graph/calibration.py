@@ -141,6 +141,27 @@ class Recording:
             raise CalibrationError("calibration: no batch was observed. Give at least one batch of inputs.")
         return {name: recorder.statistic for name, recorder in self.recorders.items() if recorder.statistic}
 
+    def calibration(self, observer: str, split: str, seed: int | None = None, observed: str = "") -> Calibration:
+        """Return the statistics with their provenance; see :class:`Provenance` for the arguments.
+
+        Raises:
+            CalibrationError: nothing was observed.
+        """
+        provenance = Provenance(
+            checkpoint="live",
+            global_step=None,
+            checkpoint_global_step=None,
+            split=split,
+            samples=self.samples,
+            batches=self.batches,
+            observer=observer,
+            seed=seed,
+            observed=observed,
+            digest=self.graph.digest,
+            structure=self.graph.structure,
+        )
+        return Calibration(self.statistics(), provenance)
+
 
 _OF_PROVENANCE = get_type_hints(Provenance)
 

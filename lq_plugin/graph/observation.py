@@ -17,7 +17,7 @@ from torch import nn
 
 from lq_plugin import checksums
 from lq_plugin.errors import CalibrationError, LqError, as_calibration_error, is_mistake
-from lq_plugin.graph.calibration import Calibration, Provenance, Recording
+from lq_plugin.graph.calibration import Calibration, Recording
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import Repeats, without_repeats
 from lq_plugin.observers import Observer
@@ -172,20 +172,8 @@ class Observation:
         recording, self._recording = self._recording, None
         if recording is None or self.failure is not None or not recording.batches:
             return None
-        provenance = Provenance(
-            checkpoint="live",
-            global_step=None,
-            checkpoint_global_step=None,
-            split="validate",
-            samples=recording.samples,
-            batches=recording.batches,
-            observer=self._plan.observer.name,
-            seed=self._plan.seed,
-            observed=self._plan.digest,
-            digest=recording.graph.digest,
-            structure=recording.graph.structure,
-        )
-        return Calibration(recording.statistics(), provenance)
+        plan = self._plan
+        return recording.calibration(plan.observer.name, "validate", plan.seed, plan.digest)
 
 
 def merged(plan: ObservationPlan, parts: Sequence[Calibration], global_step: int | None = None) -> Calibration:

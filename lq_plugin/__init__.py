@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from lq_plugin.callbacks.evaluation import Int8Evaluation
     from lq_plugin.callbacks.export import ArtifactExport
     from lq_plugin.callbacks.static import StaticQuantization
-    from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate, calibrate, quantize
+    from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
     from lq_plugin.evaluation.latency import Latency
     from lq_plugin.evaluation.metrics import evaluate
+    from lq_plugin.functional import calibrate, quantize
     from lq_plugin.graph.calibration import Calibration
     from lq_plugin.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
     from lq_plugin.report.manifest import Manifest
@@ -66,12 +67,12 @@ _HOMES = {
     "Scheme": "lq_plugin.scheme",
     "StaticCandidate": "lq_plugin.candidate",
     "StaticQuantization": "lq_plugin.callbacks.static",
-    "calibrate": "lq_plugin.candidate",
+    "calibrate": "lq_plugin.functional",
     "evaluate": "lq_plugin.evaluation.metrics",
     "export": "lq_plugin.artifacts.base",
     "find_results": "lq_plugin.report.results",
     "load": "lq_plugin.artifacts.base",
-    "quantize": "lq_plugin.candidate",
+    "quantize": "lq_plugin.functional",
 }
 
 

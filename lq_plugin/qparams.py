@@ -104,3 +104,26 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | N
         )
     levels = torch.int64 if spec.symmetric else torch.int32  # as PT2E's own observers have it
     return scale.float(), zero_point_of(low, scale, spec).to(levels)
+
+
+def rounded_activation(values: Tensor, bounds: tuple[float, float], spec: QuantSpec) -> Tensor:
+    """Return an activation as its integers stand for it.
+
+    Args:
+        values: float32, of any shape.
+        bounds: lowest and highest value to represent.
+        spec: which integers it becomes.
+    """
+    scale, zero_point = activation_qparams(bounds, spec)
+    limits = torch.iinfo(spec.dtype)  # where kernels saturate, whatever the levels
+    return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, limits.min, limits.max)
+
+
+def rounded_weight(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | None = None) -> Tensor:
+    """Return a weight as its integers stand for it; see :func:`weight_qparams`."""
+    scale, zero_point = weight_qparams(weight, spec, axis, scale)
+    if spec.per_channel:
+        shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
+        scale, zero_point = scale.view(shape), zero_point.view(shape)
+    integers = (weight / scale + zero_point).round().clamp(spec.lowest, spec.highest)
+    return (integers - zero_point) * scale

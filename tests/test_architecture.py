@@ -25,7 +25,7 @@ LAYERS = (
     "apps",
     "callbacks",
     "pipeline",
-    "jobs",
+    "functional jobs",
     "source steps store",
     "evaluation",
     "report",

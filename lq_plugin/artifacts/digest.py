@@ -38,6 +38,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
             {f"{value}.{part}": tensor for value, parts in statistics.items() for part, tensor in parts.items()}
         )
         content["weight_scales"] = tensors_digest(candidate.weight_scales)
+        content["learnt_ranges"] = {name: list(bounds) for name, bounds in candidate.learnt_ranges.items()}
     return checksums.of_json(content)
 
 

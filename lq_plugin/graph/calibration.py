@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_type_hints
 
@@ -104,15 +104,17 @@ class Recording:
     batches: int = 0
 
     @classmethod
-    def start(cls, graph: Graph, scheme: Scheme) -> Recording:
-        """Put observers on every value that a placement of some runtime may quantize.
+    def start(cls, graph: Graph, scheme: Scheme, values: Set[str] | None = None) -> Recording:
+        """Put observers on every value that a placement of some runtime may quantize, or on given ones.
 
         Args:
             graph: a folded graph; its module is changed.
             scheme: which observer, and what is skipped.
+            values: names of the values.
         """
         assert isinstance(scheme.observer, Observer)
-        values = {value for placed in place_everywhere(graph, scheme).values() for value in placed.scales.values()}
+        if values is None:
+            values = {value for placed in place_everywhere(graph, scheme).values() for value in placed.scales.values()}
         recorders: dict[str, _Recorder] = {}
         module = graph.module
         for node in list(module.graph.nodes):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 _INSERTED = "lq_"  # prefix of the names of nodes inserted after preparation
+INSERTED_BY = "lq_inserted_by"  # key of a node's meta: the algorithm that inserted it
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -12,7 +12,7 @@ from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.errors import UnsupportedError, unknown_name
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.nodes import arguments, attribute, module_path, module_stack, operator_type
+from lq_plugin.graph.nodes import INSERTED_BY, arguments, attribute, module_path, module_stack, operator_type
 from lq_plugin.graph.operators import (
     CONVOLUTIONS,
     ELEMENTWISE,
@@ -117,6 +117,18 @@ def place_everywhere(graph: Graph, scheme: Scheme, keep_float: Set[str] = frozen
     return {runtime: place(graph, scheme, runtime, keep_float) for runtime in RUNTIMES}
 
 
+def united(placements: Sequence[Placement]) -> Placement:
+    """Return one placement that quantizes whatever any of the given ones does; they make the same integers."""
+    return replace(
+        placements[0],
+        inputs={op: values for each in placements for op, values in each.inputs.items()},
+        weights={op: weight for each in placements for op, weight in each.weights.items()},
+        outputs=frozenset[str]().union(*(each.outputs for each in placements)),
+        scales={value: origin for each in placements for value, origin in each.scales.items()},
+        quantized={op: listed for each in placements for op, listed in each.quantized.items()},
+    )
+
+
 def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
     """Decide which weights become integers for a runtime that computes the scales of activations in every call.
 
@@ -174,7 +186,9 @@ def _choose(nodes: Iterable[fx.Node], refusal: Callable[[fx.Node, Operator], str
     refused: Refused = {}
     for node in filter(_computes_on_floats, nodes):
         operator = operator_of(node)
-        if operator is not None:
+        if INSERTED_BY in node.meta:
+            refused[node] = f"inserted by {node.meta[INSERTED_BY]}"
+        elif operator is not None:
             reason = refusal(node, operator)
             if reason is None:
                 chosen[node] = operator

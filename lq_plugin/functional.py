@@ -1,0 +1,131 @@
+"""The functional twins of the callbacks: a candidate from a module and batches, without a Trainer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from lq_plugin.candidate import Candidate, DynamicCandidate, DynamicDims, StaticCandidate
+from lq_plugin.eager import swap
+from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.graph.calibration import Calibration, Recording, calls, uncalibrated
+from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.prepare import prepare
+from lq_plugin.graph.signature import check_inputs
+from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
+from lq_plugin.names import check_name
+from lq_plugin.observers import Observer
+from lq_plugin.scheme import Scheme
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "static") -> Calibration:
+    """Run batches through a model's graph and gather the statistics for static quantization.
+
+    Args:
+        model: any module; it is neither changed nor switched to another mode.
+        batches: forward inputs, each a tensor, a tuple (args) or a dict (kwargs). Write a single dict argument as
+            ``({...},)``.
+        scheme: which values are observed, and by which observer.
+
+    Raises:
+        CalibrationError: there is no batch.
+        CaptureError: the model's forward cannot be captured.
+        ConfigError: the scheme does not fit the model.
+    """
+    scheme = _scheme(scheme)
+    if scheme.method == "dynamic":
+        raise ConfigError("scheme: 'dynamic' needs no calibration. Call quantize(model, batches, 'dynamic').")
+    return _calibrated(model, batches, scheme, None)[1]
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Any],
+    scheme: Scheme | str = "static",
+    *,
+    name: str | None = None,
+    dynamic_dims: DynamicDims | None = None,
+) -> Candidate:
+    """Make a candidate from a trained model: what artifacts are made from.
+
+    Static: capture and calibrate. Dynamic: nothing is calibrated, and only the first batch is looked at.
+
+    Args:
+        model: any module; it is neither changed nor switched to another mode.
+        batches: forward inputs, each a tensor, a tuple (args) or a dict (kwargs). Write a single dict argument as
+            ``({...},)``. The first one is the example of a call.
+        scheme: a method's name, or a :class:`Scheme`.
+        name: the candidate's name; the method's by default.
+        dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [2, 3]}``.
+
+    Raises:
+        CalibrationError: there is no batch.
+        CaptureError: the model's forward cannot be captured.
+        ConfigError: the scheme, or ``name`` or ``dynamic_dims``, does not fit the model.
+
+    Example:
+        >>> import torch
+        >>> candidate = quantize(torch.nn.Linear(4, 2), [torch.randn(8, 4) for _ in range(4)])
+        >>> candidate.calibration.provenance.samples
+        32
+    """
+    scheme = _scheme(scheme)
+    name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
+    check_inputs(dims, model.forward)
+    return _QUANTIZE[scheme.method](model, batches, scheme, name, dims)
+
+
+def _quantize_static(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
+) -> StaticCandidate:
+    graph, calibration = _calibrated(model, batches, scheme, dynamic_dims)
+    candidate = StaticCandidate(name, graph, calibration, scheme)
+    warn_of_ranges(name, graph, calibration, scheme)
+    warn_of_random_forward(name, model, candidate.example)
+    return candidate
+
+
+def _quantize_dynamic(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
+) -> DynamicCandidate:
+    example = private_call(*_first(iter(calls(batches))))
+    module = detached_copy(model).cpu()
+    swap.check_patterns(module, scheme)
+    swap.run(detached_copy(module), example)
+    warn_of_random_forward(name, module, example)
+    return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dynamic_dims)
+
+
+_QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, DynamicDims], Candidate]] = {
+    "static": _quantize_static,
+    "dynamic": _quantize_dynamic,
+}
+
+
+def _calibrated(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
+) -> tuple[Graph, Calibration]:
+    assert isinstance(scheme.observer, Observer)
+    inputs = iter(calls(batches))
+    first = _first(inputs)
+    graph = prepare(model, *first, dynamic_dims)
+    recording = Recording.start(duplicate(graph), scheme)
+    for args, kwargs in itertools.chain([first], inputs):
+        recording.observe(graph.signature.flatten(args, kwargs))
+    return graph, recording.calibration(scheme.observer.name, split="batches")
+
+
+def _first(inputs: Iterator[Call]) -> Call:
+    first = next(inputs, None)
+    if first is None:
+        raise CalibrationError("batches: it is empty. Give at least one batch of forward inputs.")
+    return first
+
+
+def _scheme(given: Scheme | str) -> Scheme:
+    return given if isinstance(given, Scheme) else Scheme(method=given)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lq_plugin.report.manifest import Manifest
     from lq_plugin.report.results import Results, find_results
     from lq_plugin.scheme import Scheme
+    from lq_plugin.search.mixed_precision import Search
     from lq_plugin.selection import Budget
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PercentileObserver",
     "Results",
     "Scheme",
+    "Search",
     "StaticCandidate",
     "StaticQuantization",
     "calibrate",
@@ -65,6 +67,7 @@ _HOMES = {
     "PercentileObserver": "lq_plugin.observers",
     "Results": "lq_plugin.report.results",
     "Scheme": "lq_plugin.scheme",
+    "Search": "lq_plugin.search.mixed_precision",
     "StaticCandidate": "lq_plugin.candidate",
     "StaticQuantization": "lq_plugin.callbacks.static",
     "calibrate": "lq_plugin.functional",

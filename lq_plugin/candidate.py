@@ -19,7 +19,7 @@ from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.placement import Placement, place_dynamic, place_everywhere, united
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.learning import Learning
-from lq_plugin.observers import Observer, Range
+from lq_plugin.observers import Observer, Range, Statistic
 from lq_plugin.scheme import Scheme
 
 DynamicDims = Mapping[str, Sequence[int]]  # dynamic dimensions besides the batch, by the name of the input
@@ -70,14 +70,16 @@ class StaticCandidate:
     Args:
         name: names the candidate's folder and its rows in the manifest.
         graph: the folded float graph on its own copy of the weights, on the CPU.
-        calibration: statistics of the graph's values.
+        calibration: statistics of the reference's values.
         scheme: what is quantized and how.
-        reference: the float graph that everything is compared with and that the statistics describe; ``graph`` itself
+        reference: the float graph that everything is compared with and that the calibration describes; ``graph`` itself
             by default, or what it was before a rewrite.
+        new_statistics: those of the values that a rewrite has added or changed, by their names.
         weight_scales: learnt weight scales by operator name: one for each output channel, or
             a single number where the scheme says ``"per_tensor"``.
         learnt_ranges: lowest and highest value to represent, where they were learnt; by the name of the value. All
             others are those of the statistics.
+        keep_float: names of operators that stay float besides those that the scheme names.
         learning: what algorithms learnt from and gave; ``None`` where none was asked for.
 
     Raises:
@@ -89,8 +91,10 @@ class StaticCandidate:
     calibration: Calibration
     scheme: Scheme
     reference: Graph = field(default=None, repr=False)  # type: ignore[assignment]  # filled in below
+    new_statistics: Mapping[str, Statistic] = field(default_factory=dict, repr=False)
     weight_scales: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     learnt_ranges: Mapping[str, Range] = field(default_factory=dict, repr=False)
+    keep_float: frozenset[str] = frozenset()
     learning: Learning | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +121,7 @@ class StaticCandidate:
 
     @cached_property
     def _placements(self) -> dict[str, Placement]:
-        return place_everywhere(self.graph, self.scheme)
+        return place_everywhere(self.graph, self.scheme, self.keep_float)
 
     @cached_property
     def united(self) -> Placement:
@@ -128,7 +132,13 @@ class StaticCandidate:
     def ranges(self) -> Mapping[str, Range]:
         """Lowest and highest value to represent, by the name of the value."""
         assert isinstance(self.scheme.observer, Observer)
-        return {**self.calibration.ranges(self.scheme.observer), **self.learnt_ranges}
+        every = replace(self.calibration, statistics={**self.calibration.statistics, **self.new_statistics})
+        return {**every.ranges(self.scheme.observer), **self.learnt_ranges}
+
+    @property
+    def plain(self) -> StaticCandidate:
+        """What it was before any algorithm."""
+        return StaticCandidate(self.name, self.reference, self.calibration, self.scheme, keep_float=self.keep_float)
 
     def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""

@@ -82,7 +82,7 @@ class StaticJob(Job):
     calibration: Calibration | None = None
 
     def _made(self, example: Call, store: Store) -> StaticCandidate:
-        """Combine the checkpoint's weights with a calibration of them, and calibrate once more where there is none."""
+        """Combine the checkpoint's weights with a calibration of them, which may have to be made, and run algorithms."""
         checkpoint = self.source.checkpoint
         graph = prepare(self.source.float_target, *example, self.plan.dynamic_dims)
         inputs = tensors_digest({str(number): tensor for number, tensor in enumerate(graph.example)})
@@ -95,9 +95,8 @@ class StaticJob(Job):
             calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
         )
         warn_of_ranges(self.name, graph, calibration, self.scheme)
-        return self._refined(
-            StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
-        )
+        calibration = replace(calibration, provenance=provenance)
+        return self._refined(StaticCandidate(self.name, graph, calibration, self.scheme))
 
     def _refined(self, candidate: StaticCandidate) -> StaticCandidate:
         """Run the algorithms on samples of the validation data; the candidate is good without them."""
@@ -106,12 +105,15 @@ class StaticJob(Job):
         note(f"{self.name!r}: drawing samples for algorithms from validation …")
         made = attempt(
             f"algorithms of candidate {self.name!r} could not run; it goes on without",
-            lambda: refined(candidate, self._samples(candidate.graph)),
+            lambda: refined(candidate, self._said(self.samples(candidate.graph))),
         )
         return made.result or candidate
 
-    def _samples(self, graph: Graph) -> Samples:
-        samples = self.source.samples(graph, self.scheme.algorithm_samples, self.plan.seed)
+    def samples(self, graph: Graph) -> Samples:
+        """Draw samples of the validation data for algorithms and sensitivity; the same ones each time."""
+        return self.source.samples(graph, self.scheme.algorithm_samples, self.plan.seed)
+
+    def _said(self, samples: Samples) -> Samples:
         if (samples.share or 0) > LARGEST_SHARE and not self.source.has_test_split:
             note(
                 f"{self.name!r}: algorithms learn from {samples.share:.0%} of the validation samples and there is no "

@@ -22,14 +22,16 @@ from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, UnsupportedError, is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
-from lq_plugin.jobs import Job
+from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
+from lq_plugin.search.mixed_precision import Search, Trial
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt
 from lq_plugin.store import Store, remove
+from lq_plugin.trials import Trials, fastest_of
 
 UNJUDGED = (
     "no artifact was judged: there is no validation metric, and the test split is never used to judge. Log one in "
@@ -47,6 +49,7 @@ class Plan:
         formats: of the artifacts.
         protocol: how artifacts are evaluated; ``None`` where they are not.
         budget: how much of a metric may be dropped.
+        search: how long to search for mixed precision where a static candidate is over the budget; ``None`` for not.
         monitor: the metric that the checkpoint monitors, and its direction, where known.
         config: sections of the manifest's ``config``.
         seed: the one given to Lightning.
@@ -59,6 +62,7 @@ class Plan:
     formats: Sequence[str] = ()
     protocol: Protocol | None = None
     budget: Budget = Budget()
+    search: Search | None = None
     monitor: tuple[str | None, str | None] = (None, None)
     config: Config = field(default_factory=Config)
     seed: int | None = None
@@ -74,12 +78,14 @@ class Finished:
         error: what ended everything before its end, if anything did.
         manifest: as it was written; ``None`` where nothing was exported.
         unjudged: the user error or failure that kept every artifact from being evaluated or judged, if any.
+        trials: what a search has tried.
     """
 
     candidates: Mapping[str, Step[Candidate]]
     error: Exception | None = None
     manifest: Manifest | None = None
     unjudged: str | None = None
+    trials: tuple[Trial, ...] = ()
 
 
 def finish(plan: Plan, store: Store) -> Finished:
@@ -108,6 +114,8 @@ def finish(plan: Plan, store: Store) -> Finished:
         finished = _with_manifest(plan, Finished(candidates), entries)
         if plan.protocol is not None:
             finished = _evaluated(plan, finished, entries)
+        if plan.search is not None:
+            finished = _searched(plan, finished, store)
     store.complete()
     return finished
 
@@ -197,6 +205,48 @@ def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Fini
     return replace(finished, unjudged=mistake)
 
 
+def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
+    """Search mixed precision for each static candidate that is over the budget; export and evaluate what was found."""
+    known, made = finished.manifest, list[Trial]()
+    if plan.search is None or known is None or known.budget is None:
+        return finished
+    candidates = dict(finished.candidates)
+    for job in plan.jobs:
+        trials = _trials(plan, known, candidates[job.name].result, job, store)
+        if trials is not None:
+            step = attempt(f"the search for {job.name!r} failed", partial(trials.winner, plan.search))
+            made += trials.made
+            candidates[job.name] = Step(step.result) if step.result is not None else candidates[job.name]
+    found = [job for job in plan.jobs if candidates[job.name] is not finished.candidates[job.name]]
+    finished = replace(finished, candidates=candidates, trials=tuple(made))
+    entries = {entry.label: entry for entry in known.artifacts}
+    for job in found:
+        for entry in [each for each in known.artifacts if each.candidate == job.name]:
+            entries[entry.label] = _exported(job, candidates[job.name], entry.format, store=store, folder=_folder(plan))
+    left = list(entries.values())
+    if found:
+        return _evaluated(plan, finished, left)
+    return _with_manifest(plan, finished, left, fp32=known.fp32, budget=known.budget)
+
+
+def _trials(plan: Plan, known: Manifest, candidate: Candidate | None, job: Job, store: Store) -> Trials | None:
+    """What a search for a candidate needs; ``None`` where there is nothing to search."""
+    entry = fastest_of(known.artifacts, job.name)
+    if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate) or plan.protocol is None:
+        return None
+    if entry is None or entry.status != "over_budget" or known.budget is None:
+        return None
+    source = job.source
+    subject = Subject(source.model, source.target, source.data, candidate, _folder(plan), ())
+    samples, fp32 = job.samples(candidate.reference), known.fp32_of(entry)
+    return Trials(candidate, samples, entry, subject, fp32, plan.protocol, known.budget, store)
+
+
+def _folder(plan: Plan) -> Path:
+    assert plan.folder is not None
+    return plan.folder
+
+
 def _subjects(plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:
     """Group the artifacts by target and weights: one FP32 model is measured for each group."""
     assert plan.folder is not None
@@ -236,6 +286,7 @@ def _with_manifest(
         budget=budget,
         calibration={name: _provenance(candidate) for name, candidate in candidates.items()},
         steps=tuple(step for learning in learnt for step in learning.steps),
+        trials=finished.trials,
         environment=environment(),
         seed=plan.seed,
         config=replace(plan.config, quantization={job.name: job.options for job in plan.jobs}),

@@ -84,6 +84,21 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
     return replace(candidate, learning=kept)
 
 
+def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str]) -> StaticCandidate:
+    """Run algorithms that were kept before, for a candidate of which other operators stay float.
+
+    What they learn fits the quantizers that they see, so it cannot be taken over.
+
+    Args:
+        candidate: with plain calibration.
+        samples: the same as before.
+        names: the algorithms, in their order.
+    """
+    for name in names:
+        candidate = TABLE[name].run(candidate, samples.learn, samples.seed)
+    return candidate
+
+
 def _nothing_to_learn(candidate: StaticCandidate, samples: Samples, count: int) -> str:
     if count < LEAST_SAMPLES or not samples.judge or not samples.learn:
         return f"{count} samples are too few to learn from; {LEAST_SAMPLES} are needed"

@@ -37,6 +37,7 @@ class Source:
     def __init__(self, module: nn.Module, target: str | None, read: Callable[[], Checkpoint], data: Data) -> None:
         self.target, self.data = target, data
         self._module, self._read = module, read
+        self._samples: dict[tuple[str, int, int], Samples] = {}
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -105,6 +106,12 @@ class Source:
             count: how many samples.
             seed: of the draw.
         """
+        key = (graph.digest, count, seed)
+        if key not in self._samples:
+            self._samples[key] = self._drawn(graph, count, seed)
+        return self._samples[key]
+
+    def _drawn(self, graph: Graph, count: int, seed: int) -> Samples:
         draw, total = Draw(graph, count, seed), math.inf
 
         def choose(batches: Sequence[int | float]) -> Set[int]:

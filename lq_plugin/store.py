@@ -15,7 +15,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -113,9 +113,27 @@ class Store:
         """Return measured decisions by digest; a new one is written to disk before it is acted on."""
         return _Decisions(self._kept("decisions"))
 
+    def trial(self, digest: str) -> dict[str, float] | None:
+        """Return the metrics of a trial that an earlier run has measured, if there are any."""
+        file = self._kept("trials") / f"{digest}.json"
+        try:
+            content = read_json(file)
+            metrics = {str(name): float(value) for name, value in content.items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # there is none, or it is damaged: measured again
+            return None
+        self._used.add(file)
+        return metrics
+
+    def keep_trial(self, digest: str, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics of a trial, before anything is decided by them."""
+        file = self._kept("trials") / f"{digest}.json"
+        with _noted("the result of a trial"):
+            write_whole(file, json.dumps(dict(metrics)).encode())
+            self._used.add(file)
+
     def complete(self) -> None:
         """Remove what a complete run no longer needs, and what old interrupted runs have left."""
-        folders = [self._kept(name) for name in ("artifacts", "calibrations", "decisions")]
+        folders = [self._kept(name) for name in ("artifacts", "calibrations", "decisions", "trials")]
         for path in (*self._used, *_left_behind(folders)):
             if not (self._keeps_calibrations and path.suffix == ".pt"):
                 with suppress(OSError):  # it may belong to another user, and does no harm

@@ -25,7 +25,7 @@ LAYERS = (
     "apps",
     "callbacks",
     "pipeline",
-    "functional jobs",
+    "functional jobs trials",
     "refinement",
     "source steps store",
     "evaluation",

@@ -37,6 +37,7 @@ TARGETS = (
     "lq_plugin.recipes.mnist_vit.model.MnistVit",
     "lq_plugin.recipes.temps_lstm.data.SeattleTemps",
     "lq_plugin.recipes.temps_lstm.model.TempsLstm",
+    "lq_plugin.search.mixed_precision.Search",
     "lq_plugin.selection.Budget",
 )
 # What lq-train itself passes; an option of that name would be ignored.

@@ -33,11 +33,12 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         "machine": cpu.name(),  # where something is measured, such as the form of a GRU
     }
     if isinstance(candidate, StaticCandidate):
-        statistics = candidate.calibration.statistics
+        statistics = {**candidate.calibration.statistics, **candidate.new_statistics}
         content["statistics"] = tensors_digest(
             {f"{value}.{part}": tensor for value, parts in statistics.items() for part, tensor in parts.items()}
         )
         content["weight_scales"] = tensors_digest(candidate.weight_scales)
+        content["keep_float"] = sorted(candidate.keep_float)
         content["learnt_ranges"] = {name: list(bounds) for name, bounds in candidate.learnt_ranges.items()}
     return checksums.of_json(content)
 

@@ -20,6 +20,7 @@ from lq_plugin.evaluation.loop import SPLITS
 from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Manifest
+from lq_plugin.search.mixed_precision import Search
 from lq_plugin.selection import Budget
 from lq_plugin.steps import reason_of
 
@@ -42,6 +43,8 @@ class Int8Evaluation(FinishingCallback):
         label: index or key of the labels in a batch, for ``metrics``.
         budget: how much of a metric may be dropped.
         latency: how latency is measured; ``None`` leaves it out, and nothing is selected then.
+        search: while a static candidate is over the budget, leave more of its operators float; ``None`` to say only
+            that it is.
 
     Attributes:
         manifest: the content of ``manifest.json`` after fit.
@@ -59,6 +62,7 @@ class Int8Evaluation(FinishingCallback):
         label: int | str = 1,
         budget: Budget = Budget(),
         latency: Latency | None = Latency(),
+        search: Search | None = None,
     ) -> None:
         splits = (splits,) if isinstance(splits, str) else tuple(splits)
         for split in splits:
@@ -71,6 +75,7 @@ class Int8Evaluation(FinishingCallback):
             )
         self.protocol = Protocol(splits, dict(metrics or {}), label, latency)
         self.budget = budget
+        self.search = search
         self.manifest: Manifest | None = None
         self.error: str | None = None
 
@@ -86,6 +91,7 @@ class Int8Evaluation(FinishingCallback):
             plan,
             protocol=self.protocol,
             budget=self.budget,
+            search=self.search,
             monitor=_monitor(trainer),
             config=replace(plan.config, evaluation=self.options()),
         )
@@ -94,6 +100,13 @@ class Int8Evaluation(FinishingCallback):
         """Take the manifest, and the reason why artifacts were not judged."""
         self.manifest = finished.manifest
         self.error = finished.unjudged if finished.error is None else reason_of(finished.error)
+        if self.search is not None and finished.trials and finished.manifest and finished.manifest.selected is None:
+            logger.warning(
+                "no artifact is within the budget, and %d trials with more operators in float found none that is. "
+                "Raise max_trials or the budget, or look at the trials in %s.",
+                len(finished.trials),
+                manifest.FILE,
+            )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Print the table, now that no progress bar writes to the terminal any more."""
@@ -118,6 +131,7 @@ class Int8Evaluation(FinishingCallback):
             "metrics": {name: repr(metric) for name, metric in self.protocol.metrics.items()},
             "label": self.protocol.label,
             "latency": asdict(self.protocol.latency) if self.protocol.latency else None,
+            "search": asdict(self.search) if self.search else None,
         }
 
 

@@ -144,6 +144,20 @@ def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -
     return Comparison(fp32, measured, tuple(judged_by))
 
 
+def remeasured(subject: Subject, entry: Entry, fp32: Fp32, protocol: Protocol) -> Entry:
+    """Return an artifact with its metrics on validation alone, beside an FP32 that was measured before.
+
+    Args:
+        subject: what is compared.
+        entry: the artifact.
+        fp32: the float model.
+        protocol: which metrics.
+    """
+    return _measured(
+        subject, entry, fp32, replace(protocol, splits=("validate",), latency=None), _example(subject), None
+    )
+
+
 def _measured(
     subject: Subject,
     entry: Entry,

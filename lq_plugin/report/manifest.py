@@ -36,6 +36,7 @@ from lq_plugin.report.limits import (
     number,
     one_of,
 )
+from lq_plugin.search.mixed_precision import Trial
 from lq_plugin.selection import MODES, Budget
 from lq_plugin.untrusted import read_json
 
@@ -276,6 +277,7 @@ class Manifest:
         calibration: where each candidate's weights and statistics come from, by its name, and what algorithms learnt
             from.
         steps: what each algorithm gave, in the order in which they ran.
+        trials: what a search for mixed precision has tried, in its order.
         environment: what all of it was measured with.
         seed: the one given to Lightning.
         config: the options of the run.
@@ -290,6 +292,7 @@ class Manifest:
     budget: Annotated[Budget | None, _check_budget, REQUIRED] = None
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     steps: Annotated[tuple[AlgorithmStep, ...], not_many] = ()
+    trials: Annotated[tuple[Trial, ...], not_many] = ()
     environment: Environment
     seed: int | None = None
     config: Annotated[Config, few_options, REQUIRED] = field(default_factory=Config)

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import lq_plugin.conf
 from lq_plugin import Int8Evaluation, StaticQuantization
+from lq_plugin.algorithms import TABLE
 from lq_plugin.apps.train import check
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.errors import ConfigError
-from lq_plugin.algorithms import TABLE
 from lq_plugin.observers import OBSERVERS
 from lq_plugin.scheme import ALGORITHMS
 
@@ -33,7 +33,7 @@ ROOT = Path(str(resources.files(lq_plugin.conf)))
 OPTIONS = sorted((file.parent.name, file.stem) for file in ROOT.glob("*/*.yaml"))
 GROUPS = {
     *("model", "data", "trainer", "logger", "callbacks", "recipe"),
-    *("quantization", "observer", "algorithms", "export", "evaluation", "budget", "sweep"),
+    *("quantization", "observer", "algorithms", "export", "evaluation", "budget", "search", "sweep"),
 }
 NEEDS_A_GPU = ("gpu", "fsdp")
 SCHEMA = re.compile(r"^  - /lq_plugin/(\w+)@_here_$", re.MULTILINE)

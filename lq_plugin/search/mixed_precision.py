@@ -1,0 +1,120 @@
+"""Which operators stay float so that a budget is met: few of them, those that INT8 harms most for what it saves.
+
+Errors of single operators add up, so a ranking of them is a good guide, and the number of operators to leave float is
+found by doubling it and then by bisection. Some of those are then given back to INT8, where the budget allows it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from lq_plugin.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long to search for a mixed-precision artifact within the budget.
+
+    Args:
+        max_trials: the most artifacts that are made and evaluated.
+        time_limit: in seconds; no trial is started after it. ``None`` for no limit.
+
+    Raises:
+        ConfigError: there is no room for a trial.
+    """
+
+    max_trials: int = 15
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_trials < 1:
+            raise ConfigError(f"max_trials: {self.max_trials} is too small. Allowed: 1 or more.")
+        if self.time_limit is not None and not self.time_limit >= 0:
+            raise ConfigError(f"time_limit: {self.time_limit} is not allowed. Give seconds, 0 or more, or None.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One mixed-precision candidate, as measured.
+
+    Args:
+        candidate: its name.
+        float_ops: names of the operators that were chosen to stay float.
+        int8_share: of the operators that could be INT8.
+        drop: of the budget's metric on validation, in the budget's terms; ``None`` where it could not be measured.
+        within: whether that is within the budget.
+        seconds: that it took.
+    """
+
+    candidate: str
+    float_ops: tuple[str, ...]
+    int8_share: float
+    drop: float | None
+    within: bool
+    seconds: float = 0.0
+
+
+def ranked(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
+    """Order operators: first those whose error is largest for what INT8 saves.
+
+    Args:
+        errors: what INT8 adds to the error of the output, by operator.
+        saved: what it saves, in any unit; every operator has some.
+    """
+    return sorted(errors, key=lambda name: (-errors[name] / saved[name], name))
+
+
+def search(ranking: Sequence[str], is_within: Callable[[frozenset[str]], bool], limits: Search) -> Set[str] | None:
+    """Find a small set of operators which, left float, meets the budget.
+
+    Args:
+        ranking: all operators that are INT8; see :func:`ranked`. With none of them float the budget is not met.
+        is_within: makes and measures a trial with these operators float.
+        limits: how many trials, for how long.
+
+    Returns:
+        The smallest set found; ``None`` where no trial met the budget.
+    """
+    trials = _Trials(is_within, limits)
+    too_few, enough = 0, None
+    count = 1
+    while enough is None and too_few < len(ranking) and trials.left:
+        count = min(count, len(ranking))
+        if trials.within(ranking[:count]):
+            enough = count
+        else:
+            too_few, count = count, 2 * count
+    while enough is not None and enough - too_few > 1 and trials.left:
+        middle = (too_few + enough) // 2
+        if trials.within(ranking[:middle]):
+            enough = middle
+        else:
+            too_few = middle
+    if enough is None:
+        return None
+    chosen = list(ranking[:enough])
+    for name in reversed(chosen[:-1]):  # without the last one the budget is not met
+        fewer = [each for each in chosen if each != name]
+        if trials.left and trials.within(fewer):
+            chosen = fewer
+    return frozenset(chosen)
+
+
+class _Trials:
+    """Counts trials and time."""
+
+    def __init__(self, is_within: Callable[[frozenset[str]], bool], limits: Search) -> None:
+        self._is_within, self._limits = is_within, limits
+        self._count, self._start = 0, time.perf_counter()
+
+    @property
+    def left(self) -> bool:
+        limit = self._limits.time_limit
+        in_time = limit is None or time.perf_counter() - self._start < limit
+        return self._count < self._limits.max_trials and in_time
+
+    def within(self, names: Sequence[str]) -> bool:
+        self._count += 1
+        return self._is_within(frozenset(names))

@@ -1,0 +1,119 @@
+"""The search for mixed precision while a candidate is over the budget: every trial is an artifact, measured."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lq_plugin import checksums
+from lq_plugin.artifacts.base import FORMATS, export_one
+from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.candidate import StaticCandidate
+from lq_plugin.evaluation.compare import Protocol, Subject, remeasured
+from lq_plugin.evaluation.judging import judged
+from lq_plugin.graph.sampling import Samples
+from lq_plugin.identity import tensors_digest
+from lq_plugin.progress import note
+from lq_plugin.refinement import repeated
+from lq_plugin.report.manifest import Entry, Fp32
+from lq_plugin.search.cost import operations
+from lq_plugin.search.mixed_precision import Search, Trial, ranked, search
+from lq_plugin.search.sensitivity import sensitivity
+from lq_plugin.selection import Budget
+from lq_plugin.store import Store
+
+
+@dataclass
+class Trials:
+    """Makes and measures mixed-precision artifacts of one candidate.
+
+    Args:
+        candidate: over the budget.
+        samples: what its algorithms learnt from.
+        entry: its fastest artifact, whose format the trials have.
+        subject: its model and data.
+        fp32: the float model, as measured before.
+        protocol: how artifacts are evaluated.
+        budget: which drop is allowed, of which metric.
+        store: results of trials of a run that was interrupted.
+
+    Attributes:
+        made: every trial so far.
+    """
+
+    candidate: StaticCandidate
+    samples: Samples
+    entry: Entry
+    subject: Subject
+    fp32: Fp32
+    protocol: Protocol
+    budget: Budget
+    store: Store
+    made: list[Trial] = field(default_factory=list)
+
+    def winner(self, limits: Search) -> StaticCandidate | None:
+        """Search, and return the candidate with the fewest float operators found that is within the budget."""
+        note(f"{self.candidate.name!r} is over the budget: searching which operators to leave float …")
+        found = sensitivity(self.candidate, self.samples.judge)
+        ranking = ranked({each.node: each.error for each in found}, operations(self.candidate.graph))
+        chosen = search(ranking, self._is_within, limits)
+        return None if chosen is None else self._mixed(frozenset(chosen))
+
+    def _mixed(self, float_ops: frozenset[str]) -> StaticCandidate:
+        """The candidate with some operators float, and everything learnt again."""
+        learning = self.candidate.learning
+        kept = [step.algorithm for step in learning.steps if step.outcome == "kept"] if learning else []
+        plain = replace(self.candidate.plain, keep_float=float_ops)
+        return replace(repeated(plain, self.samples, kept), learning=learning)
+
+    def _is_within(self, float_ops: frozenset[str]) -> bool:
+        start = time.perf_counter()
+        entry = self._measured(self._mixed(float_ops))
+        placed = self.candidate.placed(self.entry.runtime).quantized
+        trial = Trial(
+            candidate=self.candidate.name,
+            float_ops=tuple(placed[name].name for name in sorted(float_ops) if name in placed),
+            int8_share=round(1 - len(float_ops & placed.keys()) / len(placed), 4),
+            drop=entry.drop(self.budget),
+            within=entry.status == "ok",
+            seconds=round(time.perf_counter() - start, 3),
+        )
+        self.made.append(trial)
+        said = "within the budget" if trial.within else "over the budget"
+        note(f"trial {len(self.made)}: {trial.int8_share:.0%} of the operators in INT8, {said}")
+        return trial.within
+
+    def _measured(self, candidate: StaticCandidate) -> Entry:
+        """The artifact of a trial, evaluated on validation; a known result is taken where all that it depends on is."""
+        digest = self._digest(candidate)
+        known = self.store.trial(digest)
+        if known is not None:
+            metrics = known
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format)
+                made = self.entry.exported(artifact, Path(scratch))
+                subject = replace(self.subject, folder=Path(scratch), candidate=candidate, entries=(made,))
+                metrics = dict(remeasured(subject, made, self.fp32, self.protocol).metrics)
+            self.store.keep_trial(digest, metrics)
+        delta = {name: value - self.fp32.metrics[name] for name, value in metrics.items() if name in self.fp32.metrics}
+        return judged(replace(self.entry, metrics=metrics, delta=delta, fp32=self.fp32, error=None), self.budget)
+
+    def _digest(self, candidate: StaticCandidate) -> str:
+        """Identifies a trial's result: its artifact, and the data by what FP32 makes of them."""
+        example = tensors_digest({str(number): tensor for number, tensor in enumerate(candidate.reference.example)})
+        artifact = artifact_digest(candidate, self.entry.format, FORMATS[self.entry.format].packages)
+        return checksums.of_json([artifact, example, sorted(self.fp32.metrics.items())])
+
+
+def fastest_of(entries: Sequence[Entry], candidate: str) -> Entry | None:
+    """Return the fastest artifact of a candidate that is a graph and was judged; the first one where none was timed."""
+    judged_ones = [
+        entry
+        for entry in entries
+        if entry.candidate == candidate and entry.status in ("ok", "over_budget") and FORMATS[entry.format].load
+    ]
+    return min(judged_ones, key=lambda entry: entry.median or float("inf"), default=None)

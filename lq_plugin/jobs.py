@@ -82,7 +82,7 @@ class StaticJob(Job):
     calibration: Calibration | None = None
 
     def _made(self, example: Call, store: Store) -> StaticCandidate:
-        """Combine the checkpoint's weights with a calibration of them, which may have to be made, and run algorithms."""
+        """Combine the checkpoint's weights with a calibration, made where there is none, and run the algorithms."""
         checkpoint = self.source.checkpoint
         graph = prepare(self.source.float_target, *example, self.plan.dynamic_dims)
         inputs = tensors_digest({str(number): tensor for number, tensor in enumerate(graph.example)})

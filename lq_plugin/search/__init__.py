@@ -1,0 +1,1 @@
+"""Which operators cost accuracy."""

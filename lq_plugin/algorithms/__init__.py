@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lq_plugin.algorithms.smoothing import smoothing
 from lq_plugin.candidate import StaticCandidate
 
 Run = Callable[[StaticCandidate, Sequence[Sequence[Tensor]], int], StaticCandidate]
@@ -33,4 +34,9 @@ class Algorithm:
     rewrites: bool
 
 
-TABLE: Mapping[str, Algorithm] = {}
+TABLE: Mapping[str, Algorithm] = {
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm("smoothing", smoothing, rewrites=True),
+    )
+}

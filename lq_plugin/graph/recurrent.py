@@ -89,6 +89,10 @@ def _state_sizes(kind: str, weights: Sequence[Tensor]) -> list[int]:
 
 
 OPERATORS = {kind: _define(kind) for kind in LAYERS}
+# What the operators compute, by functions that autograd sees through: the operators themselves have no gradients.
+DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {
+    operator.default: functools.partial(_run, kind) for kind, operator in OPERATORS.items()
+}
 
 
 def forward_of(kind: str) -> Callable[..., Any]:

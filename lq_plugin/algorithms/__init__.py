@@ -35,8 +35,5 @@ class Algorithm:
 
 
 TABLE: Mapping[str, Algorithm] = {
-    algorithm.name: algorithm
-    for algorithm in (
-        Algorithm("smoothing", smoothing, rewrites=True),
-    )
+    algorithm.name: algorithm for algorithm in (Algorithm("smoothing", smoothing, rewrites=True),)
 }

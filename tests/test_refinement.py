@@ -1,0 +1,118 @@
+"""Algorithms are kept where they help on samples held out, refused where they do not, and always listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lq_plugin
+from lq_plugin import Scheme, StaticCandidate, refinement
+from lq_plugin.algorithms import TABLE, Algorithm
+from lq_plugin.learning import AlgorithmStep
+
+OUTLIERS = 40.0
+
+
+class WithOutliers(nn.Module):
+    """A block whose LayerNorm gives two channels far larger values than the others, undone by the next weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(24), nn.Linear(24, 48), nn.Linear(48, 8)
+        with torch.no_grad():
+            self.norm.weight[:2] *= OUTLIERS
+            self.up.weight[:, :2] /= OUTLIERS
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(self.norm(x))))
+
+
+def quantized(samples: int = 64, **options: Any) -> StaticCandidate:
+    torch.manual_seed(0)
+    model = WithOutliers().eval()
+    made = lq_plugin.quantize(model, torch.randn(samples, 24).split(16), Scheme(**options))
+    assert isinstance(made, StaticCandidate)
+    return made
+
+
+def steps(candidate: StaticCandidate) -> Mapping[str, AlgorithmStep]:
+    assert candidate.learning is not None
+    return {step.algorithm: step for step in candidate.learning.steps}
+
+
+def test_what_helps_is_kept_and_said_with_its_gain() -> None:
+    candidate = quantized(algorithms=["smoothing"])
+    (step,) = steps(candidate).values()
+    assert step.outcome == "kept"
+    assert step.candidate == "static"
+    assert all(step.after[runtime] > step.before[runtime] + 3 for runtime in ("onnxruntime", "openvino", "torch"))
+    learning = candidate.learning
+    assert learning is not None
+    assert (learning.samples, learning.judged, learning.left_out, learning.share) == (48, 16, 0, 1.0)
+
+
+def test_without_algorithms_it_is_plain_calibration() -> None:
+    none, auto = quantized(algorithms=[]), quantized(algorithms="smoothing")
+    assert none.learning is None
+    assert none.graph.digest == none.reference.digest == auto.reference.digest != auto.graph.digest
+    assert auto.plain.ranges == none.ranges
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    one, other = quantized(algorithms="auto"), quantized(algorithms="auto")
+    assert one.graph.digest == other.graph.digest
+    assert one.learnt_ranges == other.learnt_ranges
+    assert one.weight_scales.keys() == other.weight_scales.keys()
+
+
+def test_few_samples_teach_nothing() -> None:
+    candidate = quantized(samples=16, algorithms="auto")
+    assert {step.outcome for step in steps(candidate).values()} == {"not_tried"}
+    assert "16 samples are too few" in steps(candidate)["smoothing"].reason
+    assert candidate.graph is candidate.reference
+
+
+def test_after_the_time_limit_nothing_is_started() -> None:
+    candidate = quantized(algorithms="auto", algorithm_time_limit=0)
+    assert {step.reason for step in steps(candidate).values()} == {"the time limit of 0 s was reached"}
+
+
+@pytest.mark.parametrize(
+    ("make", "outcome", "reason"),
+    [
+        (
+            lambda candidate: replace(candidate, learnt_ranges=dict.fromkeys(candidate.ranges, (-1e-3, 1e-3))),
+            "refused",
+            "dB on",
+        ),
+        (lambda candidate: candidate, "refused", "nothing in this model to change"),
+        (lambda candidate: 1 / 0, "failed", "division by zero"),
+        (lambda candidate: replace(candidate, graph=_scrambled(candidate)), "refused", "changed the float model"),
+    ],
+)
+def test_what_does_not_help_changes_nothing(
+    make: Any, outcome: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = Algorithm("smoothing", lambda candidate, calls, seed: make(candidate), rewrites=True)
+    monkeypatch.setattr(refinement, "TABLE", {**TABLE, "smoothing": bad})
+    candidate = quantized(algorithms=["smoothing"])
+    (step,) = steps(candidate).values()
+    assert step.outcome == outcome
+    assert reason in step.reason
+    assert candidate.ranges == candidate.plain.ranges
+    assert candidate.graph is candidate.reference
+
+
+def _scrambled(candidate: StaticCandidate) -> Any:
+    from lq_plugin.graph.graph import duplicate
+
+    graph = duplicate(candidate.graph)
+    with torch.no_grad():
+        for tensor in graph.module.state_dict().values():
+            tensor.mul_(1.001)
+    return graph

@@ -6,7 +6,7 @@ import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,14 @@ from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
 from lq_plugin.noise import muted
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 FILE = "model.onnx"
 WEIGHTS = f"{FILE}.data"
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 # Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
-# and a GRU on integers is several products in a Scan, see onnx_gru.py.
+# and a GRU on integers is the products in and before a Scan, see onnx_gru.py.
 _INT8_KERNELS = {
     **dict.fromkeys(("QLinearConv", "ConvInteger"), CONVOLUTIONS - TRANSPOSED_CONVOLUTIONS),
     **dict.fromkeys(("QLinearMatMul", "QGemm", "MatMulInteger"), MATRIX_PRODUCTS),
@@ -37,7 +40,8 @@ _FLOAT_KERNELS = {
     "ConvTranspose": TRANSPOSED_CONVOLUTIONS,
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm"), MATRIX_PRODUCTS),
     "LSTM": frozenset({"lstm"}),
-    **dict.fromkeys(("GRU", "RNN", "Attention", "MultiHeadAttention"), frozenset[str]()),
+    "GRU": frozenset({"gru"}),
+    **dict.fromkeys(("RNN", "Attention", "MultiHeadAttention"), frozenset[str]()),
 }
 
 
@@ -89,14 +93,30 @@ def kernels(folder: Path) -> list[Kernel]:
     ir = require("onnx_ir", "onnx", "kernels: an ONNX artifact")
     with tempfile.TemporaryDirectory() as scratch:
         _session(folder, None, Path(scratch) / FILE)
-        nodes = list(ir.load(Path(scratch) / FILE).graph.all_nodes())
+        graph = ir.load(Path(scratch) / FILE).graph
+    # A GRU is on integers if its steps are, whatever the product of its inputs is on.
+    of_grus = {True: frozenset({"gru"}), False: frozenset[str]()}
+    inside = set(_nodes_of_grus(graph))
     tables = ((_INT8_KERNELS, True), (_FLOAT_KERNELS, False))
     return [
-        Kernel(str(node.name), node.op_type, table[node.op_type], int8)
-        for node in nodes
+        Kernel(str(node.name), node.op_type, of_grus[int8] if node in inside else table[node.op_type], int8)
+        for node in graph.all_nodes()
         for table, int8 in tables
         if node.op_type in table
     ]
+
+
+def _nodes_of_grus(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes of GRUs on integers: the steps of a ``Scan``, and the product of what it scans."""
+    for scan in graph:
+        if scan.op_type == "Scan":
+            yield from scan.attributes["body"].as_graph()
+            scanned = scan.inputs[1]  # after the state
+            node = None if scanned is None else scanned.producer()
+            while node is not None and node.op_type in ("Add", "Transpose"):  # of biases, or moved here by onnxruntime
+                node = None if node.inputs[0] is None else node.inputs[0].producer()
+            if node is not None:
+                yield node
 
 
 def _session(folder: Path, threads: int | None, optimized: Path | None = None) -> Any:

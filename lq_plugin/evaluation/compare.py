@@ -183,7 +183,7 @@ def _record(timing: Timing, median: float, options: Latency, inputs: Inputs) -> 
         median,
         timing.p90,
         inputs.samples,
-        options.threads or torch.get_num_threads(),
+        options.number_of_threads,
         options.rounds,
         timing.calls,
         timing.mode,

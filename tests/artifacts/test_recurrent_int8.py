@@ -6,6 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from zoo.recurrent import Configuration, Recurrent, covering
 import lq_plugin
 from lq_plugin.artifacts import onnx_gru
 from lq_plugin.artifacts.base import export_one
+from lq_plugin.coverage import QuantizedOp
 from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.kernels import count
@@ -203,6 +205,10 @@ def test_a_gru_that_is_no_faster_stays_float_with_the_measured_ratios(
     assert measured
     assert all(float(ratio) > 0 for ratio in measured.groups())
     assert (counted(artifact.path)["GRU"], counted(artifact.path)["Scan"]) == (1, 0)
+    entry = Entry("dynamic", "dynamic", "onnxruntime", "onnx").exported(artifact, tmp_path)
+    placed = replace(entry, quantized_ops=(*entry.quantized_ops, QuantizedOp("layer", "gru")), float_ops=())
+    fallen = [kernels and kernels.fell_back for kernels in (count(entry, artifact.path), count(placed, artifact.path))]
+    assert fallen == [{}, {"gru": 1}]
 
 
 def test_a_plain_rnn_is_listed_and_the_rest_is_quantized(tmp_path: Path) -> None:

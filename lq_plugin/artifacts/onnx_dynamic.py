@@ -69,7 +69,7 @@ def _narrow(gru: ir.Node) -> str | None:
     if not onnx_gru.is_narrow(gru):
         return None
     inputs, hidden = onnx_gru.widths(gru)
-    return f"its input is narrow ({inputs} wide, hidden size {hidden}): INT8 would save no time and cost accuracy"
+    return f"its input is narrow ({inputs} wide, hidden size {hidden}): INT8 would save little time and cost accuracy"
 
 
 def _digest_of_measuring(made: ir.Model, candidate: DynamicCandidate, threads: int | None) -> str:

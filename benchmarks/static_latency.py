@@ -22,8 +22,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
@@ -35,63 +33,35 @@ from rich.console import Console
 from rich.progress import track
 from static_lanes import LANES, PREPARATIONS, cpu_isa, has_wide_accumulation
 from static_tables import markdown, print_model
+from workers import Worker
 
 import lq_plugin
 
 HERE = Path(__file__).resolve().parent
-SOURCES = (Path(lq_plugin.__file__).parent, HERE)
 PACKAGES = ("torch", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "lq_plugin")
 FP32_LANES = tuple(name for name, lane in LANES.items() if not lane.int8)
 OUR_LANES = tuple(name for name, lane in LANES.items() if lane.preparation == "ours")
 THEIR_LANES = tuple(name for name in LANES if name not in FP32_LANES + OUR_LANES)
-OWN_TOOLS = {"ours_onnx": "ort_static", "ours_openvino": "nncf", "ours_pt2": "torchao"}
+OWN_TOOLS = (
+    ("ours_onnx", "ort_static"),
+    ("ours_openvino", "nncf"),
+    ("ours_openvino", "nncf_default"),
+    ("ours_pt2", "torchao"),
+)
 
 Result = dict[str, Any]
 
 
-class Worker:
-    """``static_lanes.py`` in a process of its own, which answers with a line of JSON; it ends with the block."""
-
-    def __init__(self, action: str, name: str, model: str, folder: Path, threads: int) -> None:
-        self._log = folder / f"{action}_{name}.log"
-        command = [sys.executable, str(HERE / "static_lanes.py"), action, name, model, str(folder)]
-        settings = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(threads))
-        settings["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [*command, "--threads", str(threads)],
-                env=os.environ | settings,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-
-    def turn(self, seconds: float) -> Any:
-        """Ask for a turn, and wait for its samples."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> Any:
-        """Wait for the next answer; a worker that died gives ``{"error": …}``."""
-        assert self._process.stdout is not None
-        if line := self._process.stdout.readline():
-            return json.loads(line)
-        lines = self._log.read_text().strip().splitlines() or [f"exit status {self._process.wait()}"]
-        return {"error": lines[-1][:300]}
+def worker(action: str, name: str, model: str, folder: Path, threads: int) -> Worker:
+    """Start ``static_lanes.py`` in a process of its own."""
+    command = [str(HERE / "static_lanes.py"), action, name, model, str(folder)]
+    return Worker(command, folder / f"{action}_{name}.log", threads, TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"))
 
 
 def newest_source() -> float:
     """When the code that makes the models' files was changed last."""
-    return max(file.stat().st_mtime for folder in SOURCES for file in folder.rglob("*.py"))
+    files = [*Path(lq_plugin.__file__).parent.rglob("*.py"), *HERE.glob("*_models.py"), HERE / "static_lanes.py"]
+    return max(file.stat().st_mtime for file in files)
 
 
 def prepare(model: str, folder: Path, threads: int) -> Result:
@@ -102,8 +72,8 @@ def prepare(model: str, folder: Path, threads: int) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     prepared: Result = {}
     for name in track(PREPARATIONS, f"{model}: prepare", transient=True):
-        with Worker("prepare", name, model, folder, threads) as worker:
-            prepared[name] = worker.answer()
+        with worker("prepare", name, model, folder, threads) as preparing:
+            prepared[name] = preparing.answer()
     settings.write_text(json.dumps(prepared))
     return prepared
 
@@ -114,12 +84,12 @@ def run_model(model: str, folder: Path, args: argparse.Namespace) -> Result:
     lanes: Result = {}
     with ExitStack() as stack:
         workers = {}
+        for name in args.lanes:  # all at once: what takes long here is importing and compiling
+            if "error" not in prepared[LANES[name].preparation]:
+                workers[name] = stack.enter_context(worker("time", name, model, folder, args.threads))
         for name in track(args.lanes, f"{model}: open", transient=True):
-            if "error" in (lane := prepared[LANES[name].preparation]):
-                lanes[name] = {"error": lane["error"]}
-                continue
-            workers[name] = stack.enter_context(Worker("time", name, model, folder, args.threads))
-            lanes[name] = {"rounds_ms": [], **workers[name].answer()}
+            opened = workers[name].answer() if name in workers else prepared[LANES[name].preparation]
+            lanes[name] = {"rounds_ms": [], **opened}
         if not args.prepare:
             take_turns(model, workers, lanes, args)
     lanes = {name: summarize(lane) for name, lane in lanes.items()}
@@ -134,7 +104,7 @@ def take_turns(model: str, workers: dict[str, Worker], lanes: Result, args: argp
         shift = turn % len(names) if names else 0
         for name in names[shift:] + names[:shift]:
             if "error" not in lanes[name]:
-                samples = workers[name].turn(args.seconds)
+                samples = workers[name].turn(str(args.seconds))
                 if isinstance(samples, dict):
                     lanes[name] = samples
                 else:

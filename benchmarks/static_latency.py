@@ -140,9 +140,7 @@ def fastest(lanes: Result, names: tuple[str, ...]) -> str | None:
 def ratios(lanes: Result) -> Result:
     """The figures to watch: ours against theirs (below 1: ours is faster), FP32 against INT8 (above 1: a gain)."""
     best_fp32, best_ours, best_theirs = (fastest(lanes, names) for names in (FP32_LANES, OUR_LANES, THEIR_LANES))
-    wanted: dict[str, tuple[str | None, str | None]] = {
-        f"{ours} / {own}": (ours, own) for ours, own in OWN_TOOLS.items()
-    }
+    wanted: dict[str, tuple[str | None, str | None]] = {f"{ours} / {own}": (ours, own) for ours, own in OWN_TOOLS}
     wanted |= {
         "best ours / best of the others' INT8": (best_ours, best_theirs),
         "best FP32 runtime / best artifact of ours": (best_fp32, best_ours),

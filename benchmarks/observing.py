@@ -62,7 +62,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # how to build 
 
 
 class Classifier(LightningModule):
-    """Trains one step, and validates when it is told to."""
+    """What is trained and validated."""
 
     def __init__(self, net: nn.Module, turns: "Turns") -> None:
         super().__init__()
@@ -85,15 +85,20 @@ class Classifier(LightningModule):
 
 
 class Turns(Callback):
-    """Holds each validation pass until a line of stdin, and answers with its seconds; the first of the callbacks."""
+    """Holds each epoch until a line of stdin, and answers with the seconds of its validation; the first callback.
+
+    It waits before the training step, so that nothing runs while others take their turns.
+    """
 
     def __init__(self) -> None:
         self._answer = answers()
         self._start = 0.0
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if not sys.stdin.readline():
             raise KeyboardInterrupt  # no more turns: Lightning ends the run
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._start = time.perf_counter()
 
     def end(self) -> None:

@@ -141,7 +141,7 @@ def prepare_ours(reference: ReferenceModel, folder: Path) -> dict[str, Any]:
     candidate = lq_plugin.quantize(reference.seeded(), reference.calibration(max(2, reference.batch_size)), "static")
     artifacts = lq_plugin.export(candidate, folder, formats=["onnx", "openvino", "pt2"])
     paths = {name: str(artifact.path) for name, artifact in artifacts.items()}
-    (folder.parent / "ours.json").write_text(json.dumps(paths))
+    (folder.parent / "ours_paths.json").write_text(json.dumps(paths))
     return {"scheme": str(getattr(candidate, "scheme", "static"))}
 
 
@@ -216,7 +216,7 @@ def ours_lane(folder: Path, artifact_format: str, threads: int) -> nn.Module:
     """Our artifact, reloaded from disk by the public API."""
     import lq_plugin
 
-    return lq_plugin.load(json.loads((folder / "ours.json").read_text())[artifact_format], threads=threads)
+    return lq_plugin.load(json.loads((folder / "ours_paths.json").read_text())[artifact_format], threads=threads)
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def shipped(lane: Lane, folder: Path) -> Path:
     """The files that ship, one or a folder of them."""
     if lane.preparation != "ours":
         return folder / lane.files
-    return Path(json.loads((folder / "ours.json").read_text())[lane.files])
+    return Path(json.loads((folder / "ours_paths.json").read_text())[lane.files])
 
 
 def size_bytes(path: Path) -> int:

@@ -58,23 +58,24 @@ def worker(action: str, name: str, model: str, folder: Path, threads: int) -> Wo
     return Worker(command, folder / f"{action}_{name}.log", threads, TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"))
 
 
-def newest_source() -> float:
-    """When the code that makes the models' files was changed last."""
-    files = [*Path(lq_plugin.__file__).parent.rglob("*.py"), *HERE.glob("*_models.py"), HERE / "static_lanes.py"]
+def newest_source(preparation: str) -> float:
+    """When the code that makes these files was changed last."""
+    files = [*HERE.glob("*_models.py"), HERE / "static_lanes.py"]
+    if preparation == "ours":
+        files += Path(lq_plugin.__file__).parent.rglob("*.py")
     return max(file.stat().st_mtime for file in files)
 
 
 def prepare(model: str, folder: Path, threads: int) -> Result:
-    """Make the files of every lane, unless the folder holds those that this code makes."""
-    settings = folder / "settings.json"
-    if settings.exists() and settings.stat().st_mtime > newest_source():
-        return dict(json.loads(settings.read_text()))
+    """Make the files of every lane, but for those that the folder holds and that this code has made."""
     folder.mkdir(parents=True, exist_ok=True)
     prepared: Result = {}
     for name in track(PREPARATIONS, f"{model}: prepare", transient=True):
-        with worker("prepare", name, model, folder, threads) as preparing:
-            prepared[name] = preparing.answer()
-    settings.write_text(json.dumps(prepared))
+        done = folder / f"{name}.json"
+        if not done.exists() or done.stat().st_mtime < newest_source(name):
+            with worker("prepare", name, model, folder, threads) as preparing:
+                done.write_text(json.dumps(preparing.answer()))
+        prepared[name] = json.loads(done.read_text())
     return prepared
 
 

@@ -168,7 +168,7 @@ def environment(args: argparse.Namespace) -> Result:
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "machine": platform.machine(),
         "isa": cpu_isa(),
-        "vnni": has_wide_accumulation(),
+        "wide_accumulation": has_wide_accumulation(),
         "cores": os.cpu_count(),
         "threads": args.threads,
         "rounds": args.rounds,

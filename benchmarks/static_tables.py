@@ -91,7 +91,7 @@ def markdown(report: Result) -> str:
         "",
         f"{facts['machine']} with {', '.join(facts['isa'])}; {facts['threads']} threads on {facts['cores']} cores; "
         f"{facts['rounds']} rounds of {facts['seconds_per_turn']:g} s ({facts['fp32_rounds']} of FP32); {versions}.",
-        *([] if facts["vnni"] else ["", WITHOUT_VNNI]),
+        *([] if facts["wide_accumulation"] else ["", WITHOUT_VNNI]),
         "",
         "Ours / the runtime's own tool, ratio of times within rounds (and of the quietest rounds); in bold where both "
         f"are above {BOUND}:",

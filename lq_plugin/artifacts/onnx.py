@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 WEIGHTS = f"{FILE}.data"
+_ORIGIN = "origin"
+_SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime adds to the name of a node that it replaces
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 # Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
 # and a GRU on integers is the products in and before a Scan, see onnx_gru.py.
@@ -58,18 +61,36 @@ def export(graph: Graph, folder: Path, runtime: str = "onnxruntime") -> None:
 def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:
     """Return a graph in ONNX, rewritten for the runtime that will execute it."""
     names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
+    source = program_of(with_onnx_layers(graph))
+    for node in source.graph.nodes:
+        node.meta["custom"] = {_ORIGIN: node.name}  # the exporter renames nodes, and keeps this
     with muted():
         program = torch.onnx.export(
-            program_of(with_onnx_layers(graph)),
+            source,
             dynamo=True,
             verbose=False,
             input_names=_unique(names),
             custom_translation_table=translations(),
         )
         assert program is not None
+        _name_operators(program)
         for rewrite in PASSES[runtime]:
             rewrite(program.model)
     return program
+
+
+def _name_operators(program: torch.onnx.ONNXProgram) -> None:
+    """Name each convolution and product after the operator in the graph that it alone computes: runtimes keep names."""
+    assert program.exported_program is not None
+    origins = {node.name: node.meta.get("custom", {}).get(_ORIGIN) for node in program.exported_program.graph.nodes}
+    found: dict[str, list[ir.Node]] = {}
+    for node in program.model.graph:
+        origin = origins.get(node.metadata_props.get("namespace", "").partition(":")[0])
+        if origin is not None and node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            found.setdefault(origin, []).append(node)
+    for origin, nodes in found.items():
+        if len(nodes) == 1:
+            nodes[0].name = origin
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
@@ -99,7 +120,13 @@ def kernels(folder: Path) -> list[Kernel]:
     inside = set(_nodes_of_grus(graph))
     tables = ((_INT8_KERNELS, True), (_FLOAT_KERNELS, False))
     return [
-        Kernel(str(node.name), node.op_type, of_grus[int8] if node in inside else table[node.op_type], int8)
+        Kernel(
+            str(node.name),
+            node.op_type,
+            of_grus[int8] if node in inside else table[node.op_type],
+            int8,
+            frozenset({_SUFFIX.sub("", str(node.name))}),
+        )
         for node in graph.all_nodes()
         for table, int8 in tables
         if node.op_type in table

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from zoo import ZOO, settled
 
 import lq_plugin
-from lq_plugin.errors import ConfigError
+from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.placement import Placement, place
+from lq_plugin.graph.placement import Placement, place, place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.qparams import QuantSpec
 from lq_plugin.runtimes import RUNTIMES
@@ -204,6 +204,26 @@ def test_a_model_without_anything_to_quantize_is_refused_with_what_it_has() -> N
 def test_a_model_of_which_everything_is_skipped_is_refused(mobilenet: Graph) -> None:
     with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*skipped by '\*'.*relax skip"):
         place(mobilenet, Scheme(skip=["*"]), "torch")
+
+
+def test_operators_without_an_int8_kernel_stay_float_for_that_runtime_alone() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.grouped = nn.ConvTranspose1d(8, 8, 2), nn.ConvTranspose1d(8, 8, 2, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.grouped(self.plain(x))
+
+    graph = prepare(Up(), [torch.ones(2, 8, 6)])
+    with pytest.raises(UnsupportedError, match=r"plain.*: onnxruntime has no INT8 kernel of transposed convolutions"):
+        place(graph, Scheme(), "onnxruntime")
+    placements = place_everywhere(graph, Scheme())  # the others are not affected
+    assert placements.keys() == RUNTIMES.keys() - {"onnxruntime"}
+    assert [op.name for op in placements["openvino"].quantized.values()] == ["plain.conv_transpose1d"]
+    (left,) = placements["openvino"].float_ops
+    assert left.reason == "openvino has no INT8 kernel of grouped transposed convolutions"
+    assert len(placements["torch"].quantized) == 2
 
 
 def test_operators_that_are_kept_float_are_listed_with_the_reason(mobilenet: Graph) -> None:

@@ -77,6 +77,26 @@ def pad_in_convolutions(model: ir.Model) -> None:
         padded.replace_all_uses_with(source)
 
 
+def transpose_once(model: ir.Model) -> None:
+    """Transpose the keys of attention by one ``Transpose``.
+
+    The exporter swaps the last two dimensions of ``scaled_dot_product_attention``'s keys by way of three dimensions,
+    with ten nodes that compute shapes, after a ``Transpose`` that brings the heads forward.
+    """
+    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
+    for last in [node for node in model.graph if node.op_type == "Reshape"]:
+        keys = _swapped(last)
+        if keys is None:
+            continue
+        order, before = [0, 1, 3, 2], _producer(keys, "Transpose")
+        if before is not None:
+            order, keys = [before.attributes.get_ints("perm")[axis] for axis in order], before.inputs[0]
+        (result,) = last.outputs
+        value = ir.Value(name=f"{result.name}_keys", shape=result.shape, type=result.type)
+        model.graph.insert_before(last, ir.node("Transpose", [keys], {"perm": order}, outputs=[value], name=value.name))
+        result.replace_all_uses_with(value, replace_graph_outputs=True)
+
+
 def transpose_integers(model: ir.Model) -> None:
     """Give each ``MatMul`` a ``DequantizeLinear`` of its own, of integers that are transposed already.
 
@@ -107,6 +127,39 @@ def transpose_integers(model: ir.Model) -> None:
 def remove_unused(model: ir.Model) -> None:
     """Remove the nodes and initializers that other passes have replaced."""
     require("onnx_ir.passes.common", "onnx", "formats: 'onnx'").RemoveUnusedNodesPass()(model)
+
+
+_FAR = 2**31 - 1  # and beyond: where a slice takes everything up to an end
+
+
+def _swapped(last: ir.Node) -> ir.Value | None:
+    """The value whose last two of four dimensions this ``Reshape`` completes the swap of, else ``None``."""
+    swap = _producer(last.inputs[0], "Transpose")
+    first = _producer(swap.inputs[0], "Reshape") if swap is not None else None
+    if swap is None or first is None or list(swap.attributes.get_ints("perm", [])) != [0, 2, 1]:
+        return None
+    value, shape = first.inputs
+    if value is None or value.shape is None or len(value.shape) != 4:
+        return None
+    merged, parted = (_sizes(given, value) for given in (shape, last.inputs[1]))
+    return value if merged == [-1, (-2, -1), (-1, None)] and parted == [(None, -2), (-1, None), (-2, -1)] else None
+
+
+def _sizes(shape: ir.Value | None, of: ir.Value) -> list[Any]:
+    """What a shape is made of: numbers, and slices of the shape of a value."""
+    joined = _producer(shape, "Concat")
+    found: list[Any] = []
+    for part in joined.inputs if joined is not None else ():
+        number, cut = _constant(part), _producer(part, "Slice")
+        source = _producer(cut.inputs[0], "Shape") if cut is not None else None
+        if number is not None:
+            found += number.tolist()
+        elif cut is not None and source is not None and source.inputs[0] is of and len(cut.inputs) < 4:
+            limits = (int(_constant(limit)[0]) for limit in cut.inputs[1:3])
+            found.append(tuple(limit if abs(limit) < _FAR else None for limit in limits))
+        else:
+            found.append(None)
+    return found
 
 
 def _transposed(graph: ir.Graph, integers: ir.Value) -> ir.Value:
@@ -202,6 +255,6 @@ def _is_quantized(value: ir.Value) -> bool:
 # In the order in which they are applied, by the runtime that executes the model. OpenVINO splits every Gemm itself; the
 # pass decides its names only.
 PASSES: Mapping[str, tuple[Pass, ...]] = {
-    "onnxruntime": (split_biased_gemm, pad_in_convolutions, transpose_integers, remove_unused),
-    "openvino": (split_biased_gemm, pad_in_convolutions, omit_zero_points, remove_unused),
+    "onnxruntime": (split_biased_gemm, pad_in_convolutions, transpose_once, transpose_integers, remove_unused),
+    "openvino": (split_biased_gemm, pad_in_convolutions, transpose_once, omit_zero_points, remove_unused),
 }

@@ -18,7 +18,7 @@ from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.placement import Placement, place_dynamic, place_everywhere
+from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
@@ -110,8 +110,12 @@ class StaticCandidate:
         return self.calibration.provenance
 
     def placed(self, runtime: str) -> Placement:
-        """Return where quantize/dequantize pairs go for a runtime."""
-        return self._placements[runtime]
+        """Return where quantize/dequantize pairs go for a runtime.
+
+        Raises:
+            UnsupportedError: nothing can be quantized for it.
+        """
+        return self._placements.get(runtime) or place(self.graph, self.scheme, runtime)  # which says why
 
     @cached_property
     def _placements(self) -> dict[str, Placement]:

@@ -81,7 +81,7 @@ def transpose_keys(model: ir.Model) -> None:
     """Transpose the keys of attention by one ``Transpose``.
 
     The exporter swaps the last two dimensions of the keys of ``scaled_dot_product_attention`` by way of three
-    dimensions, with up to eight nodes around a second ``Transpose``. The first one puts the heads first, and onnxruntime
+    dimensions, with up to eight nodes around a second ``Transpose``. The first one puts the heads first; onnxruntime
     (1.32) unites the two only where no ``Reshape`` lies between them.
     """
     ir = require("onnx_ir", "onnx", "formats: 'onnx'")

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from zoo import ZOO, settled
 
 import lq_plugin
-from lq_plugin.errors import ConfigError
+from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.placement import Placement, place
+from lq_plugin.graph.placement import Placement, place, place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.qparams import QuantSpec
 from lq_plugin.runtimes import RUNTIMES
@@ -204,6 +204,24 @@ def test_a_model_without_anything_to_quantize_is_refused_with_what_it_has() -> N
 def test_a_model_of_which_everything_is_skipped_is_refused(mobilenet: Graph) -> None:
     with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*skipped by '\*'.*relax skip"):
         place(mobilenet, Scheme(skip=["*"]), "torch")
+
+
+def test_products_of_two_activations_stay_float_where_that_is_faster() -> None:
+    def products(m: Written, x: Tensor) -> Tensor:
+        values = m.left(x).mean((2, 3))
+        return m.fc(values) @ m.fc(values).t() @ values.t().relu().t() @ m.fc.weight
+
+    placements = place_everywhere(graph_of(products), Scheme())
+    assert {name: quantized(placed)["matmul"] for name, placed in placements.items()} == {
+        "onnxruntime": 3,
+        "openvino": 1,  # the one with a constant factor
+        "torch": 3,
+    }
+    assert reasons(placements["openvino"])["matmul"].startswith("a product of two activations")
+    alone = graph_of(lambda m, x: x.mean((2, 3)) @ x.mean((2, 3)).t())
+    with pytest.raises(UnsupportedError, match="matmul: a product of two activations"):
+        place(alone, Scheme(), "openvino")
+    assert place_everywhere(alone, Scheme()).keys() == RUNTIMES.keys() - {"openvino"}  # the others are not affected
 
 
 def test_operators_that_are_kept_float_are_listed_with_the_reason(mobilenet: Graph) -> None:

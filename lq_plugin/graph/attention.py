@@ -43,9 +43,10 @@ def forward(
     query, key, value = _heads(self, query, key, value)
     mask = None if causal else _added(attn_mask, key_padding_mask, query)
     heads, weights = _attention(query, key, value, mask, causal, need_weights)
-    side_by_side = heads.permute((0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)).flatten(-2)
-    averaged = weights.mean(1) if weights is not None and average_attn_weights else weights
-    return _output(self.out_proj, side_by_side), averaged
+    ordered = heads.permute((0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3))
+    # Without the copy it depends on the memory layout, and so on the device, whether flattening copies.
+    output = _output(self.out_proj, ordered.clone(memory_format=torch.contiguous_format).flatten(-2))
+    return output, weights.mean(1) if weights is not None and average_attn_weights else weights
 
 
 def _is_left_to_torch(layer: Any, query: Tensor) -> bool:

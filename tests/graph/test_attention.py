@@ -16,11 +16,12 @@ import lq_plugin
 from lq_plugin.artifacts import onnx as onnx_format
 from lq_plugin.artifacts import openvino as openvino_format
 from lq_plugin.graph import attention
+from lq_plugin.graph.capture import _cells
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import module_path, operator_type
 from lq_plugin.graph.placement import place, place_dynamic
 from lq_plugin.graph.prepare import prepare
-from lq_plugin.graph.torch_patches import fast_path_off
+from lq_plugin.graph.torch_patches import attention_in_parts, fast_path_off
 from lq_plugin.runtimes import RUNTIMES
 from lq_plugin.scheme import Scheme
 
@@ -137,6 +138,17 @@ def test_a_graph_takes_other_batches_and_padding(options: dict[str, Any]) -> Non
         )
     assert operators(graph)["linear"] == 4
     assert nn.MultiheadAttention.forward is attention._forward
+
+
+def test_the_graph_is_the_same_whatever_layout_a_device_gives_attention() -> None:
+    def captured(device: str) -> list[str]:
+        layer = nn.MultiheadAttention(E, HEADS, batch_first=True, device=device).eval()
+        model = Attending(layer, need_weights=False)
+        with attention_in_parts():
+            program = torch.export.export(model, (torch.empty(S, S, E, device=device),))
+        return [f"{node.name} {node.target}" for node in program.run_decompositions(_cells()).graph.nodes]
+
+    assert captured("meta") == captured("cpu")
 
 
 def test_weights_that_are_not_used_are_not_computed_apart() -> None:

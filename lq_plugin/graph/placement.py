@@ -243,12 +243,13 @@ def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Nod
 
 
 def _kind(node: fx.Node, operator: Operator) -> str:
-    """The operator's type, with "grouped" for a transposed convolution that computes its channels in groups."""
-    if operator.name not in TRANSPOSED_CONVOLUTIONS:
-        return operator.name
-    weight = arguments(node)[1].meta["val"]
-    outputs = node.meta["val"].shape[1 - weight.dim()]
-    return operator.name if weight.shape[1] == outputs else f"grouped {operator.name}"
+    """The operator's type, with "grouped" or "of activations" where that decides which kernels there are."""
+    if operator.name in TRANSPOSED_CONVOLUTIONS:
+        weight = arguments(node)[1].meta["val"]
+        outputs = node.meta["val"].shape[1 - weight.dim()]
+        return operator.name if weight.shape[1] == outputs else f"grouped {operator.name}"
+    factors = operator.name in ("matmul", "bmm") and not any(map(_is_constant, node.args))
+    return f"{operator.name} of activations" if factors else operator.name
 
 
 def _dynamic_refusal(node: fx.Node, operator: Operator, rules: Runtime) -> str | None:

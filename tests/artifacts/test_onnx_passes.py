@@ -29,6 +29,7 @@ from lq_plugin.artifacts.onnx_passes import (
     remove_unused,
     split_biased_gemm,
     transpose_integers,
+    transpose_keys,
 )
 
 FEED = np.array([[1, -2], [0.5, 3]], np.float32)
@@ -223,6 +224,65 @@ def test_integers_that_something_else_reads_are_stored_once() -> None:
     model = rewritten(text, transpose_integers, remove_unused, x=FEED)
     assert Counter(operators(model))["Transpose"] == 1
     assert [each.name for each in model.graph.initializer if each.dims == [2, 2]] == ["w"]
+
+
+KEYS = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 3, 2, 4] x) => (float[n, a, b, c] y)
+<int64[1] first = {{-9223372036854775808}}, int64[1] before = {{-2}}, int64[1] last = {{-1}},
+ int64[1] end = {{9223372036854775807}}, float[n, p, q, r] k>
+{{
+    {keys}
+    s = Shape(k)
+    heads = Slice(s, first, before)
+    length = Slice(s, before, last)
+    width = Slice(s, last, end)
+    flat = Concat <axis = 0> (last, length, width)
+    r = Reshape(k, flat)
+    t = Transpose <perm = {perm}> (r)
+    whole = Concat <axis = 0> (heads, {sizes})
+    y = Reshape(t, whole)
+}}
+"""
+KEYS_FEED = np.arange(48, dtype=np.float32).reshape(2, 3, 2, 4)
+HEADS_FIRST = "k = Transpose <perm = [0, 2, 1, 3]> (x)"
+
+
+@pytest.mark.parametrize(("keys", "order"), [("k = Identity(x)", [0, 1, 3, 2]), (HEADS_FIRST, [0, 2, 3, 1])])
+def test_keys_are_transposed_by_one_operator(keys: str, order: list[int]) -> None:
+    text = KEYS.format(keys=keys, perm="[0, 2, 1]", sizes="width, length")
+    model = rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)
+    assert operators(model) == (["Transpose"] if keys == HEADS_FIRST else ["Identity", "Transpose"])
+    assert list(model.graph.node[-1].attribute[0].ints) == order
+    assert [value.name for value in model.graph.output] == ["y"]
+
+
+def test_keys_that_something_else_reads_keep_their_own_order() -> None:
+    text = KEYS.format(keys=HEADS_FIRST, perm="[0, 2, 1]", sizes="width, length")
+    text = text.replace("y = Reshape(t, whole)", "z = Reshape(t, whole) k2 = Relu(k) y = MatMul(k2, z)")
+    model = rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)
+    assert Counter(operators(model)) == {"Transpose": 2, "Relu": 1, "MatMul": 1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "left"), [("2, 3, 4, 2", ["Transpose"]), ("2, 3, 2, 4", ["Reshape", "Transpose", "Reshape"])]
+)
+def test_keys_of_one_length_are_transposed_by_one_operator(sizes: str, left: list[str]) -> None:
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 21]>
+    graph (float[2, 3, 2, 4] x) => (float[a, b, c, d] y) <int64[3] flat = {{-1, 2, 4}}, int64[4] whole = {{{sizes}}}> {{
+        r = Reshape(x, flat)
+        t = Transpose <perm = [0, 2, 1]> (r)
+        y = Reshape(t, whole)
+    }}
+    """
+    assert operators(rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)) == left
+
+
+@pytest.mark.parametrize("perm", ["[0, 2, 1]", "[1, 0, 2]"])
+def test_what_swaps_no_dimensions_stays(perm: str) -> None:
+    text = KEYS.format(keys="k = Identity(x)", perm=perm, sizes="length, width")
+    assert operators(rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)).count("Reshape") == 2
 
 
 class Mixed(nn.Module):

@@ -107,7 +107,7 @@ def test_what_stays_float_is_listed_with_its_reason(
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_residual_sums_on_the_way_to_a_layer_norm_stay_float(encoder: Graph, runtime: str) -> None:
     placement = place(encoder, Scheme(), runtime)
-    assert quantized(placement) == {"linear": 9}
+    assert quantized(placement) == {"linear": 13}
     left = Counter(op.op for op in placement.float_ops)
     assert left == {"add": 4, "layer_norm": 4, "scaled_dot_product_attention": 2, "mean": 1}
 
@@ -224,6 +224,24 @@ def test_operators_without_an_int8_kernel_stay_float_for_that_runtime_alone() ->
     (left,) = placements["openvino"].float_ops
     assert left.reason == "openvino has no INT8 kernel of grouped transposed convolutions"
     assert len(placements["torch"].quantized) == 2
+
+
+def test_products_of_two_activations_stay_float_where_that_is_faster() -> None:
+    def products(m: Written, x: Tensor) -> Tensor:
+        values = m.left(x).mean((2, 3))
+        return m.fc(values) @ m.fc(values).t() @ values.t().relu().t() @ m.fc.weight
+
+    placements = place_everywhere(graph_of(products), Scheme())
+    assert {name: quantized(placed)["matmul"] for name, placed in placements.items()} == {
+        "onnxruntime": 3,
+        "openvino": 1,  # the one with a constant factor
+        "torch": 3,
+    }
+    assert reasons(placements["openvino"])["matmul"].startswith("a product of two activations")
+    alone = graph_of(lambda m, x: x.mean((2, 3)) @ x.mean((2, 3)).t())
+    with pytest.raises(UnsupportedError, match="matmul: a product of two activations"):
+        place(alone, Scheme(), "openvino")
+    assert place_everywhere(alone, Scheme()).keys() == RUNTIMES.keys() - {"openvino"}  # the others are not affected
 
 
 def test_operators_that_are_kept_float_are_listed_with_the_reason(mobilenet: Graph) -> None:

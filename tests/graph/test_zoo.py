@@ -30,8 +30,6 @@ from lq_plugin.report.manifest import Entry
 from lq_plugin.runtimes import RUNTIMES
 
 Shape = tuple[int, ...]
-# What is placed in INT8 and runs in float, by model and runtime; docs/kernels.md says why.
-FALLS_BACK = {("attention", "openvino"): {"bmm": 1, "matmul": 1}}
 BATCH_SIZES = (16, 5, 1)
 EXACT_DB = 100  # float32 with BatchNorm folded; quantized outputs are far below
 
@@ -105,31 +103,27 @@ def test_the_folded_graph_computes_what_the_model_computes(made: Made) -> None:
 
 
 def check_kernels(made: Made, artifact: Artifact) -> None:
-    """Everything that was placed in INT8 is computed on integers, except what a table names."""
+    """Every convolution and product that was placed in INT8 is computed on integers."""
     placed = Entry(artifact.candidate, artifact.method, artifact.runtime, artifact.format)
     placed = placed.exported(artifact, made.folder)
     entry = counted(placed, artifact.path)
     assert entry.kernels is not None
-    before, after = (Counter(op.op for op in each.quantized_ops) for each in (placed, entry))
-    fallen = before - after + Counter(entry.kernels.fell_back)
-    assert fallen == FALLS_BACK.get((made.name, artifact.runtime), {})
-    multiplying = sum(number for kind, number in before.items() if kind in CONVOLUTIONS | MATRIX_PRODUCTS)
-    assert sum(map(len, entry.kernels.int8.values())) == multiplying - fallen.total()
+    assert entry.quantized_ops == placed.quantized_ops
+    assert entry.kernels.fell_back == {}
+    multiplying = sum(op.op in CONVOLUTIONS | MATRIX_PRODUCTS for op in placed.quantized_ops)
+    assert sum(map(len, entry.kernels.int8.values())) == multiplying
 
 
 def test_the_documentation_names_what_runs_in_float() -> None:
     text = (Path(__file__).parents[2] / "docs/kernels.md").read_text()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| " in line]
     table = [row for row in cells if row[1] in RUNTIMES]
-    rows = [(operator, *row[1:4]) for row in table for operator in row[0].split(", ")]
-    placed = {
-        (operator, runtime, "float", reason)
+    rows = {(operator, *row[1:3]) for row in table for operator in row[0].split(", ")}
+    assert rows == {
+        (operator, runtime, reason)
         for runtime, rules in RUNTIMES.items()
         for operator, reason in rules.stays_float.items()
     }
-    assert {row for row in rows if row[2] == "float"} == placed
-    fallen = {(operator, runtime) for (_, runtime), counts in FALLS_BACK.items() for operator in counts}
-    assert {row[:2] for row in rows if row[2] == "INT8"} == fallen
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -100,6 +100,29 @@ def transpose_keys(model: ir.Model) -> None:
         result.name = f"{result.name}_reshaped"
 
 
+def average_globally(model: ir.Model) -> None:
+    """Take the mean over all positions of a quantized image by ``GlobalAveragePool``.
+
+    The exporter makes a ``ReduceMean`` of it, also of an adaptive pooling to one position, and onnxruntime (1.32) has
+    no INT8 kernel of that: four inverted residuals with squeeze-and-excite took 1.15 ms, and 0.64 ms with this pass.
+    """
+    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
+    for mean in [node for node in model.graph if node.op_type == "ReduceMean" and len(node.inputs) == 2]:
+        (value, axes), (result,) = mean.inputs, mean.outputs
+        if not _is_dequantized(value) or not _are_all_positions(axes, value):
+            continue
+        averaged = ir.Value(name=result.name, shape=result.shape, type=result.type)
+        if mean.attributes.get_int("keepdims", 1):
+            new = [ir.Node("", "GlobalAveragePool", [value], outputs=[averaged], name=mean.name)]
+        else:
+            pool = ir.node("GlobalAveragePool", [value], num_outputs=1, name=mean.name)
+            pool.outputs[0].name, pool.outputs[0].type = f"{result.name}_pool", result.type
+            new = [pool, ir.Node("", "Squeeze", [*pool.outputs, axes], outputs=[averaged], name=f"{mean.name}_squeeze")]
+        result.replace_all_uses_with(averaged, replace_graph_outputs=True)
+        result.name = f"{result.name}_mean"
+        model.graph.insert_after(mean, new)
+
+
 def transpose_integers(model: ir.Model) -> None:
     """Give each ``MatMul`` a ``DequantizeLinear`` of its own, of integers that are transposed already.
 
@@ -221,6 +244,15 @@ def _zeros_around(pad: ir.Node) -> list[int] | None:
     return [*before[2:], *after[2:]]
 
 
+def _are_all_positions(axes: ir.Value | None, value: ir.Value | None) -> bool:
+    """Whether axes are all but the first two, samples and channels, of a value of known rank."""
+    numbers = _constant(axes)
+    if numbers is None or value is None or value.shape is None:
+        return False
+    rank = len(value.shape)
+    return rank > 2 and sorted(number % rank for number in numbers.tolist()) == list(range(2, rank))
+
+
 def _with_pair(node: ir.Node) -> list[ir.Node]:
     """A node and the pair that quantizes its result and dequantizes it with the same scale, if it is all that does."""
     path = [node]
@@ -266,6 +298,13 @@ def _is_quantized(value: ir.Value) -> bool:
 # In the order in which they are applied, by the runtime that executes the model. OpenVINO splits every Gemm itself; the
 # pass decides its names only.
 PASSES: Mapping[str, tuple[Pass, ...]] = {
-    "onnxruntime": (split_biased_gemm, pad_in_convolutions, transpose_keys, transpose_integers, remove_unused),
+    "onnxruntime": (
+        split_biased_gemm,
+        pad_in_convolutions,
+        average_globally,
+        transpose_keys,
+        transpose_integers,
+        remove_unused,
+    ),
     "openvino": (split_biased_gemm, pad_in_convolutions, transpose_keys, omit_zero_points, remove_unused),
 }

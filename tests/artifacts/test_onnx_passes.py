@@ -24,6 +24,7 @@ from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.artifacts.onnx_passes import (
     PASSES,
     Pass,
+    average_globally,
     omit_zero_points,
     pad_in_convolutions,
     remove_unused,
@@ -186,6 +187,46 @@ def test_other_padding_stays(body: str, amounts: list[int], fill: float) -> None
 def test_padding_that_is_an_output_stays() -> None:
     model = padded(f"{PAD}y = Conv(a, w)", [0, 0, 1, 0, 0, 1], outputs="float[n, 1, {out}] y, float[n, 1, m] a")
     assert operators(model) == ["Pad", "Conv"]
+
+
+MEAN = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 2, 3, 2] x) => (float[{shape}] y)
+<float s = {{0.5}}, uint8 z = {{7}}, int64[{count}] axes = {{{axes}}}, float[n, 2, 3, 2] d>
+{{
+    {source}
+    m = ReduceMean <keepdims = {keep}> (d, axes)
+    p = QuantizeLinear(m, s, z)
+    y = DequantizeLinear(p, s, z)
+}}
+"""
+PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+IMAGES = np.arange(36, dtype=np.float32).reshape(3, 2, 3, 2) / 4
+
+
+def averaged(axes: str, shape: str, keep: int = 0, source: str = PAIR) -> onnx.ModelProto:
+    text = MEAN.format(axes=axes, count=axes.count(",") + 1, shape=shape, keep=keep, source=source)
+    return rewritten(text, average_globally, remove_unused, x=IMAGES)
+
+
+@pytest.mark.parametrize(("axes", "shape", "keep"), [("2, 3", "n, 2", 0), ("-1, 2", "n, 2, 1, 1", 1)])
+def test_means_over_all_positions_run_on_integers(axes: str, shape: str, keep: int, tmp_path: Path) -> None:
+    model = averaged(axes, shape, keep)
+    assert "ReduceMean" not in operators(model)
+    (tmp_path / "artifact").mkdir()
+    onnx.save(model, tmp_path / "artifact/model.onnx")
+    kernels = onnx_kernels(tmp_path / "artifact")
+    assert kernels["QLinearGlobalAveragePool"] == 1
+    assert not {"GlobalAveragePool", "ReduceMean"} & kernels.keys()
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "source"),
+    [("3", "n, 2, 3", PAIR), ("1, 2, 3", "n", PAIR), ("2, 3", "n, 2", "d = Neg(x)")],
+    ids=["some positions", "channels too", "floats"],
+)
+def test_other_means_stay(axes: str, shape: str, source: str) -> None:
+    assert "ReduceMean" in operators(averaged(axes, shape, source=source))
 
 
 PRODUCTS = """

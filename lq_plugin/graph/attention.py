@@ -39,10 +39,10 @@ def forward(
         q, k, v = (x.unsqueeze(batch) for x in (query, key, value))
         output, weights = forward(self, q, k, v, padding, need_weights, attn_mask, average_attn_weights, is_causal)
         return output.squeeze(batch), None if weights is None else weights.squeeze(0)
-    causal = is_causal and key_padding_mask is None and not need_weights  # then the mask says nothing more
     query, key, value = _heads(self, query, key, value)
-    mask = None if causal else _added(attn_mask, key_padding_mask, query)
-    heads, weights = _attention(query, key, value, mask, causal, need_weights)
+    causal = is_causal and key_padding_mask is None and not need_weights  # then torch does not read the mask
+    mask = _of_the_past(query, key) if causal else _added(attn_mask, key_padding_mask, query)
+    heads, weights = _attention(query, key, value, mask, need_weights)
     ordered = heads.permute((0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3))
     # Without the copy it depends on the memory layout, and so on the device, whether flattening copies.
     output = _output(self.out_proj, ordered.clone(memory_format=torch.contiguous_format).flatten(-2))
@@ -56,14 +56,14 @@ def _is_left_to_torch(layer: Any, query: Tensor) -> bool:
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, need_weights: bool
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Output and weights of each head.
 
     Rows that are masked as a whole become zero in ``scaled_dot_product_attention``, and nan with weights, as in torch.
     """
     if not need_weights:
-        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal), None
+        return F.scaled_dot_product_attention(query, key, value, mask), None
     scores = (query * math.sqrt(1.0 / query.shape[-1])) @ key.transpose(-2, -1)
     weights = (scores if mask is None else scores + mask).softmax(-1)
     return weights @ value, weights
@@ -79,6 +79,17 @@ def _heads(layer: Any, *inputs: Tensor) -> list[Tensor]:
         torch.unflatten(F.linear(x, weight, bias), -1, (layer.num_heads, layer.head_dim)).permute(order)
         for x, weight, bias in zip(inputs, weights, biases, strict=True)
     ]
+
+
+def _of_the_past(query: Tensor, key: Tensor) -> Tensor:
+    """The mask of causal attention, which is added to the scores.
+
+    It is a constant in ONNX where lengths are fixed. Of ``is_causal=True`` the exporter would make one in every call,
+    from the shape of keys that are transposed once more for that. With a mask of bool, OpenVINO (2026.4) computes its
+    products one by one.
+    """
+    size = (query.shape[2], key.shape[2])
+    return torch.full(size, -math.inf, dtype=query.dtype, device=query.device).triu(1)
 
 
 def _added(mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:

@@ -200,11 +200,11 @@ graph (float[n, 2, 3, 2] x) => (float[{shape}] y)
     y = DequantizeLinear(p, s, z)
 }}
 """
-PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+IMAGE_PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
 IMAGES = np.arange(36, dtype=np.float32).reshape(3, 2, 3, 2) / 4
 
 
-def averaged(axes: str, shape: str, keep: int = 0, source: str = PAIR) -> onnx.ModelProto:
+def averaged(axes: str, shape: str, keep: int = 0, source: str = IMAGE_PAIR) -> onnx.ModelProto:
     text = MEAN.format(axes=axes, count=axes.count(",") + 1, shape=shape, keep=keep, source=source)
     return rewritten(text, average_globally, remove_unused, x=IMAGES)
 
@@ -222,7 +222,7 @@ def test_means_over_all_positions_run_on_integers(axes: str, shape: str, keep: i
 
 @pytest.mark.parametrize(
     ("axes", "shape", "source"),
-    [("3", "n, 2, 3", PAIR), ("1, 2, 3", "n", PAIR), ("2, 3", "n, 2", "d = Neg(x)")],
+    [("3", "n, 2, 3", IMAGE_PAIR), ("1, 2, 3", "n", IMAGE_PAIR), ("2, 3", "n, 2", "d = Neg(x)")],
     ids=["some positions", "channels too", "floats"],
 )
 def test_other_means_stay(axes: str, shape: str, source: str) -> None:

@@ -98,7 +98,7 @@ def measure(name: str, options: lq_plugin.Latency) -> dict[str, Any]:
     notes: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        artifacts = lq_plugin.export(candidate, root, ["onnx"])
+        artifacts = lq_plugin.export(candidate, root, ["onnx"], threads=options.threads)
         try:
             artifacts |= lq_plugin.export(candidate, root, ["openvino"])
         except lq_plugin.errors.UnsupportedError as error:

@@ -4,60 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from sequence_models import Conformer, Encoder
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
+from vision_models import MobileCnn, ResNet18, UNet, ViTTiny
 
 SEED = 20
 CALIBRATION_SAMPLES = 32
 HELD_OUT_BATCHES = 8
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a residual connection (He et al., 2015, arXiv:1512.03385)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.downsample(x))
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 for 224x224 images, 1000 classes; layer for layer the usual one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
-        widths = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
-        self.layers = nn.Sequential(
-            *(nn.Sequential(BasicBlock(i, o, stride), BasicBlock(o, o, 1)) for i, o, stride in widths)
-        )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, 1000)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.flatten(self.pool(self.layers(self.stem(x))), 1))
-
-
-def images(samples: int, generator: torch.Generator) -> Tensor:
+def images(samples: int, generator: torch.Generator, size: int = 224) -> Tensor:
     """Smooth shapes plus noise, about zero mean and unit variance: nearer to photographs than white noise."""
     shapes = torch.randn(samples, 3, 14, 14, generator=generator)
-    noise = torch.randn(samples, 3, 224, 224, generator=generator)
-    return 1.3 * functional.interpolate(shapes, size=224, mode="bilinear") + 0.2 * noise
+    noise = torch.randn(samples, 3, size, size, generator=generator)
+    return 1.3 * F.interpolate(shapes, size=size, mode="bilinear") + 0.2 * noise
+
+
+def small_images(samples: int, generator: torch.Generator) -> Tensor:
+    """The same at 128x128."""
+    return images(samples, generator, size=128)
 
 
 def tokens(samples: int, generator: torch.Generator) -> Tensor:
@@ -65,30 +31,24 @@ def tokens(samples: int, generator: torch.Generator) -> Tensor:
     return torch.randn(samples, 128, 384, generator=generator)
 
 
-def build_resnet18() -> nn.Module:
-    """ResNet-18 with random weights, uneven channels, and BatchNorm statistics taken from data."""
-    model = ResNet18()
+def spectrograms(samples: int, generator: torch.Generator) -> Tensor:
+    """Four seconds in 400 frames of 80 bands, neighbours alike."""
+    return F.avg_pool1d(torch.randn(samples, 400, 84, generator=generator), 5, stride=1) * 5**0.5
+
+
+def settled(model: nn.Module, samples: Callable[[int, torch.Generator], Tensor], batch_size: int = 16) -> nn.Module:
+    """Give a network uneven channels, and BatchNorm the statistics of data, as training would."""
     generator = torch.Generator().manual_seed(SEED)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
             module.momentum = None  # a plain average over all batches seen
     with torch.no_grad():
         for _ in range(4):
-            model.train()(images(16, generator))
-    return model
-
-
-def build_transformer() -> nn.Module:
-    """Six encoder layers, width 384, 6 heads, feed-forward 1536."""
-    layer = nn.TransformerEncoderLayer(384, 6, 1536, activation="gelu", batch_first=True)
-    model = nn.TransformerEncoder(layer, num_layers=6, enable_nested_tensor=False)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:  # the encoder copies one layer six times: give each copy weights of its own
-            nn.init.xavier_normal_(parameter)
+            model.train()(samples(batch_size, generator))
     return model
 
 
@@ -98,7 +58,8 @@ class ReferenceModel:
 
     build: Callable[[], nn.Module]
     samples: Callable[[int, torch.Generator], Tensor]
-    batch_size: int
+    batch_size: int = 1
+    attention: bool = False
 
     def seeded(self) -> nn.Module:
         """The model in eval mode, the same weights on every call."""
@@ -117,6 +78,11 @@ class ReferenceModel:
 
 
 MODELS: dict[str, ReferenceModel] = {
-    "resnet18": ReferenceModel(build_resnet18, images, batch_size=1),
-    "transformer": ReferenceModel(build_transformer, tokens, batch_size=8),
+    "resnet18": ReferenceModel(lambda: settled(ResNet18(), images), images),
+    "mobile_cnn": ReferenceModel(lambda: settled(MobileCnn(), images), images),
+    "unet": ReferenceModel(lambda: settled(UNet(), small_images), small_images),
+    "vit_tiny": ReferenceModel(ViTTiny, images, attention=True),
+    "conformer": ReferenceModel(lambda: settled(Conformer(), spectrograms), spectrograms, attention=True),
+    "transformer": ReferenceModel(lambda: Encoder(equal=False), tokens, batch_size=8, attention=True),
+    "transformer_equal": ReferenceModel(lambda: Encoder(equal=True), tokens, batch_size=8, attention=True),
 }

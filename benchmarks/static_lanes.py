@@ -1,14 +1,19 @@
 """The lanes of ``static_latency.py``: how each tool makes its model, and how each runtime runs it.
 
-A worker, started by ``static_latency.py`` in a process of its own for every preparation and every turn::
+A worker, started by ``static_latency.py`` in a process of its own for every preparation and every lane::
 
-    python benchmarks/static_lanes.py prepare ort_static resnet18 FOLDER --threads 2 --result result.json
-    python benchmarks/static_lanes.py time ort_static resnet18 FOLDER --threads 2 --result result.json
+    python benchmarks/static_lanes.py prepare ort_static resnet18 FOLDER --threads 2
+    python benchmarks/static_lanes.py time ort_static resnet18 FOLDER --threads 2
+
+It answers with a line of JSON when it is ready. A lane then takes a turn of so many seconds for every line that it
+reads, and answers with a line of milliseconds.
 """
 
 import argparse
 import json
 import math
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +24,10 @@ import numpy as np
 import torch
 from reference_models import MODELS, ReferenceModel
 from torch import Tensor, nn
+from workers import answers
 
 Forward = Callable[[Tensor], Tensor]
+WARM_UP = 0.1  # seconds, at the beginning of every turn: after a pause, threads and caches are cold
 
 ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
 
@@ -97,7 +104,7 @@ def prepare_nncf(reference: ReferenceModel, folder: Path) -> dict[str, Any]:
     import openvino as ov
 
     batches = [x.numpy() for x in reference.calibration(reference.batch_size)]
-    model_type = nncf.ModelType.TRANSFORMER if reference is MODELS["transformer"] else None
+    model_type = nncf.ModelType.TRANSFORMER if reference.attention else None
     quantized = nncf.quantize(
         ov.Core().read_model(folder.parent / "fp32_openvino" / "model.xml"),
         nncf.Dataset(batches),
@@ -108,6 +115,25 @@ def prepare_nncf(reference: ReferenceModel, folder: Path) -> dict[str, Any]:
     return {"model_type": model_type.value if model_type else None}
 
 
+def prepare_torchao(reference: ReferenceModel, folder: Path) -> dict[str, Any]:
+    """torchao's quantizer for x86, as its tutorial shows it; the batch size is fixed."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    batches = reference.calibration(reference.batch_size)
+    reduce_range = not has_wide_accumulation()
+    config = x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
+    # Strict: it refuses a ReLU module that is used twice where the forward was not traced by bytecode.
+    exported = torch.export.export(reference.seeded(), (batches[0],), strict=True)
+    prepared = prepare_pt2e(exported.module(), x86.X86InductorQuantizer().set_global(config))
+    with torch.no_grad():
+        for x in batches:
+            prepared(x)
+        converted = convert_pt2e(prepared)
+        torch.export.save(torch.export.export(converted, (batches[0],)), folder / "model.pt2")
+    return {"reduce_range": reduce_range}
+
+
 def prepare_ours(reference: ReferenceModel, folder: Path) -> dict[str, Any]:
     """One calibration, three artifacts. Batches of at least 2, so that export leaves the batch size free."""
     import lq_plugin
@@ -115,7 +141,7 @@ def prepare_ours(reference: ReferenceModel, folder: Path) -> dict[str, Any]:
     candidate = lq_plugin.quantize(reference.seeded(), reference.calibration(max(2, reference.batch_size)), "static")
     artifacts = lq_plugin.export(candidate, folder, formats=["onnx", "openvino", "pt2"])
     paths = {name: str(artifact.path) for name, artifact in artifacts.items()}
-    (folder.parent / "ours.json").write_text(json.dumps(paths))
+    (folder.parent / "ours_paths.json").write_text(json.dumps(paths))
     return {"scheme": str(getattr(candidate, "scheme", "static"))}
 
 
@@ -124,6 +150,7 @@ PREPARATIONS: dict[str, Callable[[ReferenceModel, Path], dict[str, Any]]] = {
     "fp32_openvino": prepare_fp32_openvino,
     "ort_static": prepare_ort_static,
     "nncf": prepare_nncf,
+    "torchao": prepare_torchao,
     "ours": prepare_ours,
 }
 
@@ -158,6 +185,13 @@ def compiled_fp32(reference: ReferenceModel, folder: Path, threads: int) -> Forw
     return compiled(eager(reference, folder, threads))
 
 
+def compiled_torchao(_: ReferenceModel, folder: Path, threads: int) -> Forward:
+    """torchao's graph under ``torch.compile``."""
+    import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (defines the operators of the file)
+
+    return compiled(torch.export.load(folder / "torchao" / "model.pt2").module())
+
+
 def onnxruntime_lane(path: Path, threads: int) -> Forward:
     """An ONNX file on onnxruntime, one thread pool of ``threads``."""
     import onnxruntime as ort
@@ -182,7 +216,7 @@ def ours_lane(folder: Path, artifact_format: str, threads: int) -> nn.Module:
     """Our artifact, reloaded from disk by the public API."""
     import lq_plugin
 
-    return lq_plugin.load(json.loads((folder / "ours.json").read_text())[artifact_format], threads=threads)
+    return lq_plugin.load(json.loads((folder / "ours_paths.json").read_text())[artifact_format], threads=threads)
 
 
 @dataclass(frozen=True)
@@ -196,7 +230,9 @@ class Lane:
     int8: bool = True
 
 
-FP32_OPENVINO = {"INFERENCE_PRECISION_HINT": "f32"}  # or AMX machines would run it in bfloat16
+# What is not INT8 is computed in FP32, as our artifacts have it. Where a CPU has instructions for bfloat16, OpenVINO
+# would else use that: the float parts of a transformer become faster, other networks slower.
+FP32_OPENVINO = {"INFERENCE_PRECISION_HINT": "f32"}
 LANES: dict[str, Lane] = {
     "fp32_eager": Lane("FP32 torch eager", "fp32", "fp32/weights.pt", eager, int8=False),
     "fp32_compile": Lane("FP32 torch.compile", "fp32", "fp32/weights.pt", compiled_fp32, int8=False),
@@ -224,8 +260,15 @@ LANES: dict[str, Lane] = {
         "INT8 NNCF on OpenVINO",
         "nncf",
         "nncf",
+        lambda _, folder, threads: openvino_lane(folder / "nncf" / "model.xml", threads, FP32_OPENVINO),
+    ),
+    "nncf_default": Lane(
+        "INT8 NNCF, OpenVINO's own choice of precision",
+        "nncf",
+        "nncf",
         lambda _, folder, threads: openvino_lane(folder / "nncf" / "model.xml", threads, {}),
     ),
+    "torchao": Lane("INT8 torchao, torch.compile", "torchao", "torchao/model.pt2", compiled_torchao),
     "ours_onnx": Lane(
         "INT8 ours on onnxruntime", "ours", "onnx", lambda _, folder, threads: ours_lane(folder, "onnx", threads)
     ),
@@ -241,11 +284,27 @@ LANES: dict[str, Lane] = {
 }
 
 
-def size_bytes(lane: Lane, folder: Path) -> int:
-    """Bytes of the files that ship."""
-    ours = folder / "ours.json"
-    path = Path(json.loads(ours.read_text())[lane.files]) if lane.preparation == "ours" else folder / lane.files
+def shipped(lane: Lane, folder: Path) -> Path:
+    """The files that ship, one or a folder of them."""
+    if lane.preparation != "ours":
+        return folder / lane.files
+    return Path(json.loads((folder / "ours_paths.json").read_text())[lane.files])
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of a file, or of all those below a folder."""
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def kernels(lane: Lane, path: Path) -> dict[str, int] | None:
+    """How many convolutions and products an artifact of ours computes on integers, and how many on floats."""
+    from lq_plugin.artifacts.base import FORMATS
+
+    listed = FORMATS[lane.files].kernels if lane.preparation == "ours" else None
+    if listed is None:
+        return None
+    found = [kernel.int8 for kernel in listed(path)]
+    return {"int8": found.count(True), "float": found.count(False)}
 
 
 def sqnr_db(expected: list[Tensor], got: list[Tensor]) -> float | None:
@@ -256,32 +315,31 @@ def sqnr_db(expected: list[Tensor], got: list[Tensor]) -> float | None:
 
 
 def measure(forward: Forward, x: Tensor, seconds: float) -> list[float]:
-    """Latencies in milliseconds: warm-up for ``seconds`` / 2, then calls for ``seconds``, at least 10."""
-    warm = time.perf_counter() + seconds / 2
+    """Latencies in milliseconds, of at least 3 calls after the warm-up."""
+    warm = time.perf_counter() + WARM_UP
     while time.perf_counter() < warm:
         forward(x)
     samples: list[float] = []
     end = time.perf_counter() + seconds
-    while len(samples) < 10 or time.perf_counter() < end:
+    while len(samples) < 3 or time.perf_counter() < end:
         start = time.perf_counter_ns()
         forward(x)
         samples.append((time.perf_counter_ns() - start) / 1e6)
     return samples
 
 
-def take_turn(name: str, reference: ReferenceModel, folder: Path, threads: int, seconds: float) -> dict[str, Any]:
-    """Open a lane, compare its outputs with FP32 eager, and time it."""
+def take_turns(name: str, reference: ReferenceModel, folder: Path, threads: int, answer: Callable[[Any], None]) -> None:
+    """Open a lane, compare its outputs with FP32 eager, and time it for every line of stdin."""
     lane = LANES[name]
+    path = shipped(lane, folder)
     held_out = reference.held_out()
     with torch.inference_mode():
         forward = lane.start(reference, folder, threads)
         got = [forward(x).clone() for x in held_out]
-        samples = measure(forward, held_out[0], seconds)
-    return {
-        "samples_ms": [round(sample, 4) for sample in samples],
-        "sqnr_db": sqnr_db(torch.load(folder / "expected.pt"), got),
-        "size_bytes": size_bytes(lane, folder),
-    }
+        figures = {"sqnr_db": sqnr_db(torch.load(folder / "expected.pt"), got), "size_bytes": size_bytes(path)}
+        answer(figures | {"kernels": kernels(lane, path)})
+        for line in sys.stdin:
+            answer([round(sample, 4) for sample in measure(forward, held_out[0], float(line))])
 
 
 def main() -> None:
@@ -291,16 +349,15 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("folder", type=Path, help="where the model's files live")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--result", type=Path, required=True)
     args = parser.parse_args()
+    answer = answers()
     torch.set_num_threads(args.threads)
-    if args.action == "prepare":
-        (args.folder / args.name).mkdir(parents=True, exist_ok=True)
-        result = PREPARATIONS[args.name](MODELS[args.model], args.folder / args.name)
-    else:
-        result = take_turn(args.name, MODELS[args.model], args.folder, args.threads, args.seconds)
-    args.result.write_text(json.dumps(result))
+    if args.action == "time":
+        take_turns(args.name, MODELS[args.model], args.folder, args.threads, answer)
+        return
+    shutil.rmtree(args.folder / args.name, ignore_errors=True)
+    (args.folder / args.name).mkdir(parents=True)
+    answer(PREPARATIONS[args.name](MODELS[args.model], args.folder / args.name))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.placement import Placement, place_dynamic, place_everywhere, united
+from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.learning import Learning
 from lq_plugin.observers import Observer, Range, Statistic
@@ -116,12 +116,22 @@ class StaticCandidate:
         return self.calibration.provenance
 
     def placed(self, runtime: str) -> Placement:
-        """Return where quantize/dequantize pairs go for a runtime."""
-        return self._placements[runtime]
+        """Return where quantize/dequantize pairs go for a runtime.
+
+        Raises:
+            UnsupportedError: nothing can be quantized for it.
+        """
+        known = self._placements.get(runtime)
+        return known or place(self.graph, self.scheme, runtime, self.keep_float)  # which says why
 
     @cached_property
     def _placements(self) -> dict[str, Placement]:
         return place_everywhere(self.graph, self.scheme, self.keep_float)
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Those for which anything can be quantized."""
+        return tuple(self._placements)
 
     @cached_property
     def united(self) -> Placement:

@@ -15,12 +15,15 @@ class Kernel:
         type: as the runtime names it.
         operators: types of the operators that it computes, one kernel for each; empty where they cannot be told apart.
         int8: whether it computes on integers.
+        nodes: names of the exported nodes that it computes, as far as the runtime has kept them. A convolution or
+            product has the name of its node in the graph.
     """
 
     name: str
     type: str
     operators: frozenset[str]
     int8: bool
+    nodes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

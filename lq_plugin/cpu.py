@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +15,14 @@ _X86 = ("x86_64", "AMD64", "i686")
 def name() -> str:
     """Return the CPU's model name."""
     return _info().get("model name", platform.processor() or platform.machine())
+
+
+def fingerprint() -> str:
+    """Return what timings on this machine depend on: the CPU's model, its instruction sets and how many there are.
+
+    A model's name says too little: virtual machines give the same one to CPUs with and without VNNI.
+    """
+    return f"{name()}, {' '.join(isa())}, {os.cpu_count()}"
 
 
 def isa() -> list[str]:

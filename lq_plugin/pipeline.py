@@ -68,6 +68,12 @@ class Plan:
     seed: int | None = None
     trained: bool = True
 
+    @property
+    def threads(self) -> int | None:
+        """With which latency is measured, and so what exports decide by measuring; a runtime's choice if it is not."""
+        latency = None if self.protocol is None else self.protocol.latency
+        return None if latency is None else latency.number_of_threads
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -106,7 +112,7 @@ def finish(plan: Plan, store: Store) -> Finished:
         candidates = _candidates(plan, store)
         earlier = _remove_manifest(plan.folder)
         entries = [
-            _exported(job, candidates[job.name], name, plan.folder, store)
+            _exported(job, candidates[job.name], name, plan.folder, store, plan.threads)
             for job in plan.jobs
             for name in formats_of(job.scheme.method, plan.formats)
         ]
@@ -142,14 +148,16 @@ def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
         raise (mistakes or errors)[0]
 
 
-def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Path, store: Store) -> Entry:
+def _exported(
+    job: Job, candidate: Step[Candidate], format_name: str, folder: Path, store: Store, threads: int | None
+) -> Entry:
     """Make one artifact and record the outcome."""
     entry = Entry(job.name, job.scheme.method, FORMATS[format_name].runtime, format_name)
     path = folder / job.name / format_name
 
     def export() -> Artifact:
         assert candidate.result is not None
-        return _export(candidate.result, path, format_name, store)
+        return _export(candidate.result, path, format_name, store, threads)
 
     step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError,))
     if step.result is not None:
@@ -161,12 +169,12 @@ def _exported(job: Job, candidate: Step[Candidate], format_name: str, folder: Pa
     return replace(entry, status="failed", error=step.reason)
 
 
-def _export(candidate: Candidate, path: Path, format_name: str, store: Store) -> Artifact:
+def _export(candidate: Candidate, path: Path, format_name: str, store: Store, threads: int | None = None) -> Artifact:
     """Take an artifact from the store, or make it and keep it there."""
     chosen, label = FORMATS[format_name], f"{candidate.name}/{format_name}"
     if candidate.scheme.method in chosen.refuses:
         return export_one(candidate, path, format_name)  # says why not
-    digest = None if chosen.load is None else artifact_digest(candidate, format_name, chosen.packages)
+    digest = None if chosen.load is None else artifact_digest(candidate, format_name, chosen.packages, threads)
     if digest is not None and store.take_artifact(digest, path):
         with suppress(ArtifactError):
             artifact = read(path)
@@ -174,7 +182,7 @@ def _export(candidate: Candidate, path: Path, format_name: str, store: Store) ->
             return artifact
         store.drop_artifact(digest)
     note(f"exporting {label} …")
-    artifact = export_one(candidate, path, format_name)
+    artifact = export_one(candidate, path, format_name, threads)
     if digest is not None:  # else it is made of more than the graph
         store.keep_artifact(digest, path)
     return artifact

@@ -17,7 +17,6 @@ from lq_plugin.graph.sampling import GraphCall, Samples
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.learning import AlgorithmStep, Learning
 from lq_plugin.progress import note
-from lq_plugin.runtimes import RUNTIMES
 from lq_plugin.steps import attempt
 
 LEAST_GAIN_DB = 0.3  # smaller gains on held-out samples were noise
@@ -41,7 +40,7 @@ class _Judge:
 
     def decibels(self, candidate: StaticCandidate) -> Decibels:
         """How close INT8 comes, on every runtime."""
-        return {runtime: self._sqnr(candidate.converted(runtime).module) for runtime in RUNTIMES}
+        return {runtime: self._sqnr(candidate.converted(runtime).module) for runtime in candidate.runtimes}
 
     def float_decibels(self, candidate: StaticCandidate) -> float:
         """How close the candidate's own float graph comes, for the worst output."""

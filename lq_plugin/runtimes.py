@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from lq_plugin.graph.operators import CLIPPING, CONVOLUTIONS, ELEMENTWISE, POINTWISE, POOLINGS, PRODUCTS
+from lq_plugin.graph.operators import (
+    CLIPPING,
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    POINTWISE,
+    POOLINGS,
+    PRODUCTS,
+    TRANSPOSED_CONVOLUTIONS,
+)
 from lq_plugin.qparams import QuantSpec
 from lq_plugin.scheme import Scheme
 
@@ -21,6 +29,9 @@ class Runtime:
         quantized_outputs: operators whose INT8 kernel is chosen only when their result is quantized too.
         dynamic: operators that it computes on integers with a scale from each batch.
         dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
+        stays_float: operators that are not worth INT8 on it, and why; ``"grouped conv_transpose2d"`` are those with
+            groups of channels, ``"matmul of activations"`` are products without a constant factor. docs/kernels.md
+            holds the same table.
         activations: which integers its kernels take for activations where the scheme does not say.
     """
 
@@ -28,6 +39,7 @@ class Runtime:
     quantized_outputs: frozenset[str] = frozenset()
     dynamic: frozenset[str] = frozenset()
     dynamic_around_float_layers: bool = True
+    stays_float: Mapping[str, str] = field(default_factory=dict)
     activations: QuantSpec = _UNSIGNED
 
 
@@ -36,9 +48,34 @@ RUNTIMES: Mapping[str, Runtime] = {
         fuses=CLIPPING,
         quantized_outputs=CONVOLUTIONS | ELEMENTWISE | POOLINGS,
         dynamic=PRODUCTS | {"lstm", "gru"},
+        # Around a float kernel, pairs and integer weights only cost: a decoder of transposed convolutions took 2.1
+        # times as long with them (1.32, one thread) and lost 7.7 dB; a U-Net took the same time.
+        stays_float=dict.fromkeys(TRANSPOSED_CONVOLUTIONS, "onnxruntime has no INT8 kernel of transposed convolutions"),
     ),
-    "openvino": Runtime(fuses=POINTWISE, dynamic=PRODUCTS, dynamic_around_float_layers=False),
-    "torch": Runtime(fuses=POINTWISE),
+    "openvino": Runtime(
+        fuses=POINTWISE,
+        dynamic=PRODUCTS,
+        dynamic_around_float_layers=False,
+        stays_float={
+            **dict.fromkeys(
+                (f"grouped {name}" for name in sorted(TRANSPOSED_CONVOLUTIONS)),
+                "openvino has no INT8 kernel of grouped transposed convolutions",
+            ),
+            # It generates code for an attention in float as a whole. With these products in INT8 an encoder took 15 to
+            # 17 % longer (2026.4, AVX512-VNNI). onnxruntime multiplies integers here too, in the same time.
+            **dict.fromkeys(
+                ("matmul of activations", "bmm of activations"),
+                "a product of two activations: openvino computes attention faster in float",
+            ),
+        },
+    ),
+    "torch": Runtime(
+        fuses=POINTWISE,
+        # With freezing, torch.compile (2.13) takes them for ordinary convolutions: wrong numbers, without a word.
+        stays_float=dict.fromkeys(
+            TRANSPOSED_CONVOLUTIONS, "torch.compile computes transposed convolutions wrongly in INT8"
+        ),
+    ),
 }
 
 

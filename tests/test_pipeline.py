@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader
 
 from lq_plugin import Scheme, pipeline
 from lq_plugin.artifacts import base
+from lq_plugin.artifacts.base import Artifact
 from lq_plugin.checkpoints import LIVE, Checkpoint
 from lq_plugin.checksums import of_file
 from lq_plugin.errors import CalibrationError, UnsupportedError
 from lq_plugin.evaluation.compare import Protocol
+from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import DynamicJob, Job, StaticJob
@@ -109,7 +111,7 @@ def test_a_run_that_is_killed_after_a_step_continues_there(
         with pytest.raises(SystemExit, match="killed"):
             finish(plan(tmp_path / "killed"), Store(tmp_path / "store"))
     exported: list[str] = []
-    monkeypatch.setattr(pipeline, "export_one", lambda c, p, f: (exported.append(f), base.export_one(c, p, f))[1])
+    monkeypatch.setattr(pipeline, "export_one", lambda c, p, f, n: (exported.append(f), base.export_one(c, p, f, n))[1])
     capsys.readouterr()
     finish(plan(tmp_path / "again"), Store(tmp_path / "store"))  # another folder, as Hydra's is at every start
     assert "calibrating" not in capsys.readouterr().out
@@ -117,6 +119,24 @@ def test_a_run_that_is_killed_after_a_step_continues_there(
     for one, other in zip(written(tmp_path / "again")["artifacts"], whole["artifacts"], strict=True):
         assert one == other
     assert not (tmp_path / "store").exists()  # nothing of it is needed any more
+
+
+def test_exports_know_the_number_of_threads_that_latency_is_measured_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int | None] = []
+
+    def refused(candidate: Any, path: Path, format_name: str, threads: int | None) -> Artifact:
+        given.append(threads)
+        raise UnsupportedError("target: nothing in it can be quantized.")
+
+    monkeypatch.setattr(pipeline, "export_one", refused)
+    measured = Protocol(["validate"], latency=Latency(threads=3))
+    finish(replace(plan(tmp_path), jobs=jobs()[1:], protocol=measured), Store(tmp_path / "store"))
+    assert given == [3, 3]  # onnx and torch
+    by_default = replace(plan(tmp_path), protocol=Protocol(["validate"]))
+    assert by_default.threads == torch.get_num_threads()
+    assert plan(tmp_path).threads is exported(tmp_path).threads is None
 
 
 def exported(folder: Path, seed: int = 0) -> Plan:

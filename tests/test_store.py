@@ -208,7 +208,7 @@ def test_in_place_of_a_damaged_artifact_another_is_made(
 ) -> None:
     made: list[Path] = []
 
-    def export(candidate: StaticCandidate, path: Path, format_name: str) -> Artifact:
+    def export(candidate: StaticCandidate, path: Path, format_name: str, threads: int | None) -> Artifact:
         made.append(path)
         shutil.copytree(artifact, path, dirs_exist_ok=True)
         return pipeline.read(path)

@@ -50,7 +50,8 @@ class Format:
         files: the names of its files.
         further_files: the names of files that it has only where they are needed.
         export: writes a graph's files into a folder, be it float or with quantize/dequantize pairs.
-        writers: by method, what writes a candidate's files into a folder where that takes more than a converted graph.
+        writers: by method, what writes a candidate's files into a folder where that takes more than a converted graph;
+            with the number of threads that will be used, or ``None``.
         load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
         module: reads that folder into a module that is slow as it is and fast under ``torch.compile``, which is how its
             latency is measured.
@@ -66,7 +67,7 @@ class Format:
     files: tuple[str, ...]
     further_files: tuple[str, ...] = ()
     export: Callable[[Graph, Path], None] | None = None
-    writers: Mapping[str, Callable[[DynamicCandidate, Path], Coverage]] = field(default_factory=dict)
+    writers: Mapping[str, Callable[[DynamicCandidate, Path, int | None], Coverage]] = field(default_factory=dict)
     load: Callable[[Path, int | None], Run] | None = None
     module: Callable[[Path], nn.Module] | None = None
     kernels: Callable[[Path], Sequence[Kernel]] | None = None
@@ -170,7 +171,10 @@ def formats_of(method: str, formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def export(
-    candidate: Candidate, folder: str | os.PathLike[str], formats: Sequence[str] | None = None
+    candidate: Candidate,
+    folder: str | os.PathLike[str],
+    formats: Sequence[str] | None = None,
+    threads: int | None = None,
 ) -> dict[str, Artifact]:
     """Export a candidate, one folder a format.
 
@@ -179,13 +183,15 @@ def export(
         folder: where the formats' folders are made; an existing one is replaced when the new one is complete.
         formats: keys of ``FORMATS``; all that the candidate's method has by default. ``"torch"`` is always made of a
             dynamic candidate.
+        threads: how many will be used, as given to :func:`load`; its default by default. Whether a GRU is faster on
+            integers depends on it, and is measured with so many.
 
     Returns:
         The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
         why. An error is raised after all other formats were made.
 
     Raises:
-        ConfigError: an unknown format.
+        ConfigError: an unknown format, or too few threads.
         UnsupportedError: none of the formats exists for the candidate.
         MissingExtraError: a format needs a package that is not installed.
         ExportError: a runtime's exporter refused the graph.
@@ -197,7 +203,7 @@ def export(
     failed: LqError | None = None
     for name in formats_of(method, check_formats(asked)):
         try:
-            artifacts[name] = export_one(candidate, Path(folder) / name, name)
+            artifacts[name] = export_one(candidate, Path(folder) / name, name, threads)
         except UnsupportedError as error:
             refused[name] = str(error)
         except LqError as error:
@@ -212,12 +218,15 @@ def export(
     return artifacts
 
 
-def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
+def export_one(candidate: Candidate, path: Path, format_name: str, threads: int | None = None) -> Artifact:
     """Export a candidate in one format to ``path``; see :func:`export`.
 
     Raises:
+        ConfigError: too few threads.
         UnsupportedError: the format does not exist for candidates of this method, or for this one.
     """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: {threads} is too small. Allowed: 1 or more, or None for the runtime's choice.")
     if candidate.scheme.method in FORMATS[format_name].refuses:
         raise UnsupportedError(FORMATS[format_name].refuses[candidate.scheme.method])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +235,7 @@ def export_one(candidate: Candidate, path: Path, format_name: str) -> Artifact:
     scratch = Path(tempfile.mkdtemp(prefix=f".{format_name}-", dir=path.parent))
     try:
         _recall(candidate, path)
-        coverage = _written(candidate, scratch, format_name)
+        coverage = _written(candidate, scratch, format_name, threads)
         _describe(candidate, coverage, scratch, format_name)
         shutil.rmtree(path, ignore_errors=True)
         scratch.chmod(0o755)
@@ -248,10 +257,10 @@ def _recall(candidate: Any, path: Path) -> None:
         candidate.measured.setdefault(digest, decision)
 
 
-def _written(candidate: Candidate, folder: Path, format_name: str) -> Coverage:
+def _written(candidate: Candidate, folder: Path, format_name: str, threads: int | None) -> Coverage:
     """Write the runtime's own files."""
     try:
-        return _write(candidate, folder, FORMATS[format_name])
+        return _write(candidate, folder, FORMATS[format_name], threads)
     except (LqError, OSError):
         raise
     except Exception as error:
@@ -263,10 +272,10 @@ def _written(candidate: Candidate, folder: Path, format_name: str) -> Coverage:
         ) from error
 
 
-def _write(candidate: Any, folder: Path, chosen: Format) -> Coverage:
+def _write(candidate: Any, folder: Path, chosen: Format, threads: int | None) -> Coverage:
     write = chosen.writers.get(candidate.scheme.method)
     if write is not None:
-        return write(candidate, folder)
+        return write(candidate, folder, threads)
     assert chosen.export is not None
     placement = candidate.placed(chosen.runtime)
     chosen.export(candidate.converted(chosen.runtime), folder)

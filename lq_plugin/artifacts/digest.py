@@ -16,13 +16,14 @@ from lq_plugin.identity import tensors_digest
 from lq_plugin.scheme import as_dict
 
 
-def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[str]) -> str:
+def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[str], threads: int | None = None) -> str:
     """Return a sha256 of everything that decides how a graph is written in a format.
 
     Args:
         candidate: what is exported.
         format_name: the format, which holds a graph.
         packages: that write it, besides torch and torchao.
+        threads: with which forms of operators are compared; ``None`` for the runtime's own choice.
     """
     graph = candidate.graph
     content = {
@@ -30,7 +31,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         "graph": [graph.digest, graph.signature.to_json(), [list(tensor.shape) for tensor in graph.example]],
         "format": format_name,
         "code": [_own_code(), *(_version(name) for name in ("torch", "torchao", *packages))],
-        "machine": cpu.name(),  # where something is measured, such as the form of a GRU
+        "machine": [cpu.fingerprint(), threads],  # where something is measured, such as the form of a GRU
     }
     if isinstance(candidate, StaticCandidate):
         statistics = {**candidate.calibration.statistics, **candidate.new_statistics}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mmap
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,16 @@ from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
 from lq_plugin.noise import muted
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 FILE = "model.onnx"
 WEIGHTS = f"{FILE}.data"
+_ORIGIN = "origin"
+_SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime adds to the name of a node that it replaces
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 # Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
-# and a GRU on integers is several products in a Scan, see onnx_gru.py.
+# and a GRU on integers is the products in and before a Scan, see onnx_gru.py.
 _INT8_KERNELS = {
     **dict.fromkeys(("QLinearConv", "ConvInteger"), CONVOLUTIONS - TRANSPOSED_CONVOLUTIONS),
     **dict.fromkeys(("QLinearMatMul", "QGemm", "MatMulInteger"), MATRIX_PRODUCTS),
@@ -37,7 +43,8 @@ _FLOAT_KERNELS = {
     "ConvTranspose": TRANSPOSED_CONVOLUTIONS,
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm"), MATRIX_PRODUCTS),
     "LSTM": frozenset({"lstm"}),
-    **dict.fromkeys(("GRU", "RNN", "Attention", "MultiHeadAttention"), frozenset[str]()),
+    "GRU": frozenset({"gru"}),
+    **dict.fromkeys(("RNN", "Attention", "MultiHeadAttention"), frozenset[str]()),
 }
 
 
@@ -54,18 +61,36 @@ def export(graph: Graph, folder: Path, runtime: str = "onnxruntime") -> None:
 def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:
     """Return a graph in ONNX, rewritten for the runtime that will execute it."""
     names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
+    source = program_of(with_onnx_layers(graph))
+    for node in source.graph.nodes:
+        node.meta["custom"] = {_ORIGIN: node.name}  # the exporter renames nodes, and keeps this
     with muted():
         program = torch.onnx.export(
-            program_of(with_onnx_layers(graph)),
+            source,
             dynamo=True,
             verbose=False,
             input_names=_unique(names),
             custom_translation_table=translations(),
         )
         assert program is not None
+        _name_operators(program)
         for rewrite in PASSES[runtime]:
             rewrite(program.model)
     return program
+
+
+def _name_operators(program: torch.onnx.ONNXProgram) -> None:
+    """Name each convolution and product after the operator in the graph that it alone computes: runtimes keep names."""
+    assert program.exported_program is not None
+    origins = {node.name: node.meta.get("custom", {}).get(_ORIGIN) for node in program.exported_program.graph.nodes}
+    found: dict[str, list[ir.Node]] = {}
+    for node in program.model.graph:
+        origin = origins.get(node.metadata_props.get("namespace", "").partition(":")[0])
+        if origin is not None and node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            found.setdefault(origin, []).append(node)
+    for origin, nodes in found.items():
+        if len(nodes) == 1:
+            nodes[0].name = origin
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
@@ -89,14 +114,36 @@ def kernels(folder: Path) -> list[Kernel]:
     ir = require("onnx_ir", "onnx", "kernels: an ONNX artifact")
     with tempfile.TemporaryDirectory() as scratch:
         _session(folder, None, Path(scratch) / FILE)
-        nodes = list(ir.load(Path(scratch) / FILE).graph.all_nodes())
+        graph = ir.load(Path(scratch) / FILE).graph
+    # A GRU is on integers if its steps are, whatever the product of its inputs is on.
+    of_grus = {True: frozenset({"gru"}), False: frozenset[str]()}
+    inside = set(_nodes_of_grus(graph))
     tables = ((_INT8_KERNELS, True), (_FLOAT_KERNELS, False))
     return [
-        Kernel(str(node.name), node.op_type, table[node.op_type], int8)
-        for node in nodes
+        Kernel(
+            str(node.name),
+            node.op_type,
+            of_grus[int8] if node in inside else table[node.op_type],
+            int8,
+            frozenset({_SUFFIX.sub("", str(node.name))}),
+        )
+        for node in graph.all_nodes()
         for table, int8 in tables
         if node.op_type in table
     ]
+
+
+def _nodes_of_grus(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes of GRUs on integers: the steps of a ``Scan``, and the product of what it scans."""
+    for scan in graph:
+        if scan.op_type == "Scan":
+            yield from scan.attributes["body"].as_graph()
+            scanned = scan.inputs[1]  # after the state
+            node = None if scanned is None else scanned.producer()
+            while node is not None and node.op_type in ("Add", "Transpose"):  # of biases, or moved here by onnxruntime
+                node = None if node.inputs[0] is None else node.inputs[0].producer()
+            if node is not None:
+                yield node
 
 
 def _session(folder: Path, threads: int | None, optimized: Path | None = None) -> Any:

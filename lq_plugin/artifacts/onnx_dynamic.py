@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     from lq_plugin.candidate import DynamicCandidate
 
 _QUANTIZED = ("MatMul", "Gemm", "LSTM")
+_LEFT_ALONE = "onnxruntime's quantizer left it alone"
 
 
-def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
+def export(candidate: DynamicCandidate, folder: Path, threads: int | None = None) -> Coverage:
     """Write ``model.onnx`` and check it.
+
+    Args:
+        candidate: what to export.
+        folder: where to.
+        threads: with which it is measured whether GRUs are faster on integers; onnxruntime's own choice by default.
 
     Raises:
         UnsupportedError: nothing in it can be quantized.
@@ -33,62 +39,83 @@ def export(candidate: DynamicCandidate, folder: Path) -> Coverage:
     model = onnx.exported(candidate.with_integer_tables("onnxruntime")).model
     origins = {str(node.name): origin for node in model.graph if (origin := _origin(node)) in placement.quantized}
     grus = [name for name in origins if model.graph.node(name).op_type == "GRU"]
-    model, measured = _with_grus(model, grus, candidate)
+    narrow = {origins[name]: reason for name in grus if (reason := _narrow(model.graph.node(name)))}
+    model, measured = _with_grus(model, grus, candidate, threads)
     names = [name for name in origins if name not in grus]
     _quantize(model, names, candidate, folder / onnx.FILE)
     library.checker.check_model(str(folder / onnx.FILE), full_check=True)
     left = {node.name.removesuffix("_MatMul") for node in ir.load(folder / onnx.FILE).graph}
-    slow = "".join(decision.reason for decision in measured.values())
-    reasons = {origins[name]: slow or "onnxruntime's quantizer left it alone" for name in origins if name in left}
-    return _coverage(placement, reasons, measured)
+    slow = dict.fromkeys(grus, "".join(decision.reason for decision in measured.values()))
+    reasons = {origins[name]: slow.get(name) or _LEFT_ALONE for name in origins if name in left}
+    return _coverage(placement, reasons, narrow, measured)
 
 
 def _with_grus(
-    model: ir.Model, names: list[str], candidate: DynamicCandidate
+    model: ir.Model, names: list[str], candidate: DynamicCandidate, threads: int | None
 ) -> tuple[ir.Model, Mapping[str, Measured]]:
     """Use integer GRUs where they are faster, and return the decisions; each is measured once."""
     if not names:
         return model, {}
     made = onnx_gru.with_integer_grus(model, names, candidate.scheme.weights)
-    digest = _digest_of_measuring(made, candidate)
+    digest = _digest_of_measuring(made, candidate, threads)
     if digest not in candidate.measured:
-        candidate.measured[digest] = _measure(model, made, candidate)
+        candidate.measured[digest] = _measure(model, made, candidate, threads)
     decision = candidate.measured[digest]
     return made if decision.int8 else model, {digest: decision}
 
 
-def _digest_of_measuring(made: ir.Model, candidate: DynamicCandidate) -> str:
-    """What the result depends on: the model, weights included, how it is called, the runtime and the CPU."""
+def _narrow(gru: ir.Node) -> str | None:
+    """Why the input's product of a ``GRU`` stays float where the rest is INT8, if it does."""
+    if not onnx_gru.is_narrow(gru):
+        return None
+    inputs, hidden = onnx_gru.widths(gru)
+    return f"its input is narrow ({inputs} wide, hidden size {hidden}): INT8 would save little time and cost accuracy"
+
+
+def _digest_of_measuring(made: ir.Model, candidate: DynamicCandidate, threads: int | None) -> str:
+    """What the result depends on: the model, weights included, how it is called, the runtime, threads and the CPU."""
     ir, ort = (require(module, "onnx", "formats: 'onnx'") for module in ("onnx_ir", "onnxruntime"))
     digest = hashlib.sha256(ir.to_proto(made).SerializeToString(deterministic=True))
-    digest.update(f"{[tuple(t.shape) for t in candidate.graph.example]} {ort.__version__} {cpu.name()}".encode())
+    called = [tuple(tensor.shape) for tensor in candidate.graph.example]
+    digest.update(f"{called} {ort.__version__} {threads} {cpu.fingerprint()}".encode())
     return digest.hexdigest()
 
 
-def _measure(model: ir.Model, made: ir.Model, candidate: DynamicCandidate) -> Measured:
+def _measure(model: ir.Model, made: ir.Model, candidate: DynamicCandidate, threads: int | None) -> Measured:
     """Decide for the INT8 form where it is faster for one sample and for the example's batch; else say by how much."""
     inputs = [str(value.name) for value in model.graph.inputs]
     ratios: dict[int, float] = {}
     for size in (1, max(candidate.graph.batch_size, 1)):
         feed = {name: tensor.numpy() for name, tensor in zip(inputs, candidate.graph.resized(size), strict=True)}
-        ratios[size] = onnx_gru.speedup(model, made, feed)
+        ratios[size] = onnx_gru.speedup(model, made, feed, threads)
     if min(ratios.values()) >= onnx_gru.LEAST_SPEEDUP:
         return Measured(int8=True, reason="")
     measured = ", ".join(f"{ratio:.2f}× at batch {size}" for size, ratio in ratios.items())
-    return Measured(int8=False, reason=f"measured here, INT8 is no faster: {measured}")
+    number = "onnxruntime's choice" if threads is None else threads
+    return Measured(int8=False, reason=f"measured here, INT8 is no faster: {measured} (threads: {number})")
 
 
-def _coverage(placement: Placement, reasons: Mapping[str, str], measured: Mapping[str, Measured]) -> Coverage:
-    """What was quantized in the end; ``reasons`` are those of what was not."""
+def _coverage(
+    placement: Placement, reasons: Mapping[str, str], narrow: Mapping[str, str], measured: Mapping[str, Measured]
+) -> Coverage:
+    """What was quantized in the end; ``reasons`` are those of what was not, ``narrow`` those of what was in part."""
     made = [op for name, op in placement.quantized.items() if name not in reasons]
     left = [FloatOp(op.name, op.op, reasons[name]) for name, op in placement.quantized.items() if name in reasons]
     if not made:
         raise UnsupportedError(f"target: nothing in it is quantized for onnxruntime: {[vars(op) for op in left]}.")
-    return Coverage(made, (*left, *placement.float_ops), measured)
+    parts = [
+        FloatOp(op.name, f"input product of {op.op}", narrow[name])
+        for name, op in placement.quantized.items()
+        if name in narrow and name not in reasons
+    ]
+    return Coverage(made, (*left, *parts, *placement.float_ops), measured)
 
 
 def _quantize(model: ir.Model, names: list[str], candidate: DynamicCandidate, file: Path) -> None:
     ir, tool = (require(module, "onnx", "formats: 'onnx'") for module in ("onnx_ir", "onnxruntime.quantization"))
+    if not names:  # for which the tool would quantize every node that it can
+        ir.save(model, file)
+        return
     proto = ir.to_proto(model)
     tool.quant_utils.add_pre_process_metadata(proto)  # the exporter has inferred all shapes; else the tool advises to
     tool.quantize_dynamic(

@@ -64,9 +64,13 @@ def kernels(folder: Path) -> list[Kernel]:
     found = []
     for node in _compiled(folder, None).get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
-        kind, precision = (str(info[key].value) for key in ("layerType", "runtimePrecision"))
+        kind, precision, layers = (
+            str(info[key].value) for key in ("layerType", "runtimePrecision", "originalLayersNames")
+        )
         if kind in _KERNELS:
-            found.append(Kernel(node.get_friendly_name(), kind, _KERNELS[kind], precision.lower() in _INT8))
+            int8 = precision.lower() in _INT8
+            nodes = frozenset(layer.partition("/")[0] for layer in layers.split(","))
+            found.append(Kernel(node.get_friendly_name(), kind, _KERNELS[kind], int8, nodes))
     return found
 
 

@@ -174,11 +174,10 @@ def _measured(
         return replace(entry, error=f"{type(error).__name__}: {error}")
     metrics = _merged(found)
     entry = replace(
-        entry,
+        kernels.counted(entry, subject.path(entry)),
         metrics=metrics,
         delta={name: value - fp32.metrics[name] for name, value in metrics.items() if name in fp32.metrics},
         sqnr_db=next((score.sqnr_db for score in found.values()), None),
-        kernels=kernels.count(entry, subject.path(entry)),
         error=timing.error if timing else None,
     )
     if timing is None or timing.median is None or protocol.latency is None:
@@ -197,7 +196,7 @@ def _record(timing: Timing, median: float, options: Latency, inputs: Inputs) -> 
         median,
         timing.p90,
         inputs.samples,
-        options.threads or torch.get_num_threads(),
+        options.number_of_threads,
         options.rounds,
         timing.calls,
         timing.mode,

@@ -8,35 +8,49 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lq_plugin.artifacts.base import FORMATS
-from lq_plugin.coverage import Kernel
+from lq_plugin.coverage import FloatOp, Kernel, QuantizedOp
 from lq_plugin.report.manifest import Entry, Kernels
 
 logger = logging.getLogger("lq_plugin")
 
 
-def count(entry: Entry, folder: Path) -> Kernels | None:
-    """Return the kernels of an artifact on this CPU.
+def counted(entry: Entry, folder: Path) -> Entry:
+    """Return an artifact's entry with its kernels on this CPU; what fell back to float is moved to its float operators.
 
     Args:
         entry: its format, and the operators that were placed in INT8 and that were not.
         folder: the artifact.
 
     Returns:
-        ``None`` for the formats ``pt2`` and ``torch``, which have no optimized graph to read, and where it cannot be
-        read: an artifact that runs is good without it. That is logged.
+        The entry itself for the formats ``pt2`` and ``torch``, which have no optimized graph to read, and where it
+        cannot be read: an artifact that runs is good without it. That is logged.
     """
     listed = FORMATS[entry.format].kernels
     if listed is None:
-        return None
+        return entry
     try:
         kernels = listed(folder)
     except Exception as error:
         logger.warning("%s: its kernels are not known (%s: %s)", entry.label, type(error).__name__, error)
-        return None
-    return Kernels(_names(kernels, int8=True), _names(kernels, int8=False), _fallen_back(entry, kernels))
+        return entry
+    computed = {node: kernel.int8 for kernel in kernels for node in kernel.nodes}
+    fallen = [op for op in entry.quantized_ops if computed.get(_node(op)) is False]
+    reason = f"runs in float on {entry.runtime}, which chose no INT8 kernel for it"
+    return replace(
+        entry,
+        quantized_ops=tuple(op for op in entry.quantized_ops if op not in fallen),
+        float_ops=(*(FloatOp(op.name, op.op, reason) for op in fallen), *entry.float_ops),
+        kernels=Kernels(_names(kernels, int8=True), _names(kernels, int8=False), _unnamed(entry, kernels)),
+    )
+
+
+def _node(op: QuantizedOp | FloatOp) -> str:
+    """Name of an operator's node in the graph, without the module that it was captured in."""
+    return op.name.rpartition(".")[2]
 
 
 def _names(kernels: Sequence[Kernel], int8: bool) -> dict[str, tuple[str, ...]]:
@@ -46,17 +60,19 @@ def _names(kernels: Sequence[Kernel], int8: bool) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(kernel.name for kernel in chosen if kernel.type == kind) for kind in types}
 
 
-def _fallen_back(entry: Entry, kernels: Sequence[Kernel]) -> dict[str, int]:
-    """How many operators placed in INT8 are computed on floats, by their types.
+def _unnamed(entry: Entry, kernels: Sequence[Kernel]) -> dict[str, int]:
+    """How many operators placed in INT8 are computed on floats, by type, among those whose kernel is not known by name.
 
     Runtimes rename and fuse nodes, so this counts: operators that no INT8 kernel is left for, as far as there are
     float kernels besides those of the operators that were left in float. It may miss one, and seldom invents one.
     """
+    operators = {*map(_node, entry.quantized_ops), *map(_node, entry.float_ops)}
+    known = operators & {node for kernel in kernels for node in kernel.nodes}
     found: dict[str, int] = {}
-    for operators in dict.fromkeys(kernel.operators for kernel in kernels):
-        placed = [op.op for op in entry.quantized_ops if op.op in operators]
-        left = [op.op for op in entry.float_ops if op.op in operators]
-        alike = [kernel.int8 for kernel in kernels if kernel.operators == operators]
+    for types in dict.fromkeys(kernel.operators for kernel in kernels):
+        placed = [op.op for op in entry.quantized_ops if op.op in types and _node(op) not in known]
+        left = [op.op for op in entry.float_ops if op.op in types and _node(op) not in known]
+        alike = [kernel.int8 for kernel in kernels if kernel.operators == types and not kernel.nodes & known]
         fallen = min(len(placed) - alike.count(True), alike.count(False) - len(left))
         if fallen > 0:
             found["/".join(sorted(set(placed)))] = fallen

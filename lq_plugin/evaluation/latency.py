@@ -50,6 +50,11 @@ class Latency:
         if not math.isfinite(self.seconds):
             raise ConfigError(f"seconds: {self.seconds} is not finite. Allowed: a finite number above 0.")
 
+    @property
+    def number_of_threads(self) -> int:
+        """Of every runtime, in this process as it is now."""
+        return self.threads or torch.get_num_threads()
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -89,7 +94,7 @@ def measure(
         inputs: flat input tensors of one call.
         options: how long, how often and with how many threads.
     """
-    threads = options.threads or torch.get_num_threads()
+    threads = options.number_of_threads
     workers: dict[str, Worker] = {}
     failed: dict[str, Timing] = {}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:

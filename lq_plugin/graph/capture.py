@@ -22,7 +22,7 @@ from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
-from lq_plugin.graph.torch_patches import isolated, recurrent_layers_whole
+from lq_plugin.graph.torch_patches import attention_in_parts, isolated, recurrent_layers_whole
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
 from lq_plugin.progress import note
@@ -187,6 +187,7 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
     with (
         muted(),
         recurrent_layers_whole(),
+        attention_in_parts(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
         try:

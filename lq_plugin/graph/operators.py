@@ -51,7 +51,9 @@ QUANTIZATION_AGNOSTIC = MAX_POOLINGS | frozenset(
     "_to_copy dropout pixel_shuffle repeat roll upsample_nearest1d upsample_nearest2d upsample_nearest3d".split()
 )
 # They compute nothing on floats that INT8 could do, and are not listed as float operators.
-UNLISTED = QUANTIZATION_AGNOSTIC | frozenset("arange full zeros ones sym_size index_select constant_pad_nd pad".split())
+UNLISTED = QUANTIZATION_AGNOSTIC | frozenset(
+    "arange full zeros ones triu tril sym_size index_select constant_pad_nd pad".split()
+)
 
 _OPERATORS: dict[Operator, tuple[object, ...]] = {
     Operator("conv1d", weight=1): (aten.conv1d.default, aten.conv1d.padding),

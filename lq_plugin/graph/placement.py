@@ -24,6 +24,7 @@ from lq_plugin.graph.operators import (
     PRODUCTS,
     QUANTIZATION_AGNOSTIC,
     RECURRENT,
+    TRANSPOSED_CONVOLUTIONS,
     UNLISTED,
     Operator,
     operator_of,
@@ -79,6 +80,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
     if unknown := sorted(keep_float - {node.name for node in nodes}):
         raise unknown_name("keep_float", unknown[0], [node.name for node in nodes])
     convolutional = _convolutional_values(nodes)
+    rules = RUNTIMES[runtime]
 
     def refusal(node: fx.Node, operator: Operator) -> str | None:
         return (
@@ -86,12 +88,13 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
             or ("chosen to stay float" if node.name in keep_float else None)
             or _of_its_constants(node, operator)
             or _static_refusal(node, operator, convolutional)
+            or rules.stays_float.get(_kind(node, operator))
+            or rules.stays_float.get(operator.name)
         )
 
     chosen, refused = _choose(nodes, refusal)
     if not any(o.weight is not None or o.name in ("matmul", "bmm") for o in chosen.values()):
         raise _nothing_to_quantize(refused, "convolutions, linear layers, matrix products and embeddings")
-    rules = RUNTIMES[runtime]
     inputs = {node: tuple(_activations(node, operator)) for node, operator in chosen.items()}
     outputs = {
         tail
@@ -113,8 +116,23 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
 
 
 def place_everywhere(graph: Graph, scheme: Scheme, keep_float: Set[str] = frozenset()) -> dict[str, Placement]:
-    """Return a placement for each runtime, by name. This also checks a scheme against a graph; see :func:`place`."""
-    return {runtime: place(graph, scheme, runtime, keep_float) for runtime in RUNTIMES}
+    """Return a placement for each runtime that something can be quantized for, by name.
+
+    This also checks a scheme against a graph.
+
+    Raises:
+        ConfigError: a pattern of the scheme matches nothing.
+        UnsupportedError: nothing in the graph can be quantized for any runtime.
+    """
+    placements: dict[str, Placement] = {}
+    for runtime in RUNTIMES:
+        try:
+            placements[runtime] = place(graph, scheme, runtime, keep_float)
+        except UnsupportedError as error:
+            refused = error
+    if not placements:
+        raise refused
+    return placements
 
 
 def united(placements: Sequence[Placement]) -> Placement:
@@ -236,6 +254,16 @@ def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Nod
         return "an input is a number or not float32"
     policy = _POLICIES.get(operator.name)
     return policy(node, values, convolutional) if policy is not None else None
+
+
+def _kind(node: fx.Node, operator: Operator) -> str:
+    """The operator's type, with "grouped" or "of activations" where that decides which kernels there are."""
+    if operator.name in TRANSPOSED_CONVOLUTIONS:
+        weight = arguments(node)[1].meta["val"]
+        outputs = node.meta["val"].shape[1 - weight.dim()]
+        return operator.name if weight.shape[1] == outputs else f"grouped {operator.name}"
+    factors = operator.name in ("matmul", "bmm") and not any(map(_is_constant, node.args))
+    return f"{operator.name} of activations" if factors else operator.name
 
 
 def _dynamic_refusal(node: fx.Node, operator: Operator, rules: Runtime) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import transformer
 from torch.nn.utils import rnn
 
-from lq_plugin.graph import padding, recurrent
+from lq_plugin.graph import attention, padding, recurrent
 
 _rnn: Any = rnn
 
@@ -62,6 +62,17 @@ def masks_as_given() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = before
+
+
+@contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """Capture attention layers with a product each for queries, keys and values; see attention.py."""
+    before = nn.MultiheadAttention.forward
+    nn.MultiheadAttention.forward = attention.forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.MultiheadAttention.forward = before  # type: ignore[method-assign]
 
 
 @contextmanager

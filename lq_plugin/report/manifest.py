@@ -85,8 +85,9 @@ class Kernels:
     Args:
         int8: names of the kernels on integers, by type, both as the runtime's optimized graph has them.
         float: the same of those on floats.
-        fell_back: how many operators were placed in INT8 and are computed on floats nevertheless, by type, such as
-            ``{"conv2d": 2}``, or ``{"linear/matmul": 1}`` where these cannot be told apart.
+        fell_back: how many more operators were placed in INT8 and are computed on floats, by type, such as
+            ``{"conv2d": 2}``, or ``{"linear/matmul": 1}`` where these cannot be told apart. Those whose names the
+            runtime has kept are among the entry's ``float_ops``.
     """
 
     int8: Table[tuple[str, ...]]

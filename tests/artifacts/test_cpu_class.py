@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 import safetensors.torch
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import DynamicQuantization, Scheme, StaticQuantization, cpu
-from lq_plugin.artifacts import onnx_gru
+from lq_plugin.artifacts import onnx_dynamic, onnx_gru
 from lq_plugin.artifacts.base import read
 from lq_plugin.errors import ConfigError
 
@@ -210,6 +211,10 @@ def test_exporting_again_gives_the_same_bytes_whatever_would_be_measured_now(
     assert contents(lq_plugin.export(first, tmp_path / "elsewhere", ["onnx"])["onnx"].path) == before
     lq_plugin.export(gru(), tmp_path, ["onnx"])  # as a later process would
     assert contents(path) == before
+    model = onnx_ir.load(path / "model.onnx")
+    digests = {onnx_dynamic._digest_of_measuring(model, first, threads) for threads in (None, None, 1, 2)}
+    monkeypatch.setattr(cpu, "isa", lambda: ["another"])
+    assert len(digests | {onnx_dynamic._digest_of_measuring(model, first, None)}) == 4  # each is another question
 
 
 @pytest.mark.parametrize(

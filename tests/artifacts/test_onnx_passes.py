@@ -24,11 +24,13 @@ from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.artifacts.onnx_passes import (
     PASSES,
     Pass,
+    average_globally,
     omit_zero_points,
     pad_in_convolutions,
     remove_unused,
     split_biased_gemm,
     transpose_integers,
+    transpose_keys,
 )
 
 FEED = np.array([[1, -2], [0.5, 3]], np.float32)
@@ -187,6 +189,46 @@ def test_padding_that_is_an_output_stays() -> None:
     assert operators(model) == ["Pad", "Conv"]
 
 
+MEAN = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 2, 3, 2] x) => (float[{shape}] y)
+<float s = {{0.5}}, uint8 z = {{7}}, int64[{count}] axes = {{{axes}}}, float[n, 2, 3, 2] d>
+{{
+    {source}
+    m = ReduceMean <keepdims = {keep}> (d, axes)
+    p = QuantizeLinear(m, s, z)
+    y = DequantizeLinear(p, s, z)
+}}
+"""
+IMAGE_PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+IMAGES = np.arange(36, dtype=np.float32).reshape(3, 2, 3, 2) / 4
+
+
+def averaged(axes: str, shape: str, keep: int = 0, source: str = IMAGE_PAIR) -> onnx.ModelProto:
+    text = MEAN.format(axes=axes, count=axes.count(",") + 1, shape=shape, keep=keep, source=source)
+    return rewritten(text, average_globally, remove_unused, x=IMAGES)
+
+
+@pytest.mark.parametrize(("axes", "shape", "keep"), [("2, 3", "n, 2", 0), ("-1, 2", "n, 2, 1, 1", 1)])
+def test_means_over_all_positions_run_on_integers(axes: str, shape: str, keep: int, tmp_path: Path) -> None:
+    model = averaged(axes, shape, keep)
+    assert "ReduceMean" not in operators(model)
+    (tmp_path / "artifact").mkdir()
+    onnx.save(model, tmp_path / "artifact/model.onnx")
+    kernels = onnx_kernels(tmp_path / "artifact")
+    assert kernels["QLinearGlobalAveragePool"] == 1
+    assert not {"GlobalAveragePool", "ReduceMean"} & kernels.keys()
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "source"),
+    [("3", "n, 2, 3", IMAGE_PAIR), ("1, 2, 3", "n", IMAGE_PAIR), ("2, 3", "n, 2", "d = Neg(x)")],
+    ids=["some positions", "channels too", "floats"],
+)
+def test_other_means_stay(axes: str, shape: str, source: str) -> None:
+    assert "ReduceMean" in operators(averaged(axes, shape, source=source))
+
+
 PRODUCTS = """
 <ir_version: 10, opset_import: ["" : 21]>
 graph (float[n, 2] x) => ({outputs})
@@ -223,6 +265,65 @@ def test_integers_that_something_else_reads_are_stored_once() -> None:
     model = rewritten(text, transpose_integers, remove_unused, x=FEED)
     assert Counter(operators(model))["Transpose"] == 1
     assert [each.name for each in model.graph.initializer if each.dims == [2, 2]] == ["w"]
+
+
+KEYS = """
+<ir_version: 10, opset_import: ["" : 21]>
+graph (float[n, 3, 2, 4] x) => (float[n, a, b, c] y)
+<int64[1] first = {{-9223372036854775808}}, int64[1] before = {{-2}}, int64[1] last = {{-1}},
+ int64[1] end = {{9223372036854775807}}, float[n, p, q, r] k>
+{{
+    {keys}
+    s = Shape(k)
+    heads = Slice(s, first, before)
+    length = Slice(s, before, last)
+    width = Slice(s, last, end)
+    flat = Concat <axis = 0> (last, length, width)
+    r = Reshape(k, flat)
+    t = Transpose <perm = {perm}> (r)
+    whole = Concat <axis = 0> (heads, {sizes})
+    y = Reshape(t, whole)
+}}
+"""
+KEYS_FEED = np.arange(48, dtype=np.float32).reshape(2, 3, 2, 4)
+HEADS_FIRST = "k = Transpose <perm = [0, 2, 1, 3]> (x)"
+
+
+@pytest.mark.parametrize(("keys", "order"), [("k = Identity(x)", [0, 1, 3, 2]), (HEADS_FIRST, [0, 2, 3, 1])])
+def test_keys_are_transposed_by_one_operator(keys: str, order: list[int]) -> None:
+    text = KEYS.format(keys=keys, perm="[0, 2, 1]", sizes="width, length")
+    model = rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)
+    assert operators(model) == (["Transpose"] if keys == HEADS_FIRST else ["Identity", "Transpose"])
+    assert list(model.graph.node[-1].attribute[0].ints) == order
+    assert [value.name for value in model.graph.output] == ["y"]
+
+
+def test_keys_that_something_else_reads_keep_their_own_order() -> None:
+    text = KEYS.format(keys=HEADS_FIRST, perm="[0, 2, 1]", sizes="width, length")
+    text = text.replace("y = Reshape(t, whole)", "z = Reshape(t, whole) k2 = Relu(k) y = MatMul(k2, z)")
+    model = rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)
+    assert Counter(operators(model)) == {"Transpose": 2, "Relu": 1, "MatMul": 1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "left"), [("2, 3, 4, 2", ["Transpose"]), ("2, 3, 2, 4", ["Reshape", "Transpose", "Reshape"])]
+)
+def test_keys_of_one_length_are_transposed_by_one_operator(sizes: str, left: list[str]) -> None:
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 21]>
+    graph (float[2, 3, 2, 4] x) => (float[a, b, c, d] y) <int64[3] flat = {{-1, 2, 4}}, int64[4] whole = {{{sizes}}}> {{
+        r = Reshape(x, flat)
+        t = Transpose <perm = [0, 2, 1]> (r)
+        y = Reshape(t, whole)
+    }}
+    """
+    assert operators(rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)) == left
+
+
+@pytest.mark.parametrize("perm", ["[0, 2, 1]", "[1, 0, 2]"])
+def test_what_swaps_no_dimensions_stays(perm: str) -> None:
+    text = KEYS.format(keys="k = Identity(x)", perm=perm, sizes="length, width")
+    assert operators(rewritten(text, transpose_keys, remove_unused, x=KEYS_FEED)).count("Reshape") == 2
 
 
 class Mixed(nn.Module):

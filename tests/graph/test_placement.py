@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from zoo import ZOO, settled
 
 import lq_plugin
-from lq_plugin.errors import ConfigError
+from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.placement import Placement, place
+from lq_plugin.graph.placement import Placement, place, place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.qparams import QuantSpec
 from lq_plugin.runtimes import RUNTIMES
@@ -107,7 +107,7 @@ def test_what_stays_float_is_listed_with_its_reason(
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_residual_sums_on_the_way_to_a_layer_norm_stay_float(encoder: Graph, runtime: str) -> None:
     placement = place(encoder, Scheme(), runtime)
-    assert quantized(placement) == {"linear": 9}
+    assert quantized(placement) == {"linear": 13}
     left = Counter(op.op for op in placement.float_ops)
     assert left == {"add": 4, "layer_norm": 4, "scaled_dot_product_attention": 2, "mean": 1}
 
@@ -204,6 +204,45 @@ def test_a_model_without_anything_to_quantize_is_refused_with_what_it_has() -> N
 def test_a_model_of_which_everything_is_skipped_is_refused(mobilenet: Graph) -> None:
     with pytest.raises(ConfigError, match=r"nothing in it can be quantized.*skipped by '\*'.*relax skip"):
         place(mobilenet, Scheme(skip=["*"]), "torch")
+
+
+def test_operators_without_an_int8_kernel_stay_float_for_that_runtime_alone() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.grouped = nn.ConvTranspose1d(8, 8, 2), nn.ConvTranspose1d(8, 8, 2, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.grouped(self.plain(x))
+
+    graph = prepare(Up(), [torch.ones(2, 8, 6)])
+    with pytest.raises(UnsupportedError, match=r"plain.*: onnxruntime has no INT8 kernel of transposed convolutions"):
+        place(graph, Scheme(), "onnxruntime")
+    placements = place_everywhere(graph, Scheme())  # the others are not affected
+    assert placements.keys() == {"openvino"}
+    assert [op.name for op in placements["openvino"].quantized.values()] == ["plain.conv_transpose1d"]
+    (left,) = placements["openvino"].float_ops
+    assert left.reason == "openvino has no INT8 kernel of grouped transposed convolutions"
+    with pytest.raises(UnsupportedError, match=r"grouped.*: torch\.compile computes transposed convolutions wrongly"):
+        place(graph, Scheme(), "torch")
+
+
+def test_products_of_two_activations_stay_float_where_that_is_faster() -> None:
+    def products(m: Written, x: Tensor) -> Tensor:
+        values = m.left(x).mean((2, 3))
+        return m.fc(values) @ m.fc(values).t() @ values.t().relu().t() @ m.fc.weight
+
+    placements = place_everywhere(graph_of(products), Scheme())
+    assert {name: quantized(placed)["matmul"] for name, placed in placements.items()} == {
+        "onnxruntime": 3,
+        "openvino": 1,  # the one with a constant factor
+        "torch": 3,
+    }
+    assert reasons(placements["openvino"])["matmul"].startswith("a product of two activations")
+    alone = graph_of(lambda m, x: x.mean((2, 3)) @ x.mean((2, 3)).t())
+    with pytest.raises(UnsupportedError, match="matmul: a product of two activations"):
+        place(alone, Scheme(), "openvino")
+    assert place_everywhere(alone, Scheme()).keys() == RUNTIMES.keys() - {"openvino"}  # the others are not affected
 
 
 def test_operators_that_are_kept_float_are_listed_with_the_reason(mobilenet: Graph) -> None:

@@ -18,12 +18,15 @@ from torch.utils._pytree import tree_flatten
 from zoo import ZOO, Specimen, forward, settled
 
 import lq_plugin
+from lq_plugin import Artifact
 from lq_plugin.artifacts.pt2 import load_module
 from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.evaluation.kernels import counted
 from lq_plugin.graph.folding import attribute
 from lq_plugin.graph.nesting import retyped
-from lq_plugin.graph.operators import CONVOLUTIONS
+from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS
+from lq_plugin.report.manifest import Entry
 from lq_plugin.runtimes import RUNTIMES
 
 Shape = tuple[int, ...]
@@ -33,6 +36,7 @@ EXACT_DB = 100  # float32 with BatchNorm folded; quantized outputs are far below
 
 @dataclass(frozen=True)
 class Made:
+    name: str
     specimen: Specimen
     model: nn.Module
     candidate: Candidate
@@ -47,7 +51,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     generator = torch.Generator().manual_seed(1)
     candidate = lq_plugin.quantize(model, [specimen.batch(generator, 16) for _ in range(4)])
     batches = [specimen.batch(generator, size) for size in BATCH_SIZES]
-    return Made(specimen, model, candidate, batches, tmp_path_factory.mktemp(request.param))
+    return Made(request.param, specimen, model, candidate, batches, tmp_path_factory.mktemp(request.param))
 
 
 def sqnr(made: Made, module: nn.Module) -> float:
@@ -98,16 +102,41 @@ def test_the_folded_graph_computes_what_the_model_computes(made: Made) -> None:
     assert sqnr(made, Folded()) > EXACT_DB
 
 
+def check_kernels(made: Made, artifact: Artifact) -> None:
+    """Every convolution and product that was placed in INT8 is computed on integers."""
+    placed = Entry(artifact.candidate, artifact.method, artifact.runtime, artifact.format)
+    placed = placed.exported(artifact, made.folder)
+    entry = counted(placed, artifact.path)
+    assert entry.kernels is not None
+    assert entry.quantized_ops == placed.quantized_ops
+    assert entry.kernels.fell_back == {}
+    multiplying = sum(op.op in CONVOLUTIONS | MATRIX_PRODUCTS for op in placed.quantized_ops)
+    assert sum(map(len, entry.kernels.int8.values())) == multiplying
+
+
+def test_the_documentation_names_what_runs_in_float() -> None:
+    text = (Path(__file__).parents[2] / "docs/kernels.md").read_text()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| " in line]
+    table = [row for row in cells if row[1] in RUNTIMES]
+    rows = {(operator, *row[1:3]) for row in table for operator in row[0].split(", ")}
+    assert rows == {
+        (operator, runtime, reason)
+        for runtime, rules in RUNTIMES.items()
+        for operator, reason in rules.stays_float.items()
+    }
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_expected_operators_are_quantized_and_the_others_listed(made: Made, runtime: str) -> None:
     placement = made.candidate.placed(runtime)
-    assert Counter(op.op for op in placement.quantized.values()) == made.specimen.quantized
+    left = [op.op for op in placement.float_ops if op.reason not in RUNTIMES[runtime].stays_float.values()]
+    without_kernel = Counter(op.op for op in placement.float_ops) - Counter(left)
+    assert Counter(op.op for op in placement.quantized.values()) + without_kernel == made.specimen.quantized
     assert all(op.reason for op in placement.float_ops)
-    left = {op.op for op in placement.float_ops}
-    assert not left & {*CONVOLUTIONS, "linear", "embedding", "_native_batch_norm_legit_no_training"}
+    assert not set(left) & {*CONVOLUTIONS, "linear", "embedding", "_native_batch_norm_legit_no_training"}
 
 
-def test_onnx_holds_integers_and_stays_close(made: Made) -> None:
+def test_onnx_holds_integers_computes_on_them_and_stays_close(made: Made) -> None:
     artifact = lq_plugin.export(made.candidate, made.folder, ["onnx"])["onnx"]
     graph = onnx.load(artifact.path / "model.onnx").graph
     operators = Counter(node.op_type for node in graph.node)
@@ -118,10 +147,11 @@ def test_onnx_holds_integers_and_stays_close(made: Made) -> None:
         for kind in (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT)
     }
     check_weights(made, "onnxruntime", shapes[onnx.TensorProto.INT8], shapes[onnx.TensorProto.FLOAT])
+    check_kernels(made, artifact)
     assert sqnr(made, lq_plugin.load(artifact.path)) > made.specimen.sqnr
 
 
-def test_openvino_holds_integers_and_stays_close(made: Made) -> None:
+def test_openvino_holds_integers_computes_on_them_and_stays_close(made: Made) -> None:
     artifact = lq_plugin.export(made.candidate, made.folder, ["openvino"])["openvino"]
     operators = openvino.Core().read_model(artifact.path / "model.xml").get_ordered_ops()
     kinds = Counter(op.get_type_name() for op in operators)
@@ -129,6 +159,7 @@ def test_openvino_holds_integers_and_stays_close(made: Made) -> None:
     constants = [(op.get_element_type(), tuple(op.shape)) for op in operators if op.get_type_name() == "Constant"]
     shapes = {kind: [shape for found, shape in constants if found == kind] for kind in (Type.i8, Type.f32)}
     check_weights(made, "openvino", shapes[Type.i8], shapes[Type.f32])
+    check_kernels(made, artifact)
     assert sqnr(made, lq_plugin.load(artifact.path)) > made.specimen.sqnr
 
 

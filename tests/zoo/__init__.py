@@ -39,14 +39,16 @@ class Specimen:
     Args:
         build: makes the model with random weights.
         batch: draws a batch of inputs.
-        quantized: how many operators of each type are quantized, whatever the runtime.
+        quantized: how many operators of each type are quantized, unless a runtime has no INT8 kernel of them.
         sqnr: least signal-to-noise ratio of its outputs against FP32, in decibels.
+        distinct: whether no two of its layers are alike, and no BatchNorm only shifts.
     """
 
     build: Callable[[], nn.Module]
     batch: Callable[[Generator, int], Batch]
     quantized: dict[str, int]
     sqnr: float
+    distinct: bool = True
 
 
 ZOO: dict[str, Specimen] = {
@@ -63,6 +65,7 @@ ZOO: dict[str, Specimen] = {
         38,
     ),
     "unet": Specimen(vision.UNet, images, {"conv2d": 11, "max_pool2d": 2, "conv_transpose2d": 2, "cat": 2}, 28),
+    "same_padding": Specimen(vision.SamePaddedMobileNet, images, {"conv2d": 7, "add": 1, "mean": 1, "linear": 1}, 42),
     "wavenet": Specimen(
         vision.GatedWaveNet,
         lambda g, n: vectors(g, n, 2, 64),
@@ -77,11 +80,12 @@ ZOO: dict[str, Specimen] = {
     ),
     "subclassed": Specimen(vision.Subclassed, images, {"conv2d": 4}, 32),
     "reparametrized": Specimen(vision.Reparametrized, images, {"conv2d": 1, "mean": 1, "linear": 1}, 34),
-    "encoder": Specimen(sequences.Encoder, lambda g, n: vectors(g, n, 12, 32), {"linear": 9}, 30),
+    "encoder": Specimen(sequences.Encoder, lambda g, n: vectors(g, n, 12, 32), {"linear": 13}, 30),
     "decoder": Specimen(
-        sequences.Decoder, lambda g, n: (vectors(g, n, 6, 32), vectors(g, n, 9, 32)), {"linear": 15}, 30
+        sequences.Decoder, lambda g, n: (vectors(g, n, 6, 32), vectors(g, n, 9, 32)), {"linear": 21}, 30
     ),
-    "vit": Specimen(sequences.VisionTransformer, images, {"conv2d": 1, "linear": 9}, 32),
+    "vit": Specimen(sequences.VisionTransformer, images, {"conv2d": 1, "linear": 13}, 32),
+    "conformer": Specimen(sequences.Conformer, lambda g, n: vectors(g, n, 12, 32), {"linear": 9, "conv1d": 3}, 35),
     "tied": Specimen(
         sequences.TiedLanguageModel,
         lambda g, n: torch.randint(200, (n, 12), generator=g),
@@ -99,6 +103,12 @@ ZOO: dict[str, Specimen] = {
         {"conv2d": 2, "adaptive_avg_pool2d": 2, "linear": 2},
         29,
     ),
+    "equal_layers": Specimen(
+        structures.EqualLayers, lambda g, n: vectors(g, n, 12, 32), {"linear": 5}, 32, distinct=False
+    ),
+    "ranks": Specimen(
+        structures.Ranks, images, {"conv2d": 1, "conv_transpose2d": 1, "conv1d": 1, "linear": 1, "mean": 2}, 42
+    ),
     "blocks": Specimen(structures.Blocks, images, {"conv2d": 2, "add": 1, "linear": 1}, 34),
     "integer_output": Specimen(
         structures.IntegerOutput, lambda g, n: (vectors(g, n, 16), vectors(g, n)), {"linear": 2}, 40
@@ -113,7 +123,7 @@ def settled(specimen: Specimen, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = specimen.build().train()
-        for parameter in model.parameters():  # no two layers alike, and no BatchNorm that only shifts
+        for parameter in model.parameters() if specimen.distinct else ():
             parameter.add_(0.2 * parameter.abs().mean() * torch.randn_like(parameter))
         for _ in range(10):
             forward(model, specimen.batch(generator, 16))

@@ -110,3 +110,33 @@ class NormalizedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(self.input(x)))
+
+
+class Conformer(nn.Module):
+    """A Conformer block: half a feed-forward, attention, a gated depthwise convolution over time, the other half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed_forwards = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 32)) for _ in range(2)
+        )
+        self.attention_norm = nn.LayerNorm(32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.convolution_norm = nn.LayerNorm(32)
+        self.convolution = nn.Sequential(
+            nn.Conv1d(32, 64, 1),
+            nn.GLU(dim=1),
+            nn.Conv1d(32, 32, 7, padding="same", groups=32),
+            nn.BatchNorm1d(32),
+            nn.SiLU(),
+            nn.Conv1d(32, 32, 1),
+        )
+        self.norm = nn.LayerNorm(32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0.5 * self.feed_forwards[0](x)
+        normal = self.attention_norm(x)
+        x = x + self.attention(normal, normal, normal, need_weights=False)[0]
+        x = x + self.convolution(self.convolution_norm(x).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.norm(x + 0.5 * self.feed_forwards[1](x)).mean(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +87,36 @@ class ConstantMatrices(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(torch.addmm(self.bias, x, self.first)) @ self.second
+
+
+class EqualLayers(nn.Module):
+    """One linear layer that is used twice, and two with the same weights, as copies of a layer have before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(32, 32)
+        self.first = nn.Linear(32, 32)
+        self.second = deepcopy(self.first)
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.shared(F.gelu(self.shared(x)))
+        for norm, copy in zip(self.norms, (self.first, self.second), strict=False):
+            x = x + F.gelu(copy(norm(x)))
+        return self.head(self.norms[2](x))
+
+
+class Ranks(nn.Module):
+    """Layers whose weights have two to four dimensions and equally many output channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
+        self.rows = nn.Conv1d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.up(F.relu(self.image(x))))
+        return self.head(F.relu(self.rows(x.mean(3))).mean(2))

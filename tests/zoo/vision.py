@@ -106,6 +106,42 @@ class MobileNet(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean([2, 3]))
 
 
+class SamePadded(nn.Module):
+    """A convolution that pads as TensorFlow does: one more zero below and to the right where the kernel strides."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.less, self.more = (kernel - stride) // 2, (kernel - stride + 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(F.pad(x, [self.less, self.more, self.less, self.more])))
+
+
+class SamePaddedMobileNet(nn.Module):
+    """A mobile CNN with "same" padding, as models that come from TensorFlow have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(SamePadded(3, 16, 3, stride=2), nn.ReLU6())
+        self.down = nn.Sequential(
+            nn.Conv2d(16, 48, 1),
+            nn.ReLU6(),
+            SamePadded(48, 48, 3, stride=2, groups=48),
+            nn.ReLU6(),
+            nn.Conv2d(48, 16, 1),
+        )
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 48, 1), nn.ReLU6(), SamePadded(48, 48, 5, groups=48), nn.ReLU6(), nn.Conv2d(48, 16, 1)
+        )
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(self.stem(x))
+        return self.fc((x + self.block(x)).mean((2, 3)))
+
+
 def _twice(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),

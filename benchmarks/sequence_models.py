@@ -1,0 +1,77 @@
+"""Networks for sequences, as they are published; weights are random."""
+
+import copy
+
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """Transformer layers of width 384 with 6 heads and a feed-forward width of 1536, as small BERTs have them.
+
+    ``nn.TransformerEncoder`` copies one layer with its weights. Equal layers hide what runtimes do with constants: they
+    share equal ones, and a constant with several users may be computed in float.
+    """
+
+    def __init__(self, equal: bool, layers: int = 6) -> None:
+        super().__init__()
+        made = [nn.TransformerEncoderLayer(384, 6, 1536, activation="gelu", batch_first=True) for _ in range(layers)]
+        for layer in made:
+            for parameter in layer.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_normal_(parameter)
+                else:  # zeros and ones in every layer would be equal constants again
+                    nn.init.normal_(parameter, float(parameter.mean()), 0.02)
+        self.layers = nn.Sequential(*(copy.deepcopy(made[0]) if equal else layer for layer in made))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class FeedForward(nn.Sequential):
+    """The half feed-forward block of a Conformer."""
+
+    def __init__(self, width: int) -> None:
+        layers = (nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        super().__init__(*layers)
+
+
+class ConformerBlock(nn.Module):
+    """Feed-forward, attention, convolution over time, feed-forward (Gulati et al., 2020, arXiv:2005.08100)."""
+
+    def __init__(self, width: int, heads: int, kernel: int) -> None:
+        super().__init__()
+        self.before, self.after = FeedForward(width), FeedForward(width)
+        self.norm_attention, self.norm_conv, self.norm = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.conv = nn.Sequential(
+            nn.Conv1d(width, 2 * width, 1),
+            nn.GLU(dim=1),
+            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width),
+            nn.BatchNorm1d(width),
+            nn.SiLU(),
+            nn.Conv1d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0.5 * self.before(x)
+        y = self.norm_attention(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.conv(self.norm_conv(x).transpose(1, 2)).transpose(1, 2)
+        return self.norm(x + 0.5 * self.after(x))
+
+
+class Conformer(nn.Module):
+    """Four blocks of width 256 on spectrograms of shape ``(N, 400, 80)``, whose length is first divided by 4."""
+
+    def __init__(self, width: int = 256, blocks: int = 4, classes: int = 64) -> None:
+        super().__init__()
+        self.subsample = nn.Sequential(
+            nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU()
+        )
+        self.enter = nn.Linear(32 * 20, width)
+        self.blocks = nn.Sequential(*(ConformerBlock(width, 4, 31) for _ in range(blocks)))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.subsample(x.unsqueeze(1)).transpose(1, 2).flatten(2)
+        return self.head(self.blocks(self.enter(x)))

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lq_plugin.qparams import QuantSpec, scale_of, zero_point_of
 
-_RIDGE = 0.05  # times the mean diagonal: less overfits on a hundred images (mobile CNN)
+# Times the mean diagonal: less overfits on a hundred images (mobile CNN). What is added for few columns, inputs over
+# columns, gave 1.8 dB more with 32 samples and .2 dB more with 192 (mobile CNN on MNIST; a small ViT: 1.3 and .2).
+_RIDGE = 0.05
 _DAMPING = 0.01  # as in GPTQ
 _CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.8, 0.72)  # parts of the range that are tried
 _BLOCK = 64  # columns rounded before the others are updated: matrix products in place of many updates of everything
@@ -28,10 +30,12 @@ class Moments:
     Args:
         inputs: of ``x xᵀ``, of shape (groups, inputs, inputs).
         products: of ``y xᵀ``, of shape (groups, outputs, inputs).
+        count: how many columns there were.
     """
 
     inputs: Tensor
     products: Tensor
+    count: int
 
     @property
     def finite(self) -> bool:
@@ -56,7 +60,7 @@ def moments(pairs: Iterable[tuple[Tensor, Tensor]], centred: bool) -> Moments:
     if centred:
         inputs -= x[:, :, None] * x[:, None] / count
         products -= y[:, :, None] * x[:, None] / count
-    return Moments(inputs, products)
+    return Moments(inputs, products, int(count))
 
 
 def _sums(pair: tuple[Tensor, Tensor], pivots: Sequence[Tensor]) -> list[Tensor]:
@@ -68,7 +72,8 @@ def least_squares(matrix: Tensor, given: Moments) -> Tensor:
     """Return the matrix that comes nearest to the wanted results, by ridge regression around ``matrix``."""
     level = _level(given.inputs)
     missing = (given.products - matrix @ given.inputs) / level
-    factor = torch.linalg.cholesky(_damped(given.inputs, _RIDGE))
+    ridge = _RIDGE + matrix.shape[2] / max(1, given.count)
+    factor = torch.linalg.cholesky(_damped(given.inputs, ridge))
     return matrix + torch.cholesky_solve(missing.mT, factor).mT
 
 

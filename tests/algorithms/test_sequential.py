@@ -22,7 +22,8 @@ from lq_plugin.qparams import weight_qparams
 from lq_plugin.runtimes import RUNTIMES
 from lq_plugin.scheme import Scheme
 
-COARSE = Scheme(weight_granularity="per_tensor", reduce_range=True)  # errors of weights are the larger part
+PLAIN = Scheme(algorithms=[])  # the algorithm is called by the tests
+COARSE = replace(PLAIN, weight_granularity="per_tensor", reduce_range=True)  # errors of weights are the larger part
 
 
 class Products(nn.Module):
@@ -116,7 +117,7 @@ def calls_of(batch: Callable[[torch.Generator, int], Tensor], count: int, sample
     return [[batch(generator, samples)] for _ in range(count)]
 
 
-def made(model: nn.Module, calls: Sequence[Sequence[Tensor]], scheme: Scheme | str = "static") -> StaticCandidate:
+def made(model: nn.Module, calls: Sequence[Sequence[Tensor]], scheme: Scheme = PLAIN) -> StaticCandidate:
     candidate = lq_plugin.quantize(model.eval(), [tuple(call) for call in calls], scheme)
     assert isinstance(candidate, StaticCandidate)
     return candidate
@@ -157,10 +158,10 @@ def mixed() -> StaticCandidate:
 @pytest.mark.parametrize(
     "scheme",
     [
-        Scheme(reduce_range=False),
+        replace(PLAIN, reduce_range=False),
         COARSE,
-        Scheme(reduce_range=True, weight_symmetric=False),
-        Scheme(reduce_range=False, weight_symmetric=False, weight_granularity="per_tensor"),
+        replace(PLAIN, reduce_range=True, weight_symmetric=False),
+        replace(PLAIN, reduce_range=False, weight_symmetric=False, weight_granularity="per_tensor"),
     ],
     ids=["8 bits", "7 bits per tensor", "7 bits asymmetric", "8 bits asymmetric per tensor"],
 )

@@ -201,7 +201,7 @@ class _Lockstep:
     def _solved(
         self, product: Product, matrix: Tensor, arriving: Sequence[Tensor], wanted: Sequence[Tensor]
     ) -> tuple[Grid, Tensor] | None:
-        """The grid and the levels of the matrix that does best; ``None`` where samples or memory are too few for it."""
+        """The grid and the levels of the matrix that does best; ``None`` where it cannot be had."""
         groups, _, size = matrix.shape
         samples = sum(self.candidate.graph.samples(call) for call in self.calls)
         if samples < FEWEST_SAMPLES or groups * size**2 > _LARGEST:
@@ -217,9 +217,12 @@ class _Lockstep:
         if not given.finite:
             return None
         spec = self.candidate.united.weight_spec
-        matrix = least_squares(matrix, given)
-        to = best_grid(matrix, given.inputs, spec, product.shared(spec.per_channel))
-        return to, rounded(matrix, given.inputs, to)
+        try:
+            matrix = least_squares(matrix, given)
+            to = best_grid(matrix, given.inputs, spec, product.shared(spec.per_channel))
+            return to, rounded(matrix, given, to)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # many inputs that are constant but for rounding
+            return None
 
 
 def _products(candidate: StaticCandidate) -> dict[fx.Node, Product]:

@@ -274,8 +274,9 @@ def test_dead_and_constant_inputs_and_fewer_columns_than_inputs_are_no_trouble()
     corrected = sequential(candidate, calls, 0)
     assert sqnr(corrected, calls) > sqnr(candidate, calls)
     assert [tuple(t.shape) for t in corrected.graph.module.buffers()].count((8,)) == 1  # no bias is added
-    zeros = [[torch.zeros(32, 96)]]
-    assert all(w.isfinite().all() for w in weights_of(sequential(candidate, zeros, 0).graph.module).values())
+    for constant in (0.0, 0.1):
+        corrected = sequential(candidate, [[torch.full((32, 96), constant)]] * 2, 0)
+        assert all(weight.isfinite().all() for weight in weights_of(corrected.graph.module).values())
 
 
 def test_calls_may_differ_in_length(mixed: StaticCandidate) -> None:

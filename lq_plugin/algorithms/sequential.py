@@ -1,0 +1,273 @@
+"""Sequential correction: layer by layer, weights that make up for what quantization has done before and in the layer.
+
+What: the graph runs once, float and quantized side by side. Each layer with a constant weight gets the weight and the
+bias with which it comes nearest to the float layer's result, given what really arrives there in INT8: ridge least
+squares, then the best range for each output channel, then rounding that lets the following columns make up for each
+error (GPTQ), then the bias that keeps the mean. With fewer than 32 samples, which least squares would learn by heart,
+it fits only one factor and one bias for each output channel. The graph keeps its operators and the statistics; the new
+scales go to the candidate's ``weight_scales``.
+
+When: convolutions, above all depthwise ones, whose few weights are hard to round. Transformers with outliers gain from
+smoothing first, and may lose here: their largest tokens own the error.
+
+Left as they are: weights that several operators read (they could not be corrected for each, and are stored once),
+embeddings, and layers where nan or infinity arrives.
+
+Sources: Frantar et al., "GPTQ" (2023), https://arxiv.org/abs/2210.17323; least squares to the float result as in
+Hubara et al., "Accurate Post Training Quantization With Small Calibration Sets" (2021),
+https://arxiv.org/abs/2006.10518; the bias as in Nagel et al., "Data-Free Quantization" (2019),
+https://arxiv.org/abs/1906.04721, but measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, fx
+
+from lq_plugin.algorithms.columns import Product, product_of
+from lq_plugin.algorithms.rounding import Grid, best_grid, grid, least_squares, moments, rounded
+from lq_plugin.candidate import StaticCandidate
+from lq_plugin.graph.graph import duplicate
+from lq_plugin.graph.nodes import arguments, attribute
+from lq_plugin.graph.rewriting import put_constant, rewritten
+from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.qparams import rounded_activation, rounded_weight
+
+FEWEST_SAMPLES = 32  # below, least squares overfits: with 16 images it was worse than a factor and a bias (mobile CNN)
+_COLUMNS = 6000  # for a layer of up to 256 inputs, and in proportion for larger ones
+_NUMBERS = 4 * 10**7  # at most, in the columns of a layer: bounds the time of wide ones
+_LARGEST = 2**25  # numbers in the second moments of a layer, 256 MiB; wider layers get a factor and a bias
+_FACTORS = (0.8, 1.25)  # by how much an output channel is scaled at most where only that is learnt
+
+
+def sequential(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], seed: int) -> StaticCandidate:
+    """Correct a candidate's weights and biases layer by layer.
+
+    Args:
+        candidate: it is not changed.
+        calls: samples to learn from, as inputs of the graph.
+        seed: draws the places of each layer that are looked at.
+
+    Returns:
+        A candidate with other weights on the grid that they are rounded to, or ``candidate`` where no layer can be
+        corrected.
+    """
+    if not calls or not set(candidate.united.scales.values()) <= candidate.ranges.keys():
+        return candidate
+    with isolated():
+        torch.manual_seed(seed)  # for a forward that draws numbers
+        learnt = _Lockstep(candidate, calls, Generator().manual_seed(seed)).run()
+        if not learnt:
+            return candidate
+        graph = duplicate(candidate.graph)
+        for node in list(graph.module.graph.nodes):
+            if made := learnt.get(node.name):
+                put_constant(graph.module, node, made.product.weight_position, made.weight)
+                if made.bias is not None and made.product.bias_position is not None:
+                    put_constant(graph.module, node, made.product.bias_position, made.bias)
+        scales = {name: made.scale for name, made in learnt.items()}
+        return replace(candidate, graph=rewritten(graph), weight_scales={**candidate.weight_scales, **scales})
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What was learnt for a layer.
+
+    Args:
+        product: the layer.
+        weight: on the grid that it is rounded to.
+        scale: as :func:`~lq_plugin.qparams.weight_qparams` takes it.
+        bias: ``None`` where the layer has none.
+    """
+
+    product: Product
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
+@dataclass
+class _Lockstep:
+    """One pass over a graph, float and quantized side by side.
+
+    Args:
+        candidate: whose graph runs.
+        calls: of the graph.
+        generator: draws places.
+        wanted: results of the float graph, by node, one for each call; dropped after their last use.
+        values: those of the quantized graph.
+        learnt: corrections by operator name.
+    """
+
+    candidate: StaticCandidate
+    calls: Sequence[Sequence[Tensor]]
+    generator: Generator
+    wanted: dict[fx.Node, list[Any]] = field(default_factory=dict)
+    values: dict[fx.Node, list[Any]] = field(default_factory=dict)
+    learnt: dict[str, Correction] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Correction]:
+        """Return what was learnt, by operator name."""
+        nodes = list(self.candidate.graph.module.graph.nodes)
+        products = _products(self.candidate)
+        last = {source: node for node in nodes for source in node.all_input_nodes}
+        inputs = zip(*self.calls, strict=True)
+        for node in nodes:
+            if not products:
+                break
+            if node.op == "placeholder":
+                self.wanted[node] = self.values[node] = list(next(inputs))
+            elif node.op == "get_attr":
+                self.wanted[node] = self.values[node] = self._constant(node)
+            else:
+                self.wanted[node] = self._results(node, self.wanted)
+                self.values[node] = self._quantized(node, products.pop(node, None))
+            if node.name in self.candidate.united.outputs:
+                self.values[node] = self._rounded(node)
+            for done in [node, *node.all_input_nodes]:
+                if last.get(done, node) is node:
+                    del self.wanted[done], self.values[done]
+        return self.learnt
+
+    def _constant(self, node: fx.Node) -> list[Any]:
+        value = operator.attrgetter(str(node.target))(self.candidate.graph.module)
+        return [value.clone() if isinstance(value, Tensor) else value] * len(self.calls)  # some graphs write to buffers
+
+    def _results(self, node: fx.Node, read: Mapping[fx.Node, Sequence[Any]]) -> list[Any]:
+        """What an operator gives in each call for what it reads."""
+        target: Any = node.target
+        results = []
+        for call in range(len(self.calls)):
+            of_call = {source: read[source][call] for source in node.all_input_nodes}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), of_call.__getitem__)
+            results.append(target(*args, **kwargs))
+        return results
+
+    def _rounded(self, node: fx.Node) -> list[Tensor]:
+        placement = self.candidate.united
+        bounds = self.candidate.ranges[placement.scales[node.name]]
+        return [rounded_activation(value, bounds, placement.activation_spec) for value in self.values[node]]
+
+    def _quantized(self, node: fx.Node, product: Product | None) -> list[Any]:
+        """Results of the quantized graph, whose layers are corrected before they run."""
+        sources, placement = node.all_input_nodes, self.candidate.united
+        if node.name not in placement.quantized and all(self.values[s] is self.wanted[s] for s in sources):
+            return self.wanted[node]
+        rounded_here = set(placement.inputs.get(node.name, ())) - placement.outputs
+        read = {s: self._rounded(s) if s.name in rounded_here else self.values[s] for s in sources}
+        if product is not None:
+            return self._corrected(node, product, read)
+        if node.name in placement.weights:
+            name, axis = placement.weights[node.name]
+            (weight,) = (s for s in sources if s.name == name)
+            scale = self.candidate.weight_scales.get(node.name)
+            made = rounded_weight(self.values[weight][0], placement.weight_spec, axis, scale)
+            read[weight] = [made] * len(self.calls)
+        return self._results(node, read)
+
+    def _corrected(self, node: fx.Node, product: Product, read: dict[fx.Node, list[Any]]) -> list[Tensor]:
+        """Learn the correction of a layer, and run it."""
+        spec = self.candidate.united.weight_spec
+        x, weight = (arguments(node)[position] for position in (product.input_position, product.weight_position))
+        matrix = product.matrix(self.values[weight][0].double())
+        wanted, shared = self.wanted[node], product.shared(spec.per_channel)
+        solved = self._solved(product, matrix, read[x], wanted)
+        to = grid(matrix, spec, shared) if solved is None else solved[0]
+        levels = to.nearest(matrix) if solved is None else solved[1]
+        read[weight] = [product.weight((levels * to.scale).float())] * len(self.calls)
+        results, scale = self._results(node, read), to.scale
+        if solved is None:
+            scale = to.scale * _factors(product, wanted, results, shared)
+            read[weight] = [product.weight((levels * scale).float())] * len(self.calls)
+            results = self._results(node, read)
+        bias = None
+        if product.bias_position is not None:
+            shift = _means(product, wanted) - _means(product, results)
+            shift = torch.where(shift.isfinite(), shift, 0).float()
+            bias = self.values[arguments(node)[product.bias_position]][0] + shift
+            results = [result + shift.view(-1, *(1,) * len(product.kernel)) for result in results]
+        scale = scale.flatten() if spec.per_channel else scale.reshape(())
+        self.learnt[node.name] = Correction(product, read[weight][0], scale, bias)
+        return results
+
+    def _solved(
+        self, product: Product, matrix: Tensor, arriving: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> tuple[Grid, Tensor] | None:
+        """The grid and the levels of the matrix that does best; ``None`` where it cannot be had."""
+        groups, _, size = matrix.shape
+        samples = sum(self.candidate.graph.samples(call) for call in self.calls)
+        if samples < FEWEST_SAMPLES or groups * size**2 > _LARGEST:
+            return None
+        count = min(max(1, size / 256) * _COLUMNS, _NUMBERS / (groups * size))
+        places = [result.numel() // (groups * matrix.shape[1]) for result in wanted]
+        part = count / max(1, sum(places))
+        drawn = (
+            product.columns(x, y, math.ceil(part * number), self.generator)
+            for x, y, number in zip(arriving, wanted, places, strict=True)
+        )
+        given = moments(drawn, centred=product.bias_position is not None)
+        if not given.finite:
+            return None
+        spec = self.candidate.united.weight_spec
+        try:
+            matrix = least_squares(matrix, given)
+            to = best_grid(matrix, given.inputs, spec, product.shared(spec.per_channel))
+            return to, rounded(matrix, given, to)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # many inputs that are constant but for rounding
+            return None
+
+
+def _products(candidate: StaticCandidate) -> dict[fx.Node, Product]:
+    """The layers to correct: those whose weight nothing else reads, under any name."""
+    module = candidate.graph.module
+    constants = {node: attribute(module, node) for node in module.graph.nodes if node.op == "get_attr" and _read(node)}
+    contents = {node: _content(value) for node, value in constants.items()}
+    uses = Counter(content for node, content in contents.items() for _ in node.users)
+    found = {node: product_of(node) for node in module.graph.nodes if node.name in candidate.united.weights}
+    return {
+        node: product
+        for node, product in found.items()
+        if product is not None and uses[contents[node.args[product.weight_position]]] == 1
+    }
+
+
+def _read(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _content(value: Tensor) -> tuple[object, ...]:
+    raw = value.detach().contiguous().flatten().view(torch.uint8).numpy()
+    return value.dtype, tuple(value.shape), hashlib.sha256(raw.data).digest()
+
+
+def _by_channel(product: Product, values: Tensor) -> Tensor:
+    return values.movedim(product.channel_dim, 0).flatten(1).double()
+
+
+def _means(product: Product, results: Sequence[Tensor]) -> Tensor:
+    """Mean of each output channel over all calls."""
+    sums, count = torch.zeros((), dtype=torch.float64), 0
+    for result in results:
+        values = _by_channel(product, result)
+        sums, count = sums + values.sum(1), count + values.shape[1]
+    return sums / count
+
+
+def _factors(product: Product, wanted: Sequence[Tensor], results: Sequence[Tensor], shared: tuple[int, ...]) -> Tensor:
+    """By how much each scale is multiplied so that results come nearest to what is wanted, up to a constant."""
+    centres = [_means(product, side)[:, None] * (product.bias_position is not None) for side in (wanted, results)]
+    sums = torch.zeros(2, *centres[0].shape, dtype=torch.float64)
+    for pair in zip(wanted, results, strict=True):
+        y, q = (_by_channel(product, side) - centre for side, centre in zip(pair, centres, strict=True))
+        sums += torch.stack([(y * q).sum(1, keepdim=True), q.square().sum(1, keepdim=True)])
+    products, squares = (part.view(product.groups, -1, 1).sum(shared, keepdim=True) for part in sums)
+    factors = products / squares
+    return torch.where(factors.isfinite(), factors, 1).clamp(*_FACTORS).float()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
-from lq_plugin.algorithms.fisher import weighted_values
+from lq_plugin.algorithms.fisher import SAMPLES, weighted_values
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.graph.calibration import Recording
 from lq_plugin.graph.channels import Reader, Site, divide_channels, sites
@@ -39,7 +39,7 @@ from lq_plugin.qparams import rounded_activation, rounded_weight
 
 aten = torch.ops.aten
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-CLIPS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the observed range
+CLIPS = (1.2, 1.1, 1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the observed range
 ROWS = 1024  # of each value, those whose errors cost most
 GAIN = 0.98  # of the error that must be left at most by a change that costs no time
 GAIN_OF_INSERTED = 0.9  # and by one that inserts an operator
@@ -123,13 +123,27 @@ def _observed(
     """What is known of each value that is read, by its name."""
     readers = [reader for site in places for reader in site.readers]
     known = {reader.value: _Evidence(torch.tensor(torch.inf), torch.tensor(-torch.inf)) for reader in readers}
-    for tensors in calls:
+    judging, watched = _halves(graph, calls)
+    for tensors in watched:
         _Watched(graph.module, known).run(*(tensor.detach().clone() for tensor in tensors))
-    for weighted in weighted_values(graph, {*known, *(reader.name for reader in readers)}, calls, seed):
+    values = {*known, *(reader.name for reader in readers)}
+    for weighted in weighted_values(graph, values, judging, seed, SAMPLES):
         for name, evidence in known.items():
             outputs = [weighted[reader.name].weight for reader in readers if reader.value == name]
             evidence.add(weighted[name].value, outputs)
     return known
+
+
+def _halves(
+    graph: Graph, calls: Sequence[Sequence[Tensor]]
+) -> tuple[Sequence[Sequence[Tensor]], Sequence[Sequence[Tensor]]]:
+    """Calls to judge ranges on, and others to find their ends in: among themselves, no range would be too narrow."""
+    total, count = sum(graph.samples(tensors) for tensors in calls), 0
+    for position, tensors in enumerate(calls):
+        count += graph.samples(tensors)
+        if count >= min(SAMPLES, total / 2) and position + 1 < len(calls):
+            return calls[: position + 1], calls[position + 1 :]
+    return calls, calls
 
 
 def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evidence]) -> _Choice | None:

@@ -40,9 +40,11 @@ from lq_plugin.qparams import rounded_activation, rounded_weight
 aten = torch.ops.aten
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLIPS = (1.2, 1.1, 1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the observed range
+MARGIN = 1.1  # of what was best there: other samples reach further, and what is clipped costs more than wider steps
 ROWS = 1024  # of each value, those whose errors cost most
 GAIN = 0.98  # of the error that must be left at most by a change that costs no time
-GAIN_OF_INSERTED = 0.9  # and by one that inserts an operator
+GAIN_OF_INSERTED = 0.7  # and by one that inserts an operator
+_HARDLY = 0.3
 _FLATTEST = 1e-4  # a channel counts as having this share of the largest one: it may be larger in other samples
 _SMALLEST = torch.finfo(torch.float32).eps
 
@@ -52,27 +54,35 @@ class _Evidence:
     """What is known of a value that linear operators read.
 
     Args:
-        low: least value of each channel.
-        high: greatest value of each channel.
+        low: least value of each channel, in the samples that ranges are not judged on.
+        high: greatest value of each channel there.
+        lowest: least value of each channel in all samples.
+        highest: greatest value of each channel in all samples.
         rows: of the value, those whose errors cost most.
         weights: what an error costs in those rows, for all outputs of its readers.
     """
 
-    low: Tensor
-    high: Tensor
+    low: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
+    high: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))
+    lowest: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
+    highest: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))
     rows: Tensor = field(default_factory=lambda: torch.empty(0))
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def widen(self, value: Tensor) -> None:
         rows = value.reshape(-1, value.shape[-1])
         if len(rows):
-            self.low, self.high = torch.minimum(self.low, rows.amin(0)), torch.maximum(self.high, rows.amax(0))
+            low, high = rows.amin(0), rows.amax(0)
+            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+            self.lowest, self.highest = torch.minimum(self.lowest, low), torch.maximum(self.highest, high)
 
     def add(self, value: Tensor, weights: Sequence[Tensor]) -> None:
         rows = value.reshape(-1, value.shape[-1])
         costs = torch.cat([weight.reshape(-1, weight.shape[-1]) for weight in weights], 1)
         if len(self.rows):
             rows, costs = torch.cat([self.rows, rows]), torch.cat([self.weights, costs])
+        self.lowest = torch.minimum(self.lowest, rows.amin(0))
+        self.highest = torch.maximum(self.highest, rows.amax(0))
         kept = costs.sum(1).topk(min(ROWS, len(costs))).indices
         self.rows, self.weights = rows[kept], costs[kept]
 
@@ -122,7 +132,7 @@ def _observed(
 ) -> dict[str, _Evidence]:
     """What is known of each value that is read, by its name."""
     readers = [reader for site in places for reader in site.readers]
-    known = {reader.value: _Evidence(torch.tensor(torch.inf), torch.tensor(-torch.inf)) for reader in readers}
+    known = {reader.value: _Evidence() for reader in readers}
     judging, watched = _halves(graph, calls)
     for tensors in watched:
         _Watched(graph.module, known).run(*(tensor.detach().clone() for tensor in tensors))
@@ -149,23 +159,22 @@ def _halves(
 def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evidence]) -> _Choice | None:
     """The best scale and range of a site; ``None`` to leave it alone."""
     evidence = {reader.value: known[reader.value] for reader in site.readers}
-    low = torch.stack([each.low for each in evidence.values()]).amin(0)
-    high = torch.stack([each.high for each in evidence.values()]).amax(0)
+    matrices = {reader: _matrix(candidate.graph.module, reader) for reader in site.readers}
+    trial = _Trial(candidate.united, evidence, matrices)
+    low, high = trial.ends("low", "high")
     if not bool(low.isfinite().all() & high.isfinite().all()):  # nan, or nothing was seen
         return None
-    matrices = {reader: _matrix(candidate.graph.module, reader) for reader in site.readers}
-    trial = _Trial(candidate.united, evidence, matrices, low, high)
-    origin = candidate.united.scales[site.readers[0].value]
-    before = trial.error(torch.ones_like(low), candidate.ranges[origin])
-    clipped, bounds = trial.clipped(torch.ones_like(low))
+    unscaled, origin = torch.ones_like(low), candidate.united.scales[site.readers[0].value]
+    before = trial.error(unscaled, candidate.ranges[origin])
+    clipped, clip = trial.clipped(unscaled)
     scales = _scales(low, high, torch.cat(list(matrices.values())))
-    smoothed, range_of_smoothed, scale = min(
+    smoothed, clip_of_smoothed, scale = min(
         ((*trial.clipped(scale), scale) for scale in scales), key=lambda found: found[0]
     )
     if smoothed < min(before, clipped) * (GAIN if site.absorber else GAIN_OF_INSERTED):
-        return _Choice(range_of_smoothed, scale)
+        return _Choice(trial.bounds(scale, clip_of_smoothed * MARGIN, "lowest", "highest"), scale)
     if clipped < before * GAIN and _is_alone(candidate.united, site, origin):
-        return _Choice(bounds)
+        return _Choice(trial.bounds(unscaled, clip * MARGIN, "lowest", "highest"))
     return None
 
 
@@ -177,27 +186,34 @@ class _Trial:
         placed: which integers activations and weights become.
         evidence: of the values that are read.
         matrices: the weights, outputs by inputs.
-        low: least value of each channel.
-        high: greatest value of each channel.
     """
 
     placed: Placement
     evidence: Mapping[str, _Evidence]
     matrices: Mapping[Reader, Tensor]
-    low: Tensor
-    high: Tensor
 
-    def clipped(self, scale: Tensor) -> tuple[float, Range]:
-        """Return the least error that a scale leaves, and the range that it takes."""
-        low, high = (self.low / scale).amin().item(), (self.high / scale).amax().item()
-        best = (math.inf, (low, high))
+    def ends(self, low: str, high: str) -> tuple[Tensor, Tensor]:
+        """Return the extremes of each channel, by their names in :class:`_Evidence`."""
+        values = self.evidence.values()
+        return (
+            torch.stack([getattr(each, low) for each in values]).amin(0),
+            torch.stack([getattr(each, high) for each in values]).amax(0),
+        )
+
+    def bounds(self, scale: Tensor, clip: float, lowest: str, highest: str) -> Range:
+        """Return a share of a scaled value's range. What hardly goes below zero, as after GELU, keeps its lower end."""
+        ends = self.ends(lowest, highest)
+        low, high = (ends[0] / scale).amin().item(), (ends[1] / scale).amax().item()
+        return (low * clip if low < -_HARDLY * high else low, high * clip)
+
+    def clipped(self, scale: Tensor) -> tuple[float, float]:
+        """Return the least error that a scale leaves, and the share of the range that it takes."""
+        best = (math.inf, 1.0)
         for clip in CLIPS:
-            # What hardly goes below zero, as after GELU, keeps its lower end.
-            bounds = (low * clip if low < -0.3 * high else low, high * clip)
-            found = self.error(scale, bounds)
+            found = self.error(scale, self.bounds(scale, clip, "low", "high"))
             if found >= best[0]:  # it falls and then rises
                 break
-            best = (found, bounds)
+            best = (found, clip)
         return best
 
     def error(self, scale: Tensor, bounds: Range) -> float:

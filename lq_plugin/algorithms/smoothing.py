@@ -21,11 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
 
-from lq_plugin.algorithms.fisher import SAMPLES, weighted_values
+from lq_plugin.algorithms.fisher import weighted_values
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.graph.calibration import Recording
 from lq_plugin.graph.channels import Reader, Site, divide_channels, sites
@@ -39,8 +40,10 @@ from lq_plugin.qparams import rounded_activation, rounded_weight
 
 aten = torch.ops.aten
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-CLIPS = (1.2, 1.1, 1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the observed range
-MARGIN = 1.1  # of what was best there: other samples reach further, and what is clipped costs more than wider steps
+CLIPS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the observed range
+# Other samples reach further than those, and once all channels fill the range, any of them may: the search alone lost 5
+# dB on other samples of an MLP. So the range is wider than the best one by this factor.
+MARGIN = 1.2
 ROWS = 1024  # of each value, those whose errors cost most
 GAIN = 0.98  # of the error that must be left at most by a change that costs no time
 GAIN_OF_INSERTED = 0.7  # and by one that inserts an operator
@@ -54,35 +57,27 @@ class _Evidence:
     """What is known of a value that linear operators read.
 
     Args:
-        low: least value of each channel, in the samples that ranges are not judged on.
-        high: greatest value of each channel there.
-        lowest: least value of each channel in all samples.
-        highest: greatest value of each channel in all samples.
+        low: least value of each channel.
+        high: greatest value of each channel.
         rows: of the value, those whose errors cost most.
         weights: what an error costs in those rows, for all outputs of its readers.
     """
 
     low: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
     high: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))
-    lowest: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
-    highest: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))
     rows: Tensor = field(default_factory=lambda: torch.empty(0))
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def widen(self, value: Tensor) -> None:
         rows = value.reshape(-1, value.shape[-1])
         if len(rows):
-            low, high = rows.amin(0), rows.amax(0)
-            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-            self.lowest, self.highest = torch.minimum(self.lowest, low), torch.maximum(self.highest, high)
+            self.low, self.high = torch.minimum(self.low, rows.amin(0)), torch.maximum(self.high, rows.amax(0))
 
     def add(self, value: Tensor, weights: Sequence[Tensor]) -> None:
         rows = value.reshape(-1, value.shape[-1])
         costs = torch.cat([weight.reshape(-1, weight.shape[-1]) for weight in weights], 1)
         if len(self.rows):
             rows, costs = torch.cat([self.rows, rows]), torch.cat([self.weights, costs])
-        self.lowest = torch.minimum(self.lowest, rows.amin(0))
-        self.highest = torch.maximum(self.highest, rows.amax(0))
         kept = costs.sum(1).topk(min(ROWS, len(costs))).indices
         self.rows, self.weights = rows[kept], costs[kept]
 
@@ -133,27 +128,14 @@ def _observed(
     """What is known of each value that is read, by its name."""
     readers = [reader for site in places for reader in site.readers]
     known = {reader.value: _Evidence() for reader in readers}
-    judging, watched = _halves(graph, calls)
-    for tensors in watched:
+    for tensors in calls:
         _Watched(graph.module, known).run(*(tensor.detach().clone() for tensor in tensors))
     values = {*known, *(reader.name for reader in readers)}
-    for weighted in weighted_values(graph, values, judging, seed, SAMPLES):
+    for weighted in weighted_values(graph, values, calls, seed):
         for name, evidence in known.items():
             outputs = [weighted[reader.name].weight for reader in readers if reader.value == name]
             evidence.add(weighted[name].value, outputs)
     return known
-
-
-def _halves(
-    graph: Graph, calls: Sequence[Sequence[Tensor]]
-) -> tuple[Sequence[Sequence[Tensor]], Sequence[Sequence[Tensor]]]:
-    """Calls to judge ranges on, and others to find their ends in: among themselves, no range would be too narrow."""
-    total, count = sum(graph.samples(tensors) for tensors in calls), 0
-    for position, tensors in enumerate(calls):
-        count += graph.samples(tensors)
-        if count >= min(SAMPLES, total / 2) and position + 1 < len(calls):
-            return calls[: position + 1], calls[position + 1 :]
-    return calls, calls
 
 
 def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evidence]) -> _Choice | None:
@@ -161,7 +143,7 @@ def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evide
     evidence = {reader.value: known[reader.value] for reader in site.readers}
     matrices = {reader: _matrix(candidate.graph.module, reader) for reader in site.readers}
     trial = _Trial(candidate.united, evidence, matrices)
-    low, high = trial.ends("low", "high")
+    low, high = trial.ends
     if not bool(low.isfinite().all() & high.isfinite().all()):  # nan, or nothing was seen
         return None
     unscaled, origin = torch.ones_like(low), candidate.united.scales[site.readers[0].value]
@@ -172,9 +154,9 @@ def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evide
         ((*trial.clipped(scale), scale) for scale in scales), key=lambda found: found[0]
     )
     if smoothed < min(before, clipped) * (GAIN if site.absorber else GAIN_OF_INSERTED):
-        return _Choice(trial.bounds(scale, clip_of_smoothed * MARGIN, "lowest", "highest"), scale)
+        return _Choice(trial.bounds(scale, clip_of_smoothed * MARGIN), scale)
     if clipped < before * GAIN and _is_alone(candidate.united, site, origin):
-        return _Choice(trial.bounds(unscaled, clip * MARGIN, "lowest", "highest"))
+        return _Choice(trial.bounds(unscaled, clip * MARGIN))
     return None
 
 
@@ -192,25 +174,22 @@ class _Trial:
     evidence: Mapping[str, _Evidence]
     matrices: Mapping[Reader, Tensor]
 
-    def ends(self, low: str, high: str) -> tuple[Tensor, Tensor]:
-        """Return the extremes of each channel, by their names in :class:`_Evidence`."""
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of each channel."""
         values = self.evidence.values()
-        return (
-            torch.stack([getattr(each, low) for each in values]).amin(0),
-            torch.stack([getattr(each, high) for each in values]).amax(0),
-        )
+        return torch.stack([each.low for each in values]).amin(0), torch.stack([each.high for each in values]).amax(0)
 
-    def bounds(self, scale: Tensor, clip: float, lowest: str, highest: str) -> Range:
+    def bounds(self, scale: Tensor, clip: float) -> Range:
         """Return a share of a scaled value's range. What hardly goes below zero, as after GELU, keeps its lower end."""
-        ends = self.ends(lowest, highest)
-        low, high = (ends[0] / scale).amin().item(), (ends[1] / scale).amax().item()
+        low, high = (self.ends[0] / scale).amin().item(), (self.ends[1] / scale).amax().item()
         return (low * clip if low < -_HARDLY * high else low, high * clip)
 
     def clipped(self, scale: Tensor) -> tuple[float, float]:
         """Return the least error that a scale leaves, and the share of the range that it takes."""
         best = (math.inf, 1.0)
         for clip in CLIPS:
-            found = self.error(scale, self.bounds(scale, clip, "low", "high"))
+            found = self.error(scale, self.bounds(scale, clip))
             if found >= best[0]:  # it falls and then rises
                 break
             best = (found, clip)
@@ -272,8 +251,8 @@ def _applied(
             changed |= names
         learnt |= dict.fromkeys(names, choice.bounds)
     graph = rewritten(graph) if changed else candidate.graph
-    statistics = {**candidate.calibration.statistics, **_statistics(candidate, graph, changed, calls)}
-    calibration = replace(candidate.calibration, statistics=statistics)
+    seen = {**candidate.calibration.statistics, **_statistics(candidate, graph, changed, calls)}
+    calibration = replace(candidate.calibration, statistics=seen)
     return replace(candidate, graph=graph, calibration=calibration, learnt_ranges=learnt)
 
 

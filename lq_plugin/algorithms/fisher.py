@@ -49,6 +49,25 @@ class Weighted:
     weight: Tensor
 
 
+def pieces(graph: Graph, calls: Sequence[Sequence[Tensor]], samples: int = SAMPLES) -> Iterator[Sequence[Tensor]]:
+    """Return calls of few samples each, the first ones of what is given.
+
+    Args:
+        graph: says which dimensions are the batch.
+        calls: each a list of the graph's flat input tensors.
+        samples: how many to take in all; a call that cannot be divided is taken whole.
+    """
+    left = samples
+    for tensors in calls:
+        batch = graph.samples(tensors)
+        for first in range(0, batch, PIECE) if _is_divisible(graph, tensors, batch) else (None,):
+            if left <= 0:
+                return
+            size = batch if first is None else min(PIECE, batch - first, left)
+            yield tensors if first is None else _narrowed(graph, tensors, first, size)
+            left -= size
+
+
 def weighted_values(
     graph: Graph, names: Set[str], calls: Sequence[Sequence[Tensor]], seed: int, samples: int = SAMPLES
 ) -> Iterator[Mapping[str, Weighted]]:
@@ -65,23 +84,10 @@ def weighted_values(
         The values by name, for each call or piece of one.
     """
     generator = torch.Generator().manual_seed(seed)
-    for tensors in _pieces(graph, calls, samples):
+    for tensors in pieces(graph, calls, samples):
         with isolated():
             weighted = _weighted(graph.module, names, tensors, generator)
         yield weighted
-
-
-def _pieces(graph: Graph, calls: Sequence[Sequence[Tensor]], samples: int) -> Iterator[Sequence[Tensor]]:
-    """Calls with few samples each, as many as are wanted."""
-    left = samples
-    for tensors in calls:
-        batch = graph.samples(tensors)
-        for first in range(0, batch, PIECE) if _is_divisible(graph, tensors, batch) else (None,):
-            if left <= 0:
-                return
-            size = batch if first is None else min(PIECE, batch - first, left)
-            yield tensors if first is None else _narrowed(graph, tensors, first, size)
-            left -= size
 
 
 def _is_divisible(graph: Graph, tensors: Sequence[Tensor], batch: int) -> bool:
@@ -98,6 +104,11 @@ def _narrowed(graph: Graph, tensors: Sequence[Tensor], first: int, size: int) ->
         tensor.narrow(dims[0], first, size) if dims else tensor
         for tensor, dims in zip(tensors, graph.batch_dims, strict=True)
     ]
+
+
+def power(values: Tensor) -> float:
+    """Return the sum of the squares of what is finite, and never zero."""
+    return max(values.double().nan_to_num(0.0, 0.0, 0.0).square().sum().item(), torch.finfo(torch.float32).tiny)
 
 
 class _Kept(fx.Interpreter):
@@ -137,7 +148,7 @@ def _weighted(
         values, weights = _run(module, names, tensors)[1], {}
     values = {name: value.detach() for name, value in values.items()}
     return {
-        name: Weighted(value, weights[name] if name in weights else torch.full_like(value, 1 / _power(value)))
+        name: Weighted(value, weights[name] if name in weights else torch.full_like(value, 1 / power(value)))
         for name, value in values.items()
     }
 
@@ -164,8 +175,4 @@ def _projected(output: Tensor, generator: Generator) -> Tensor:
     """A random projection of an output, all of them with the same power on average."""
     finite = torch.where(output.isfinite(), output, 0.0)
     noise = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-    return (finite * noise).sum() / math.sqrt(_power(finite.detach()))
-
-
-def _power(values: Tensor) -> float:
-    return max(values.double().nan_to_num(0.0, 0.0, 0.0).square().sum().item(), torch.finfo(torch.float32).tiny)
+    return (finite * noise).sum() / math.sqrt(power(finite.detach()))

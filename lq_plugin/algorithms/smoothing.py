@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -40,9 +41,13 @@ from lq_plugin.qparams import rounded_activation, rounded_weight
 aten = torch.ops.aten
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLIPS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the observed range
+# Other samples reach further than those, and once all channels fill the range, any of them may: the search alone lost 5
+# dB on other samples of an MLP. So the range is wider than the best one by this factor.
+MARGIN = 1.2
 ROWS = 1024  # of each value, those whose errors cost most
 GAIN = 0.98  # of the error that must be left at most by a change that costs no time
-GAIN_OF_INSERTED = 0.9  # and by one that inserts an operator
+GAIN_OF_INSERTED = 0.7  # and by one that inserts an operator
+_HARDLY = 0.3
 _FLATTEST = 1e-4  # a channel counts as having this share of the largest one: it may be larger in other samples
 _SMALLEST = torch.finfo(torch.float32).eps
 
@@ -58,8 +63,8 @@ class _Evidence:
         weights: what an error costs in those rows, for all outputs of its readers.
     """
 
-    low: Tensor
-    high: Tensor
+    low: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
+    high: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))
     rows: Tensor = field(default_factory=lambda: torch.empty(0))
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -122,10 +127,11 @@ def _observed(
 ) -> dict[str, _Evidence]:
     """What is known of each value that is read, by its name."""
     readers = [reader for site in places for reader in site.readers]
-    known = {reader.value: _Evidence(torch.tensor(torch.inf), torch.tensor(-torch.inf)) for reader in readers}
+    known = {reader.value: _Evidence() for reader in readers}
     for tensors in calls:
         _Watched(graph.module, known).run(*(tensor.detach().clone() for tensor in tensors))
-    for weighted in weighted_values(graph, {*known, *(reader.name for reader in readers)}, calls, seed):
+    values = {*known, *(reader.name for reader in readers)}
+    for weighted in weighted_values(graph, values, calls, seed):
         for name, evidence in known.items():
             outputs = [weighted[reader.name].weight for reader in readers if reader.value == name]
             evidence.add(weighted[name].value, outputs)
@@ -135,23 +141,22 @@ def _observed(
 def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evidence]) -> _Choice | None:
     """The best scale and range of a site; ``None`` to leave it alone."""
     evidence = {reader.value: known[reader.value] for reader in site.readers}
-    low = torch.stack([each.low for each in evidence.values()]).amin(0)
-    high = torch.stack([each.high for each in evidence.values()]).amax(0)
+    matrices = {reader: _matrix(candidate.graph.module, reader) for reader in site.readers}
+    trial = _Trial(candidate.united, evidence, matrices)
+    low, high = trial.ends
     if not bool(low.isfinite().all() & high.isfinite().all()):  # nan, or nothing was seen
         return None
-    matrices = {reader: _matrix(candidate.graph.module, reader) for reader in site.readers}
-    trial = _Trial(candidate.united, evidence, matrices, low, high)
-    origin = candidate.united.scales[site.readers[0].value]
-    before = trial.error(torch.ones_like(low), candidate.ranges[origin])
-    clipped, bounds = trial.clipped(torch.ones_like(low))
+    unscaled, origin = torch.ones_like(low), candidate.united.scales[site.readers[0].value]
+    before = trial.error(unscaled, candidate.ranges[origin])
+    clipped, clip = trial.clipped(unscaled)
     scales = _scales(low, high, torch.cat(list(matrices.values())))
-    smoothed, range_of_smoothed, scale = min(
+    smoothed, clip_of_smoothed, scale = min(
         ((*trial.clipped(scale), scale) for scale in scales), key=lambda found: found[0]
     )
     if smoothed < min(before, clipped) * (GAIN if site.absorber else GAIN_OF_INSERTED):
-        return _Choice(range_of_smoothed, scale)
+        return _Choice(trial.bounds(scale, clip_of_smoothed * MARGIN), scale)
     if clipped < before * GAIN and _is_alone(candidate.united, site, origin):
-        return _Choice(bounds)
+        return _Choice(trial.bounds(unscaled, clip * MARGIN))
     return None
 
 
@@ -163,27 +168,31 @@ class _Trial:
         placed: which integers activations and weights become.
         evidence: of the values that are read.
         matrices: the weights, outputs by inputs.
-        low: least value of each channel.
-        high: greatest value of each channel.
     """
 
     placed: Placement
     evidence: Mapping[str, _Evidence]
     matrices: Mapping[Reader, Tensor]
-    low: Tensor
-    high: Tensor
 
-    def clipped(self, scale: Tensor) -> tuple[float, Range]:
-        """Return the least error that a scale leaves, and the range that it takes."""
-        low, high = (self.low / scale).amin().item(), (self.high / scale).amax().item()
-        best = (math.inf, (low, high))
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of each channel."""
+        values = self.evidence.values()
+        return torch.stack([each.low for each in values]).amin(0), torch.stack([each.high for each in values]).amax(0)
+
+    def bounds(self, scale: Tensor, clip: float) -> Range:
+        """Return a share of a scaled value's range. What hardly goes below zero, as after GELU, keeps its lower end."""
+        low, high = (self.ends[0] / scale).amin().item(), (self.ends[1] / scale).amax().item()
+        return (low * clip if low < -_HARDLY * high else low, high * clip)
+
+    def clipped(self, scale: Tensor) -> tuple[float, float]:
+        """Return the least error that a scale leaves, and the share of the range that it takes."""
+        best = (math.inf, 1.0)
         for clip in CLIPS:
-            # What hardly goes below zero, as after GELU, keeps its lower end.
-            bounds = (low * clip if low < -0.3 * high else low, high * clip)
-            found = self.error(scale, bounds)
+            found = self.error(scale, self.bounds(scale, clip))
             if found >= best[0]:  # it falls and then rises
                 break
-            best = (found, bounds)
+            best = (found, clip)
         return best
 
     def error(self, scale: Tensor, bounds: Range) -> float:

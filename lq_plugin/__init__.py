@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lq_plugin.report.results import Results, find_results
     from lq_plugin.scheme import Scheme
     from lq_plugin.search.mixed_precision import Search
+    from lq_plugin.search.sensitivity import sensitivity
     from lq_plugin.selection import Budget
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "find_results",
     "load",
     "quantize",
+    "sensitivity",
 ]
 
 # Imported when first used: a process that only loads an artifact needs neither Lightning nor torchao.
@@ -76,6 +78,7 @@ _HOMES = {
     "find_results": "lq_plugin.report.results",
     "load": "lq_plugin.artifacts.base",
     "quantize": "lq_plugin.functional",
+    "sensitivity": "lq_plugin.search.sensitivity",
 }
 
 

@@ -138,11 +138,16 @@ class StaticCandidate:
         """What any runtime quantizes: algorithms run once for all of them."""
         return united(tuple(self._placements.values()))
 
+    @property
+    def statistics(self) -> Mapping[str, Statistic]:
+        """Statistics by the name of the value."""
+        return {**self.calibration.statistics, **self.new_statistics}
+
     @cached_property
     def ranges(self) -> Mapping[str, Range]:
         """Lowest and highest value to represent, by the name of the value."""
         assert isinstance(self.scheme.observer, Observer)
-        every = replace(self.calibration, statistics={**self.calibration.statistics, **self.new_statistics})
+        every = replace(self.calibration, statistics=self.statistics)
         return {**every.ranges(self.scheme.observer), **self.learnt_ranges}
 
     @property

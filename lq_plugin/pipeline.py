@@ -230,7 +230,8 @@ def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
     entries = {entry.label: entry for entry in known.artifacts}
     for job in found:
         for entry in [each for each in known.artifacts if each.candidate == job.name]:
-            entries[entry.label] = _exported(job, candidates[job.name], entry.format, store=store, folder=_folder(plan))
+            made_anew = _exported(job, candidates[job.name], entry.format, _folder(plan), store, plan.threads)
+            entries[entry.label] = made_anew
     left = list(entries.values())
     if found:
         return _evaluated(plan, finished, left)
@@ -247,7 +248,7 @@ def _trials(plan: Plan, known: Manifest, candidate: Candidate | None, job: Job, 
     source = job.source
     subject = Subject(source.model, source.target, source.data, candidate, _folder(plan), ())
     samples, fp32 = job.samples(candidate.reference), known.fp32_of(entry)
-    return Trials(candidate, samples, entry, subject, fp32, plan.protocol, known.budget, store)
+    return Trials(candidate, samples, entry, subject, fp32, plan.protocol, known.budget, store, plan.threads)
 
 
 def _folder(plan: Plan) -> Path:

@@ -20,8 +20,8 @@ from lq_plugin.progress import note
 from lq_plugin.refinement import repeated
 from lq_plugin.report.manifest import Entry, Fp32
 from lq_plugin.search.cost import operations
-from lq_plugin.search.mixed_precision import Search, Trial, ranked, search
-from lq_plugin.search.sensitivity import sensitivity
+from lq_plugin.search.mixed_precision import Search, Trial, order, search
+from lq_plugin.search.sensitivity import ranked
 from lq_plugin.selection import Budget
 from lq_plugin.store import Store
 
@@ -39,6 +39,7 @@ class Trials:
         protocol: how artifacts are evaluated.
         budget: which drop is allowed, of which metric.
         store: results of trials of a run that was interrupted.
+        threads: that runtimes use.
 
     Attributes:
         made: every trial so far.
@@ -52,13 +53,14 @@ class Trials:
     protocol: Protocol
     budget: Budget
     store: Store
+    threads: int | None = None
     made: list[Trial] = field(default_factory=list)
 
     def winner(self, limits: Search) -> StaticCandidate | None:
         """Search, and return the candidate with the fewest float operators found that is within the budget."""
         note(f"{self.candidate.name!r} is over the budget: searching which operators to leave float …")
-        found = sensitivity(self.candidate, self.samples.judge)
-        ranking = ranked({each.node: each.error for each in found}, operations(self.candidate.graph))
+        found = ranked(self.candidate, self.samples.judge)
+        ranking = order({each.node: each.error for each in found}, operations(self.candidate.graph))
         chosen = search(ranking, self._is_within, limits)
         return None if chosen is None else self._mixed(frozenset(chosen))
 
@@ -94,7 +96,7 @@ class Trials:
             metrics = known
         else:
             with tempfile.TemporaryDirectory() as scratch:
-                artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format)
+                artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format, self.threads)
                 made = self.entry.exported(artifact, Path(scratch))
                 subject = replace(self.subject, folder=Path(scratch), candidate=candidate, entries=(made,))
                 metrics = dict(remeasured(subject, made, self.fp32, self.protocol).metrics)
@@ -105,7 +107,7 @@ class Trials:
     def _digest(self, candidate: StaticCandidate) -> str:
         """Identifies a trial's result: its artifact, and the data by what FP32 makes of them."""
         example = tensors_digest({str(number): tensor for number, tensor in enumerate(candidate.reference.example)})
-        artifact = artifact_digest(candidate, self.entry.format, FORMATS[self.entry.format].packages)
+        artifact = artifact_digest(candidate, self.entry.format, FORMATS[self.entry.format].packages, self.threads)
         return checksums.of_json([artifact, example, sorted(self.fp32.metrics.items())])
 
 

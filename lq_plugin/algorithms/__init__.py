@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lq_plugin.algorithms.equalization import equalization
+from lq_plugin.algorithms.sequential import sequential
 from lq_plugin.algorithms.smoothing import smoothing
 from lq_plugin.candidate import StaticCandidate
 
@@ -35,5 +37,10 @@ class Algorithm:
 
 
 TABLE: Mapping[str, Algorithm] = {
-    algorithm.name: algorithm for algorithm in (Algorithm("smoothing", smoothing, rewrites=True),)
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm("equalization", equalization, rewrites=True),
+        Algorithm("smoothing", smoothing, rewrites=True),
+        Algorithm("sequential", sequential, rewrites=False),
+    )
 }

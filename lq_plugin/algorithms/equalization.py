@@ -320,12 +320,12 @@ def _with_new_statistics(
     candidate: StaticCandidate, graph: Graph, changed: Mapping[Pair, Tensor], calls: Sequence[Sequence[Tensor]]
 ) -> StaticCandidate:
     """Return a candidate with another graph, whose changed values are observed in the samples."""
-    known = candidate.calibration.statistics
     made = replace(candidate, graph=graph)
     values = {value for pair in changed for value in pair.values}
     quantized = set(made.united.scales.values())
-    recording = Recording.start(duplicate(graph), candidate.scheme, quantized & values | quantized - known.keys())
+    recording = Recording.start(
+        duplicate(graph), candidate.scheme, quantized & values | quantized - candidate.statistics.keys()
+    )
     for tensors in calls:
         recording.observe(tensors)
-    statistics = {**known, **recording.statistics()}
-    return replace(made, calibration=replace(candidate.calibration, statistics=statistics))
+    return replace(made, new_statistics={**candidate.new_statistics, **recording.statistics()})

@@ -34,7 +34,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         "machine": [cpu.fingerprint(), threads],  # where something is measured, such as the form of a GRU
     }
     if isinstance(candidate, StaticCandidate):
-        statistics = {**candidate.calibration.statistics, **candidate.new_statistics}
+        statistics = candidate.statistics
         content["statistics"] = tensors_digest(
             {f"{value}.{part}": tensor for value, parts in statistics.items() for part, tensor in parts.items()}
         )

@@ -56,7 +56,7 @@ class Trial:
     seconds: float = 0.0
 
 
-def ranked(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
+def order(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
     """Order operators: first those whose error is largest for what INT8 saves.
 
     Args:
@@ -70,7 +70,7 @@ def search(ranking: Sequence[str], is_within: Callable[[frozenset[str]], bool], 
     """Find a small set of operators which, left float, meets the budget.
 
     Args:
-        ranking: all operators that are INT8; see :func:`ranked`. With none of them float the budget is not met.
+        ranking: all operators that are INT8; see :func:`order`. With none of them float the budget is not met.
         is_within: makes and measures a trial with these operators float.
         limits: how many trials, for how long.
 

@@ -152,7 +152,7 @@ def test_a_linear_layer_absorbs_through_a_relu(feed_forward: Case) -> None:
 
 
 def test_only_what_changed_is_observed_anew(norms_first: Case) -> None:
-    before, after = (each.calibration.statistics for each in (norms_first.candidate, norms_first.smoothed))
+    before, after = (each.statistics for each in (norms_first.candidate, norms_first.smoothed))
     changed = {name for name in after if before.get(name) is not after[name]}
     nodes = {node.name for node in norms_first.smoothed.graph.module.graph.nodes}
     assert {"layer_norm", "layer_norm_1"} <= changed <= nodes

@@ -8,7 +8,7 @@ import pytest
 
 from lq_plugin import Search
 from lq_plugin.errors import ConfigError
-from lq_plugin.search.mixed_precision import ranked, search
+from lq_plugin.search.mixed_precision import order, search
 
 
 class Budgeted:
@@ -36,7 +36,7 @@ def model(operators: int, seed: int) -> dict[str, float]:
 def test_the_set_found_is_within_the_budget_and_no_larger_than_needed(operators: int, seed: int) -> None:
     errors = model(operators, seed)
     trials = Budgeted(errors, 0.05 * sum(errors.values()))
-    ranking = ranked(errors, dict.fromkeys(errors, 1.0))
+    ranking = order(errors, dict.fromkeys(errors, 1.0))
     found = search(ranking, trials, Search())
     assert found is not None
     assert trials.is_within(frozenset(found))
@@ -52,7 +52,7 @@ def test_operators_that_need_not_stay_float_are_given_back() -> None:
 
 
 def test_what_saves_little_goes_first() -> None:
-    assert ranked({"a": 1.0, "b": 1.0, "c": 5.0}, {"a": 100.0, "b": 1.0, "c": 10.0}) == ["b", "c", "a"]
+    assert order({"a": 1.0, "b": 1.0, "c": 5.0}, {"a": 100.0, "b": 1.0, "c": 10.0}) == ["b", "c", "a"]
 
 
 def test_no_set_is_an_outcome() -> None:
@@ -65,7 +65,7 @@ def test_no_set_is_an_outcome() -> None:
 def test_limits_are_kept() -> None:
     errors = model(200, 0)
     trials = Budgeted(errors, 0.001)
-    search(ranked(errors, dict.fromkeys(errors, 1.0)), trials, Search(max_trials=4))
+    search(order(errors, dict.fromkeys(errors, 1.0)), trials, Search(max_trials=4))
     assert len(trials.tried) == 4
     late = Budgeted(errors, 0.001)
     assert search(list(errors), late, Search(time_limit=0)) is None

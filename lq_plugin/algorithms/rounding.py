@@ -117,13 +117,14 @@ def grid(matrix: Tensor, spec: QuantSpec, shared: tuple[int, ...], clip: float =
 
 def best_grid(matrix: Tensor, inputs: Tensor, spec: QuantSpec, shared: tuple[int, ...]) -> Grid:
     """Return the grid, among those of parts of the range, whose rounding errors do least to the results."""
-    best, least = grid(matrix, spec, shared), None
+    best = grid(matrix, spec, shared)
+    least = torch.full_like(best.scale, torch.inf, dtype=torch.float64)
     for clip in _CLIPS:
         tried = grid(matrix, spec, shared, clip)
         error = tried.nearest(matrix) * tried.scale - matrix
         harm = ((error @ inputs) * error).sum(shared, keepdim=True)
-        better = torch.ones_like(harm, dtype=torch.bool) if least is None else harm < least
-        least = harm if least is None else torch.where(better, harm, least)
+        better = harm < least
+        least = torch.minimum(harm, least)
         best = Grid(*(torch.where(better, new, old) for new, old in zip(_parts(tried), _parts(best), strict=True)))
     return best
 
@@ -137,12 +138,9 @@ def rounded(matrix: Tensor, given: Moments, to: Grid) -> Tensor:
         The levels, as floats.
     """
     groups, outputs, size = matrix.shape
-    inputs = given.inputs / given.level
-    order = inputs.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    order = given.inputs.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    factor = _inverse_factor(given.inputs / given.level, order)
     matrix = matrix.gather(2, order[:, None].expand(-1, outputs, -1))
-    inputs = inputs.gather(1, order[:, :, None].expand(-1, -1, size)).gather(2, order[:, None].expand(-1, size, -1))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(inputs, _DAMPING)))
-    factor = torch.linalg.cholesky(inverse, upper=True)
     to = Grid(*(part[..., 0].expand(groups, outputs) for part in _parts(to)))
     levels = torch.empty_like(matrix)
     for start in range(0, size, _BLOCK):
@@ -156,6 +154,15 @@ def rounded(matrix: Tensor, given: Moments, to: Grid) -> Tensor:
             matrix[..., column + 1 : end] -= error[..., None] * factor[:, None, column, column + 1 : end]
         matrix[..., end:] -= errors @ factor[:, start:end, end:]
     return levels.gather(2, order.argsort(1)[:, None].expand(-1, outputs, -1))
+
+
+def _inverse_factor(inputs: Tensor, order: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of second moments, whose columns are put in an order."""
+    size = inputs.shape[1]
+    inputs = inputs.gather(1, order[:, :, None].expand(-1, -1, size)).gather(2, order[:, None].expand(-1, size, -1))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(inputs, _DAMPING)))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 def _parts(given: Grid) -> tuple[Tensor, Tensor, Tensor]:

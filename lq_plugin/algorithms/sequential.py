@@ -7,8 +7,26 @@ error (GPTQ), then the bias that keeps the mean. With fewer than 32 samples, whi
 it fits only one factor and one bias for each output channel. The graph keeps its operators and the statistics; the new
 scales go to the candidate's ``weight_scales``.
 
-When: convolutions, above all depthwise ones, whose few weights are hard to round. Transformers with outliers gain from
+When: convolutions, above all depthwise ones and channels of uneven range. Transformers with outliers gain from
 smoothing first, and may lose here: their largest tokens own the error.
+
+Cost: two runs of the graph, and a layer's second moments: 5 CPU seconds and 300 MB for a convolution with 256 channels
+and a 3×3 kernel, 192 samples, one thread. Layers of more than 5,792 inputs get only a factor and a bias.
+
+Measured with 192 samples to learn from (mobile CNN: 1,000 others to judge; zoo: 192), on reloaded artifacts, SQNR in
+decibels and the share of equal decisions; seconds of one thread:
+
+| model | onnxruntime | OpenVINO | factor and bias alone | s |
+| --- | --- | --- | --- | ---: |
+| mobile CNN (MNIST, 32×32; 21 layers) | 37.5 → 39.5, .999 → 1 | 38.3 → 39.7, .999 → 1 | 39.3, 39.3 | .7 |
+| its weights in 7 bits | 33.4 → 39.4, .999 → .998 | 33.2 → 39.2, .999 | 38.3, 38.5 | .8 |
+| its channels uneven (σ .7) | 23.4 → 27.5, .993 → .995 | 23.7 → 27.4, .995 → .997 | 27.1, 26.9 | .8 |
+| its channels uneven (σ 1.2) | -2.1 → 14.0, .337 → .965 | -1.7 → 14.1, .350 → .969 | 10.1, 9.9 | .8 |
+| ResNet (zoo, random weights) | 39.9 → 41.2, .995 → 1 | 40.0 → 41.3, .995 → 1 | 41.0, 41.4 | .5 |
+| U-Net (zoo, random weights) | 34.1 → 34.4, 1 | 34.7 → 35.0, 1 | 34.3, 34.9 | 3 |
+| encoder (zoo, random weights) | 30.5 → 30.5, .995 | 30.5 → 30.6, .995 | 30.6, 30.6 | .1 |
+
+Uneven: output channels of the layers inside a block times ``exp(σ n)``, n normal, and the next layer's inputs divided.
 
 Left as they are: weights that several operators read (they could not be corrected for each, and are stored once),
 embeddings, and layers where nan or infinity arrives.

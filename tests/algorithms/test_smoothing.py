@@ -88,7 +88,7 @@ class Case:
 def case(model: nn.Module, *shape: int, scheme: Scheme | None = None) -> Case:
     generator = torch.Generator().manual_seed(1)
     calls = [[torch.randn(8, *shape, generator=generator)] for _ in range(4)]
-    candidate = lq_plugin.quantize(model.eval(), [x for (x,) in calls], scheme or Scheme())
+    candidate = lq_plugin.quantize(model.eval(), [x for (x,) in calls], replace(scheme or Scheme(), algorithms=()))
     assert isinstance(candidate, StaticCandidate)
     held_out = [torch.randn(16, *shape, generator=generator)]
     return Case(candidate, smoothing(candidate, calls, 0), calls, held_out)
@@ -177,7 +177,7 @@ def test_it_is_deterministic_and_changes_nothing_in_place(norms_first: Case) -> 
 def test_there_is_nothing_to_do_in_a_cnn(norms_first: Case) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, 4))
     pictures = torch.randn(4, 3, 8, 8)
-    candidate = lq_plugin.quantize(model.eval(), [pictures])
+    candidate = lq_plugin.quantize(model.eval(), [pictures], Scheme(algorithms=()))
     assert isinstance(candidate, StaticCandidate)
     assert smoothing(candidate, [[pictures]], 0) is candidate
     assert smoothing(norms_first.candidate, [], 0) is norms_first.candidate

@@ -29,7 +29,8 @@ decibels and the share of equal decisions; seconds of one thread:
 Uneven: output channels of the layers inside a block times ``exp(σ n)``, n normal, and the next layer's inputs divided.
 
 Left as they are: weights that several operators read (they could not be corrected for each, and are stored once),
-embeddings, and layers where nan or infinity arrives.
+embeddings, layers that stay float on one of the runtimes, as transposed convolutions do (rounded weights would only
+cost there), and layers where nan or infinity arrives.
 
 Sources: Frantar et al., "GPTQ" (2023), https://arxiv.org/abs/2210.17323; least squares to the float result as in
 Hubara et al., "Accurate Post Training Quantization With Small Calibration Sets" (2021),
@@ -244,12 +245,13 @@ class _Lockstep:
 
 
 def _products(candidate: StaticCandidate) -> dict[fx.Node, Product]:
-    """The layers to correct: those whose weight nothing else reads, under any name."""
+    """The layers to correct: those that are INT8 on every runtime and whose weight nothing else reads, by any name."""
     module = candidate.graph.module
     constants = {node: attribute(module, node) for node in module.graph.nodes if node.op == "get_attr" and _read(node)}
     contents = {node: _content(value) for node, value in constants.items()}
     uses = Counter(content for node, content in contents.items() for _ in node.users)
-    found = {node: product_of(node) for node in module.graph.nodes if node.name in candidate.united.weights}
+    common = set[str].intersection(*(set(candidate.placed(runtime).weights) for runtime in candidate.runtimes))
+    found = {node: product_of(node) for node in module.graph.nodes if node.name in common}
     return {
         node: product
         for node, product in found.items()

@@ -135,13 +135,18 @@ def sqnr(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], runtime:
     return metric.compute().item()
 
 
+def int8_everywhere(candidate: StaticCandidate) -> set[str]:
+    """Layers that no runtime leaves float, as some do with transposed convolutions."""
+    return set.intersection(*(set(candidate.placed(runtime).weights) for runtime in candidate.runtimes))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_held_out_samples_come_out_nearer_to_fp32(model: str) -> None:
     _, batch, gain = MODELS[model]
     calls = calls_of(batch, 8)
     candidate = made(built(model), calls[:6], COARSE)
     corrected = sequential(candidate, calls[:6], 0)
-    assert corrected.weight_scales.keys() == candidate.united.weights.keys()
+    assert corrected.weight_scales.keys() == int8_everywhere(candidate)
     for runtime in ("onnxruntime", "openvino"):  # torch quantizes what OpenVINO does
         assert sqnr(corrected, calls[6:], runtime) > sqnr(candidate, calls[6:], runtime) + gain
 
@@ -170,7 +175,7 @@ def test_the_integers_of_the_artifact_are_those_that_were_learnt(
 ) -> None:
     candidate = replace(mixed, scheme=scheme)
     corrected = sequential(candidate, calls_of(pictures, 2, samples // 2), 0)
-    assert corrected.weight_scales.keys() == candidate.united.weights.keys()
+    assert corrected.weight_scales.keys() == int8_everywhere(candidate)
     learnt, spec, moved = weights_of(corrected.graph.module), scheme.weights, 0
     for name, (dequantize, integers) in dequantized(corrected).items():
         scale = corrected.weight_scales[name]
@@ -231,6 +236,7 @@ def test_few_samples_move_no_integers_but_scales_and_biases(mixed: StaticCandida
         weight_scales={
             name: weight_qparams(weight, mixed.scheme.weights, mixed.united.weights[name][1])[0]
             for name, weight in weights_of(mixed.graph.module).items()
+            if name in int8_everywhere(mixed)
         },
     )
     given, learnt = dequantized(plain), dequantized(corrected)

@@ -74,7 +74,7 @@ def test_what_cannot_be_ranked_is_refused(vit: tuple[StaticCandidate, Tensor]) -
         sensitivity(candidate, [])
     dynamic = lq_plugin.quantize(nn.Linear(4, 4), [torch.randn(2, 4)], "dynamic")
     with pytest.raises(ConfigError, match="candidate: dynamic is dynamic, which has no fixed ranges"):
-        sensitivity(dynamic, [pictures], PLAIN)
+        sensitivity(dynamic, [pictures])
 
 
 def test_embeddings_and_integer_outputs_are_ranked_too() -> None:
@@ -83,6 +83,6 @@ def test_embeddings_and_integer_outputs_are_ranked_too() -> None:
         batch = specimen.batch(torch.Generator().manual_seed(0), 4)
         candidate = lq_plugin.quantize(settled(specimen), [batch], PLAIN)
         assert isinstance(candidate, StaticCandidate)
-        found = sensitivity(candidate, [batch], PLAIN)
+        found = sensitivity(candidate, [batch])
         assert {each.node for each in found} == candidate.united.quantized.keys()
         assert all(each.error > 0 for each in found)

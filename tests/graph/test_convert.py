@@ -20,6 +20,7 @@ from lq_plugin.graph.nodes import insert
 from lq_plugin.scheme import Scheme
 
 quantized = torch.ops.quantized_decomposed
+PLAIN = Scheme(algorithms=())
 GRID = torch.linspace(-1, 3, 41).view(-1, 1).expand(41, 8).contiguous()  # the range of every batch is [-1, 3]
 
 
@@ -29,7 +30,7 @@ def nodes_of(candidate: StaticCandidate, target: object, runtime: str = "openvin
 
 
 def test_the_graphs_scale_is_that_of_what_was_seen() -> None:
-    candidate = lq_plugin.quantize(nn.Linear(8, 4), [GRID], Scheme(observer="minmax"))
+    candidate = lq_plugin.quantize(nn.Linear(8, 4), [GRID], replace(PLAIN, observer="minmax"))
     ((_, scale, zero_point, lowest, highest, dtype),) = nodes_of(candidate, quantized.quantize_per_tensor.default)
     assert scale == pytest.approx(4 / 255)
     assert (zero_point, lowest, highest, dtype) == (64, 0, 255, torch.uint8)
@@ -39,7 +40,7 @@ def test_the_graphs_scale_is_that_of_what_was_seen() -> None:
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 def test_weights_are_rounded_to_the_nearest_of_their_levels(reduce_range: bool, limit: int, granularity: str) -> None:
     layer = nn.Linear(8, 4)
-    scheme = Scheme(reduce_range=reduce_range, weight_granularity=granularity)
+    scheme = replace(PLAIN, reduce_range=reduce_range, weight_granularity=granularity)
     converted = lq_plugin.quantize(layer, [GRID], scheme).converted("openvino").module
     (integers,) = [tensor for tensor in tensors_of(converted) if tensor.dtype == torch.int8]
     weight = layer.weight.detach()
@@ -70,7 +71,7 @@ def test_transposed_convolutions_have_a_scale_for_each_output_channel() -> None:
 
 
 def test_no_float_weight_is_left_and_the_candidates_graph_stays_float() -> None:
-    candidate = lq_plugin.quantize(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), [GRID])
+    candidate = lq_plugin.quantize(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), [GRID], PLAIN)
     before = candidate.graph.module(GRID)[0]
     state = candidate.converted("torch").module.state_dict()
     assert not any(tensor.is_floating_point() and tensor.dim() > 1 for tensor in state.values())
@@ -112,14 +113,16 @@ def test_a_reduction_keeps_its_dimension_until_after_it() -> None:
 
 
 def test_a_value_without_statistics_is_named() -> None:
-    candidate = lq_plugin.quantize(nn.Linear(8, 4), [GRID])
+    candidate = lq_plugin.quantize(nn.Linear(8, 4), [GRID], PLAIN)
     empty = Calibration({}, candidate.calibration.provenance)
     with pytest.raises(CalibrationError, match=r"no statistics for \['tensors_0'\]"):
         StaticCandidate("static", candidate.graph, empty, candidate.scheme).converted("torch")
 
 
 def test_statistics_of_another_graph_with_the_same_names_are_refused() -> None:
-    given, other = (lq_plugin.quantize(nn.Sequential(nn.Linear(8, 8), *more), [GRID]) for more in ((nn.ReLU(),), ()))
+    given, other = (
+        lq_plugin.quantize(nn.Sequential(nn.Linear(8, 8), *more), [GRID], PLAIN) for more in ((nn.ReLU(),), ())
+    )
     assert isinstance(given, StaticCandidate)
     assert isinstance(other, StaticCandidate)
     assert set(other.calibration.statistics) <= set(given.calibration.statistics)
@@ -136,7 +139,7 @@ def test_equal_constants_are_stored_once_and_the_graph_runs() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) * self.first + self.second
 
-    converted = lq_plugin.quantize(Scaled(), [GRID]).converted("torch").module
+    converted = lq_plugin.quantize(Scaled(), [GRID], PLAIN).converted("torch").module
     assert converted(GRID)[0].shape == (41, 4)
     assert len([tensor for tensor in converted.buffers() if tensor.numel() == 1 and tensor.item() == 3]) == 1
 
@@ -166,7 +169,7 @@ class Products(nn.Module):
 
 
 def test_what_is_inserted_moves_no_names_and_no_statistics() -> None:
-    given = lq_plugin.quantize(Products().eval(), [GRID])
+    given = lq_plugin.quantize(Products().eval(), [GRID], PLAIN)
     assert isinstance(given, StaticCandidate)
     rewritten = duplicate(given.graph)
     nodes = {node.name: node for node in rewritten.module.graph.nodes}
@@ -198,7 +201,7 @@ def test_what_is_inserted_moves_no_names_and_no_statistics() -> None:
 def test_learnt_scales_of_weights_are_the_converted_graphs(granularity: str, scale: Tensor) -> None:
     layer = nn.Linear(8, 4)
     layer.weight.data = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    given = lq_plugin.quantize(layer, [GRID], Scheme(weight_granularity=granularity, reduce_range=False))
+    given = lq_plugin.quantize(layer, [GRID], replace(PLAIN, weight_granularity=granularity, reduce_range=False))
     assert isinstance(given, StaticCandidate)
     candidate = replace(given, weight_scales={"linear": scale})
     converted = candidate.converted("openvino").module
@@ -215,7 +218,7 @@ def test_learnt_scales_of_weights_are_the_converted_graphs(granularity: str, sca
 
 
 def test_a_candidates_reference_is_its_graph_and_stays_so_when_the_graph_is_rewritten() -> None:
-    given = lq_plugin.quantize(nn.Linear(8, 4), [GRID])
+    given = lq_plugin.quantize(nn.Linear(8, 4), [GRID], PLAIN)
     assert isinstance(given, StaticCandidate)
     assert given.reference is given.graph
     rewritten = replace(given, graph=duplicate(given.graph))

@@ -28,6 +28,9 @@ from lq_plugin.graph.nesting import retyped
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS
 from lq_plugin.report.manifest import Entry
 from lq_plugin.runtimes import RUNTIMES
+from lq_plugin.scheme import Scheme
+
+PLAIN = Scheme(algorithms=())
 
 Shape = tuple[int, ...]
 BATCH_SIZES = (16, 5, 1)
@@ -49,7 +52,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     specimen = ZOO[request.param]
     model = settled(specimen)
     generator = torch.Generator().manual_seed(1)
-    candidate = lq_plugin.quantize(model, [specimen.batch(generator, 16) for _ in range(4)])
+    candidate = lq_plugin.quantize(model, [specimen.batch(generator, 16) for _ in range(4)], PLAIN)
     batches = [specimen.batch(generator, size) for size in BATCH_SIZES]
     return Made(request.param, specimen, model, candidate, batches, tmp_path_factory.mktemp(request.param))
 

@@ -9,11 +9,25 @@ where nothing else reads it, else a multiplication is inserted before its reader
 When: transformers, whose LayerNorms give a few channels far larger values than the rest. It changes nothing where a
 convolution's kernel makes the value, and leaves out weights that several operators share.
 
-Cost: two passes over the samples, the Fisher estimate, and for each value up to 40 products of :data:`ROWS` rows with
+Cost: two passes over the samples, the Fisher estimate, and for each value up to 56 products of :data:`ROWS` rows with
 the weights that read it.
 
-Source: Xiao et al., "SmoothQuant" (2022); the search over ranges and the weighting are measured additions: 18.6 dB
-plain, 20.6 by the error of the outputs alike, 23.7 weighted (6-layer text encoder).
+Source: Xiao et al., "SmoothQuant" (2022). The search over ranges and the weighting are additions: in a prototype on a
+6-layer text encoder, 18.6 dB plain, 20.6 by the errors of the readers' outputs alike, 23.7 weighted.
+
+Measured on artifacts, by samples that neither calibration nor learning saw (192 samples learnt from, one thread; all
+kernels as before, none fell back to float; the function without quantization is the same to 134 dB and more):
+
+| model | plain, dB: onnxruntime | smoothed, dB: onnxruntime, OpenVINO | inserted / values | seconds |
+| --- | ---: | ---: | ---: | ---: |
+| 3-layer transformer, norms first, digits; outliers × 30 | 17.0 | 40.6, 40.4 | 2 / 14 | 1.3 |
+| the same with norms last | 34.8 | 41.2, 41.2 | 10 / 14 | 1.0 |
+| encoder of the tests (random weights) | 34.1 | 39.0, 39.0 | 4 / 9 | 1.1 |
+| the same, outliers × 30 | 29.0 | 38.1, 38.1 | 6 / 9 | .5 |
+| vision transformer of the tests | 39.0 | 41.6, 42.4 | 2 / 9 | .4 |
+| the same, outliers × 30 | 23.1 | 41.5, 42.4 | 2 / 9 | .5 |
+| decoder of the tests | 36.6 | 37.4, 37.4 | 5 / 15 | .5 |
+| MLP of the tests, for which it is not meant | 33.2 | 33.0, 33.0 | 1 / 3 | .1 |
 """
 
 from __future__ import annotations

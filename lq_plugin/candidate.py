@@ -18,6 +18,7 @@ from lq_plugin.graph.convert import convert
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.placement import Placement, place_dynamic, place_everywhere, united
 from lq_plugin.graph.prepare import prepare
+from lq_plugin.learning import Learning
 from lq_plugin.observers import Observer, Range
 from lq_plugin.scheme import Scheme
 
@@ -77,6 +78,7 @@ class StaticCandidate:
             a single number where the scheme says ``"per_tensor"``.
         learnt_ranges: lowest and highest value to represent, where they were learnt; by the name of the value. All
             others are those of the statistics.
+        learning: what algorithms learnt from and gave; ``None`` where none was asked for.
 
     Raises:
         ConfigError: ``weight_scales`` or ``learnt_ranges`` names something that does not exist.
@@ -89,6 +91,7 @@ class StaticCandidate:
     reference: Graph = field(default=None, repr=False)  # type: ignore[assignment]  # filled in below
     weight_scales: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     learnt_ranges: Mapping[str, Range] = field(default_factory=dict, repr=False)
+    learning: Learning | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.reference is None:

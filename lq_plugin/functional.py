@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,10 +17,12 @@ from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.graph import Graph, duplicate
 from lq_plugin.graph.prepare import prepare
+from lq_plugin.graph.sampling import Draw, Samples
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
+from lq_plugin.refinement import refined
 from lq_plugin.scheme import Scheme
 
 
@@ -40,7 +43,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "
     scheme = _scheme(scheme)
     if scheme.method == "dynamic":
         raise ConfigError("scheme: 'dynamic' needs no calibration. Call quantize(model, batches, 'dynamic').")
-    return _calibrated(model, batches, scheme, None)[1]
+    return _calibrated(model, batches, replace(scheme, algorithms=()), None)[1]
 
 
 def quantize(
@@ -83,11 +86,11 @@ def quantize(
 def _quantize_static(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
 ) -> StaticCandidate:
-    graph, calibration = _calibrated(model, batches, scheme, dynamic_dims)
+    graph, calibration, samples = _calibrated(model, batches, scheme, dynamic_dims)
     candidate = StaticCandidate(name, graph, calibration, scheme)
     warn_of_ranges(name, graph, calibration, scheme)
     warn_of_random_forward(name, model, candidate.example)
-    return candidate
+    return refined(candidate, samples)
 
 
 def _quantize_dynamic(
@@ -109,15 +112,20 @@ _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, Dynamic
 
 def _calibrated(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
-) -> tuple[Graph, Calibration]:
+) -> tuple[Graph, Calibration, Samples]:
+    """Observe all batches, and keep some of their samples for algorithms."""
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))
     first = _first(inputs)
     graph = prepare(model, *first, dynamic_dims)
     recording = Recording.start(duplicate(graph), scheme)
+    draw = Draw(graph, scheme.algorithm_samples, seed=0)
     for args, kwargs in itertools.chain([first], inputs):
-        recording.observe(graph.signature.flatten(args, kwargs))
-    return graph, recording.calibration(scheme.observer.name, split="batches")
+        tensors = graph.signature.flatten(args, kwargs)
+        recording.observe(tensors)
+        if scheme.algorithm_names:
+            draw.add(tensors)
+    return graph, recording.calibration(scheme.observer.name, split="batches"), draw.drawn(draw.samples_seen)
 
 
 def _first(inputs: Iterator[Call]) -> Call:

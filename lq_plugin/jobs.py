@@ -11,15 +11,21 @@ from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, uncalibrated
 from lq_plugin.graph.capture import Call
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
 from lq_plugin.graph.placement import place_everywhere
 from lq_plugin.graph.prepare import prepare
+from lq_plugin.graph.sampling import Samples
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.identity import tensors_digest
 from lq_plugin.progress import note
+from lq_plugin.refinement import refined
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
+from lq_plugin.steps import attempt
 from lq_plugin.store import Store
+
+LARGEST_SHARE = 0.1  # of validation: figures on samples that something was fitted to are optimistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,29 @@ class StaticJob(Job):
             calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
         )
         warn_of_ranges(self.name, graph, calibration, self.scheme)
-        return StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
+        return self._refined(
+            StaticCandidate(self.name, graph, replace(calibration, provenance=provenance), self.scheme)
+        )
+
+    def _refined(self, candidate: StaticCandidate) -> StaticCandidate:
+        """Run the algorithms on samples of the validation data; the candidate is good without them."""
+        if not self.scheme.algorithm_names:
+            return candidate
+        note(f"{self.name!r}: drawing samples for algorithms from validation …")
+        made = attempt(
+            f"algorithms of candidate {self.name!r} could not run; it goes on without",
+            lambda: refined(candidate, self._samples(candidate.graph)),
+        )
+        return made.result or candidate
+
+    def _samples(self, graph: Graph) -> Samples:
+        samples = self.source.samples(graph, self.scheme.algorithm_samples, self.plan.seed)
+        if (samples.share or 0) > LARGEST_SHARE and not self.source.has_test_split:
+            note(
+                f"{self.name!r}: algorithms learn from {samples.share:.0%} of the validation samples and there is no "
+                "test split, so figures on validation are optimistic"
+            )
+        return samples
 
     def _known(self, digest: str, inputs: str, store: Store) -> Calibration | None:
         """An existing calibration of the graph with this digest, wherever it is kept."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -226,14 +227,15 @@ def _with_manifest(
 ) -> Finished:
     """Write the manifest with what is known so far."""
     assert plan.folder is not None
+    candidates = {name: step.result for name, step in finished.candidates.items() if step.result is not None}
+    learnt = [one.learning for one in candidates.values() if isinstance(one, StaticCandidate) and one.learning]
     made = Manifest(
         fp32=fp32 or Fp32(),
         artifacts=tuple(entries),
         selected=select(entries),
         budget=budget,
-        calibration={
-            name: vars(step.result.provenance) for name, step in finished.candidates.items() if step.result is not None
-        },
+        calibration={name: _provenance(candidate) for name, candidate in candidates.items()},
+        steps=tuple(step for learning in learnt for step in learning.steps),
         environment=environment(),
         seed=plan.seed,
         config=replace(plan.config, quantization={job.name: job.options for job in plan.jobs}),
@@ -242,6 +244,14 @@ def _with_manifest(
     message = f"{str(place)!r} cannot be written; its content is in ArtifactExport.manifest"
     attempt(message, partial(manifest.write, plan.folder, made))
     return replace(finished, manifest=made)
+
+
+def _provenance(candidate: Candidate) -> Mapping[str, Any]:
+    """Where a candidate's weights and statistics come from, and what its algorithms learnt from."""
+    origin = vars(candidate.provenance)
+    if not isinstance(candidate, StaticCandidate) or candidate.learning is None:
+        return origin
+    return {**origin, "algorithms": {key: item for key, item in vars(candidate.learning).items() if key != "steps"}}
 
 
 def _remove_manifest(folder: Path) -> Sequence[Entry]:

@@ -16,6 +16,8 @@ DEFAULT_OBSERVER = "histogram"
 ACTIVATION_DTYPES = ("uint8", "int8")
 GRANULARITIES = ("per_channel", "per_tensor")
 TARGETS_CPU = ("this", "any", "vnni")
+ALGORITHMS = ("equalization", "smoothing", "sequential")  # in the order in which they run
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,17 @@ class _Method:
 
     observer: str | None
     embeddings: bool
+    algorithms: Sequence[str] | str
     fixed: Mapping[str, Any]
 
 
 _METHODS: Mapping[str, _Method] = {
-    "static": _Method(observer=DEFAULT_OBSERVER, embeddings=True, fixed={}),
+    "static": _Method(observer=DEFAULT_OBSERVER, embeddings=True, algorithms=AUTO, fixed={}),
     # Its kernels take the range of each batch themselves, as uint8.
     "dynamic": _Method(
         observer=None,
         embeddings=False,
+        algorithms=(),
         fixed={"observer": None, "activation_dtype": "uint8", "activation_symmetric": False, "weight_symmetric": True},
     ),
 }
@@ -61,6 +65,12 @@ class Scheme:
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
         targets_cpu: which CPUs the artifacts are for, where ``reduce_range`` is not given: ``"this"`` machine's,
             ``"any"`` (7 bits), or those with ``"vnni"`` (8 bits).
+        algorithms: what makes the graph easier to quantize: names of ``lq_plugin.algorithms``, ``"auto"`` for all of
+            them, or ``[]`` for plain calibration. They run in a fixed order, and each is kept only where the outputs
+            come closer to FP32 on samples held out. ``"auto"`` by default for static; dynamic has none.
+        algorithm_samples: how many samples they get: three quarters to learn from, one quarter to be judged on. They
+            need no labels.
+        algorithm_time_limit: in seconds; no algorithm is started after it. ``None`` for no limit.
 
     Raises:
         ConfigError: a value is not allowed; the message names the nearest allowed one.
@@ -81,6 +91,9 @@ class Scheme:
     skip: Sequence[str] = ()
     only: Sequence[str] = ()
     targets_cpu: str = "this"
+    algorithms: Sequence[str] | str | None = None
+    algorithm_samples: int = 256
+    algorithm_time_limit: float | None = 120.0
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -102,6 +115,15 @@ class Scheme:
             object.__setattr__(self, "reduce_range", _reduced_for(self.targets_cpu))
         for field in ("skip", "only"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
+        given = method.algorithms if self.algorithms is None else self.algorithms
+        object.__setattr__(self, "algorithms", _algorithms(given, self.method))
+        _check_limits(self)
+
+    @property
+    def algorithm_names(self) -> tuple[str, ...]:
+        """The algorithms that are tried, in their order."""
+        assert self.algorithms is not None
+        return ALGORITHMS if self.algorithms == AUTO else tuple(self.algorithms)
 
     @property
     def weights(self) -> QuantSpec:
@@ -132,6 +154,27 @@ def _observer(given: Observer | str) -> Observer:
     return OBSERVERS[given]()
 
 
+def _algorithms(given: Sequence[str] | str, method: str) -> tuple[str, ...] | str:
+    """Return the names in the order in which algorithms run."""
+    names = ALGORITHMS if given == AUTO else (given,) if isinstance(given, str) else given
+    if unknown := [name for name in names if name not in ALGORITHMS]:
+        raise unknown_name("algorithms", str(unknown[0]), (AUTO, *ALGORITHMS))
+    if names and not _METHODS[method].algorithms:
+        raise ConfigError(
+            f"algorithms: {given!r} is not available for {method} quantization. Leave it out, or use method='static'."
+        )
+    return AUTO if given == AUTO else tuple(name for name in ALGORITHMS if name in names)
+
+
+def _check_limits(scheme: Scheme) -> None:
+    if scheme.algorithm_samples < 1:
+        raise ConfigError(f"algorithm_samples: {scheme.algorithm_samples} is too small. Allowed: 1 or more.")
+    if scheme.algorithm_time_limit is not None and not scheme.algorithm_time_limit >= 0:
+        raise ConfigError(
+            f"algorithm_time_limit: {scheme.algorithm_time_limit} is not allowed. Give seconds, 0 or more, or None."
+        )
+
+
 def _patterns(field: str, given: Any) -> tuple[str, ...]:
     if isinstance(given, str) or not all(isinstance(pattern, str) and pattern for pattern in given):
         raise ConfigError(
@@ -148,4 +191,5 @@ def as_dict(scheme: Scheme) -> dict[str, Any]:
         "observer": None if observer is None else {"name": observer.name, **dataclasses.asdict(observer)},
         "skip": list(scheme.skip),
         "only": list(scheme.only),
+        "algorithms": AUTO if scheme.algorithms == AUTO else list(scheme.algorithms or ()),
     }

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from lq_plugin.checkpoints import Checkpoint, with_weights
 from lq_plugin.errors import CalibrationError
 from lq_plugin.evaluation import loop
-from lq_plugin.evaluation.loaders import observed_pass
+from lq_plugin.evaluation.loaders import chosen_batches, observed_pass
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
+from lq_plugin.graph.sampling import Draw, Samples
 from lq_plugin.identity import weights_digest
 from lq_plugin.targets import Forward, never_called, resolve_target
 
@@ -92,6 +96,35 @@ class Source:
         if not seen:
             raise CalibrationError(self.never_called(option_of))
         return seen[0]
+
+    def samples(self, graph: Graph, count: int, seed: int) -> Samples:
+        """Draw samples of the target's inputs from the validation data.
+
+        Args:
+            graph: the target's.
+            count: how many samples.
+            seed: of the draw.
+        """
+        draw, total = Draw(graph, count, seed), math.inf
+
+        def choose(batches: Sequence[int | float]) -> Set[int]:
+            nonlocal total
+            total, wanted = sum(batches) * graph.batch_size, Draw.calls_for(count, graph.batch_size)
+            if math.isinf(total):
+                return set(range(wanted))
+            order = torch.randperm(int(sum(batches)), generator=torch.Generator().manual_seed(seed))
+            return set(order[:wanted].tolist())
+
+        def see(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            draw.add(graph.signature.flatten(args, kwargs))
+
+        chosen_batches(self.model, self.data, self.target, choose, see)
+        return draw.drawn(None if math.isinf(total) else int(total))
+
+    @property
+    def has_test_split(self) -> bool:
+        """Whether there are data that nothing was fitted to or chosen by."""
+        return "test" in loop.splits_of(self.model, self.data)
 
     def never_called(self, option_of: str) -> str:
         """Say that no validation step calls the target, and what could be chosen in its place.

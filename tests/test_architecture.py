@@ -26,10 +26,12 @@ LAYERS = (
     "callbacks",
     "pipeline",
     "functional jobs",
+    "refinement",
     "source steps store",
     "evaluation",
     "report",
-    "artifacts search",
+    "artifacts",
+    "search",
     "algorithms",
     "candidate checkpoints",
     "eager",
@@ -37,11 +39,11 @@ LAYERS = (
     "patterns targets",
     "scheme selection",
     "observers",
-    "coverage identity names progress qparams renamed torch_file",
+    "coverage identity learning names progress qparams renamed torch_file",
     "checksums cpu errors noise printing untrusted",
 )
 LONGEST_MODULE = 400  # lines
-LONGEST_FUNCTION = 40  # lines without the docstring
+LONGEST_FUNCTION = 40  # lines without the docstring, the signature counted as one
 
 FILES = {
     file.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__").replace("/", "."): file
@@ -125,7 +127,8 @@ def test_functions_are_short() -> None:
 
 
 def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function from ``def`` to its end, without the docstring."""
-    first, last = function.body[0], function.body[-1]
-    docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(function) and first.end_lineno else 0
-    return (last.end_lineno or 0) - function.lineno + 1 - docstring
+    """Lines of a function's body without the docstring; its signature, which may list many options, is one more."""
+    first, end = function.body[0], function.end_lineno or 0
+    docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    start = (first.end_lineno or 0) + 1 if docstring else first.lineno
+    return end - start + 2

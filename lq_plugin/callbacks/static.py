@@ -17,7 +17,7 @@ from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import repeats_in
 from lq_plugin.jobs import StaticJob, calibration_in
 from lq_plugin.observers import Observer
-from lq_plugin.scheme import DEFAULT_OBSERVER, Scheme
+from lq_plugin.scheme import AUTO, DEFAULT_OBSERVER, Scheme
 from lq_plugin.source import Source
 from lq_plugin.targets import never_called, resolve_target
 
@@ -47,6 +47,10 @@ class StaticQuantization(QuantizingCallback):
         skip: what stays float: globs over module names and ``"op:<operator type>"``.
         only: where given, nothing else is quantized.
         targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
+        algorithms: ``"auto"``, names of algorithms, or ``[]`` for plain calibration. They run when fit ends, on samples
+            of the validation data, and each is kept only where it helps.
+        algorithm_samples: how many samples they get.
+        algorithm_time_limit: in seconds; no algorithm is started after it. ``None`` for no limit.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
@@ -70,6 +74,9 @@ class StaticQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
         targets_cpu: str = Scheme.targets_cpu,
+        algorithms: Sequence[str] | str = AUTO,
+        algorithm_samples: int = Scheme.algorithm_samples,
+        algorithm_time_limit: float | None = Scheme.algorithm_time_limit,
     ) -> None:
         scheme = Scheme(
             method="static",
@@ -83,6 +90,9 @@ class StaticQuantization(QuantizingCallback):
             skip=skip,
             only=only,
             targets_cpu=targets_cpu,
+            algorithms=algorithms,
+            algorithm_samples=algorithm_samples,
+            algorithm_time_limit=algorithm_time_limit,
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         if samples < 1:

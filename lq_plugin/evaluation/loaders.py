@@ -6,15 +6,17 @@ batches come from one loader after the other or from all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lq_plugin.evaluation.loop import Data, Observed, run
+from lq_plugin.evaluation.loop import ChosenBatches, Data, Enough, Observed, run
 from lq_plugin.graph.observation import Begin
+from lq_plugin.targets import Forward
 
 _SEQUENTIAL = "sequential"  # what Lightning makes of loaders that the user did not combine
 
@@ -47,6 +49,32 @@ def observed_pass(model: nn.Module, data: Data, begin: Begin) -> None:
     """
     observed = Observed(lambda trainer, module: begin(module, numbers_of_batches(trainer)))
     run(model, data, "validate", callbacks=[observed])
+
+
+def chosen_batches(
+    model: nn.Module,
+    data: Data,
+    target: str | None,
+    choose: Callable[[Sequence[int | float]], Set[int]],
+    see: Callable[[Sequence[Any], Mapping[str, Any]], None],
+) -> None:
+    """Look at the calls of a target in some batches of the validation data; the others are loaded and not computed.
+
+    Args:
+        model: a LightningModule, of which a copy is run.
+        data: its batches.
+        target: dotted path of the module; the model itself for ``None``.
+        choose: given how many batches each loader has, infinite where not known, returns the numbers of the batches.
+        see: called with the arguments and keyword arguments of each call.
+    """
+
+    def seen(original: Forward, *args: Any, **kwargs: Any) -> Any:
+        see(args, kwargs)
+        return original(*args, **kwargs)
+
+    chosen = ChosenBatches(lambda trainer: choose(numbers_of_batches(trainer)))
+    with suppress(Enough):
+        run(model, data, "validate", target=target, forward=seen, callbacks=[chosen])
 
 
 def _combined(*loops: Any) -> Any:

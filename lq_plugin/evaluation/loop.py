@@ -6,7 +6,7 @@ import copy
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -147,6 +147,35 @@ class Observed(Callback):
     ) -> None:
         assert self.observation is not None
         self.observation.next_batch(repeats_in(trainer.val_dataloaders, batch_idx, dataloader_idx))
+
+
+class ChosenBatches(Callback):
+    """Runs the validation step for some batches only, and ends the loop after the last one by raising ``Enough``.
+
+    Args:
+        choose: called with the Trainer when the loop starts; returns the numbers of the batches.
+    """
+
+    def __init__(self, choose: Callable[[Any], Set[int]]) -> None:
+        self._choose = choose
+        self._chosen: Set[int] = frozenset()
+        self._position = -1
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._chosen = self._choose(trainer)
+        step = pl_module.validation_step
+        pl_module.validation_step = lambda *args, **kwargs: (
+            step(*args, **kwargs) if self._position in self._chosen else None
+        )
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self._position += 1
+        if self._position > max(self._chosen, default=-1):
+            raise Enough
+
+
+class Enough(Exception):  # noqa: N818  (nothing is wrong)
+    """All batches that were wanted have been seen."""
 
 
 @contextmanager

@@ -49,6 +49,30 @@ class Graph:
         sizes = (tensor.shape[dims[0]] for tensor, dims in zip(tensors, self.batch_dims, strict=True) if dims)
         return next(sizes, 1)
 
+    @property
+    def takes_any_batch(self) -> bool:
+        """Whether the batch of every input that has one is dynamic, so that samples can be taken out of a call."""
+        batches = [
+            structure["shape"][dims[0]]
+            for (_, structure), dims in zip(self.signature.tensors(), self.batch_dims, strict=True)
+            if dims
+        ]
+        return bool(batches) and all(size is None for size in batches)
+
+    def selected(self, tensors: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs of a call with some of its samples; the call itself where it takes one batch size only.
+
+        Args:
+            tensors: the flat inputs.
+            samples: their numbers in the call.
+        """
+        if not self.takes_any_batch:
+            return tuple(tensors)
+        return tuple(
+            tensor.index_select(dims[0], samples.to(tensor.device)) if dims else tensor
+            for tensor, dims in zip(tensors, self.batch_dims, strict=True)
+        )
+
     def resized(self, batch_size: int) -> tuple[Tensor, ...]:
         """Return the example at another batch size; the example as it is where its batch is fixed or not the first."""
         tensors = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lq_plugin.coverage import FloatOp, QuantizedOp
+from lq_plugin.learning import AlgorithmStep
 from lq_plugin.report.decoder import REQUIRED, decode, encode
 from lq_plugin.report.limits import (
     Below,
@@ -272,7 +273,9 @@ class Manifest:
         artifacts: every candidate in every format.
         selected: label of the fastest artifact within the budget.
         budget: the one that artifacts were judged by; ``None`` where nothing was evaluated.
-        calibration: where each candidate's weights and statistics come from, by its name.
+        calibration: where each candidate's weights and statistics come from, by its name, and what algorithms learnt
+            from.
+        steps: what each algorithm gave, in the order in which they ran.
         environment: what all of it was measured with.
         seed: the one given to Lightning.
         config: the options of the run.
@@ -286,6 +289,7 @@ class Manifest:
     selected: Annotated[str | None, REQUIRED] = None
     budget: Annotated[Budget | None, _check_budget, REQUIRED] = None
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    steps: Annotated[tuple[AlgorithmStep, ...], not_many] = ()
     environment: Environment
     seed: int | None = None
     config: Annotated[Config, few_options, REQUIRED] = field(default_factory=Config)

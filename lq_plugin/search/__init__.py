@@ -1,1 +1,1 @@
-"""Which operators cost accuracy."""
+"""Which operators are worth computing on integers."""

@@ -25,13 +25,15 @@ from lq_plugin import Int8Evaluation, StaticQuantization
 from lq_plugin.apps.train import check
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.errors import ConfigError
+from lq_plugin.algorithms import TABLE
 from lq_plugin.observers import OBSERVERS
+from lq_plugin.scheme import ALGORITHMS
 
 ROOT = Path(str(resources.files(lq_plugin.conf)))
 OPTIONS = sorted((file.parent.name, file.stem) for file in ROOT.glob("*/*.yaml"))
 GROUPS = {
     *("model", "data", "trainer", "logger", "callbacks", "recipe"),
-    *("quantization", "observer", "export", "evaluation", "budget", "sweep"),
+    *("quantization", "observer", "algorithms", "export", "evaluation", "budget", "sweep"),
 }
 NEEDS_A_GPU = ("gpu", "fsdp")
 SCHEMA = re.compile(r"^  - /lq_plugin/(\w+)@_here_$", re.MULTILINE)
@@ -66,7 +68,7 @@ def test_the_groups_are_those_that_were_promised() -> None:
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] != "sweep"])
 def test_every_option_composes_and_instantiates(group: str, option: str, tmp_path: Path) -> None:
     needed = {"data": "mnist_cnn", "model": "mnist_cnn"} | {group: option}
-    if group == "observer":
+    if group in ("observer", "algorithms"):
         needed["quantization"] = "static"
     if group == "recipe":
         needed = {"recipe": option}
@@ -111,6 +113,13 @@ def test_every_observer_and_every_format_has_its_option_and_is_installed_by_name
     assert {observer.__name__ for observer in OBSERVERS.values()} <= set(lq_plugin.__all__)
     extras = set(importlib.metadata.metadata("lq_plugin").get_all("Provides-Extra"))
     assert {made.extra for made in FORMATS.values() if made.extra is not None} <= extras
+
+
+def test_every_algorithm_has_its_option() -> None:
+    options = {option for group, option in OPTIONS if group == "algorithms"} - {"auto", "none"}
+    assert options == set(ALGORITHMS) == set(TABLE)
+    chosen = composed("recipe=mnist_cnn", "algorithms=sequential")
+    assert instantiate(chosen.callbacks.static).scheme.algorithms == ("sequential",)
 
 
 def test_an_observer_is_chosen_by_group_or_by_name() -> None:

@@ -1,0 +1,111 @@
+"""A bounded, seeded draw of samples from the calls of a graph: what algorithms learn from and are judged on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lq_plugin.graph.graph import Graph
+
+GraphCall = tuple[Tensor, ...]  # the flat inputs of a graph
+HELD_OUT = 4  # every fourth sample judges what was learnt from the others
+MOST_OF_ONE_CALL = 32  # samples; more calls tell more, where a loader's batches are alike
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a graph's inputs, in calls.
+
+    Args:
+        learn: those to learn from.
+        judge: those that are held out to judge what was learnt.
+        left_out: how many more were drawn that hold nan or infinity.
+        share: of all samples there are that were drawn; ``None`` where their number is not known.
+        seed: of the draw.
+    """
+
+    learn: tuple[GraphCall, ...]
+    judge: tuple[GraphCall, ...]
+    left_out: int = 0
+    share: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class Draw:
+    """Keeps a random, bounded number of samples of the calls that it is shown; the same ones for the same seed.
+
+    Every call has the same chance, however many there are (reservoir sampling, Vitter, 1985). A call of many samples
+    gives some of them. A graph that takes only one batch size gets its calls whole.
+
+    Args:
+        graph: whose calls they are.
+        samples: how many to keep, to within one call.
+        seed: of a generator of its own.
+
+    Attributes:
+        samples_seen: how many samples it was shown.
+    """
+
+    graph: Graph
+    samples: int
+    seed: int
+    _calls: list[GraphCall] = field(default_factory=list)
+    _seen: int = 0
+    samples_seen: int = 0
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    @staticmethod
+    def calls_for(samples: int, batch_size: int) -> int:
+        """Return from how many calls of a batch size so many samples are drawn."""
+        return math.ceil(samples / max(1, min(batch_size, MOST_OF_ONE_CALL)))
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Show it one call of the graph; what it keeps shares nothing with the caller."""
+        count = self.graph.samples(tensors)
+        room = self.calls_for(self.samples, count)
+        self._seen += 1
+        self.samples_seen += count
+        place = len(self._calls) if len(self._calls) < room else self._random(self._seen)
+        if place < max(room, len(self._calls)):
+            order = torch.randperm(count, generator=self._generator)[:MOST_OF_ONE_CALL].sort().values
+            with torch.inference_mode(False):
+                kept = tuple(tensor.detach().cpu().clone() for tensor in self.graph.selected(tensors, order))
+            self._calls[place : place + 1] = [kept]
+
+    def drawn(self, total: int | None = None) -> Samples:
+        """Return the samples, some of them held out.
+
+        Args:
+            total: how many samples there are; ``None`` where that is not known.
+        """
+        learn: list[GraphCall] = []
+        judge: list[GraphCall] = []
+        left_out = position = 0
+        for call in self._calls:
+            finite = [number for number in range(self._parts(call)) if self._is_finite(call, number)]
+            left_out += self._parts(call) - len(finite)
+            for held_out, calls in ((False, learn), (True, judge)):
+                numbers = [n for at, n in enumerate(finite, position) if (at % HELD_OUT == HELD_OUT - 1) is held_out]
+                if numbers:
+                    calls.append(self.graph.selected(call, torch.tensor(numbers)))
+            position += len(finite)
+        share = min(1.0, sum(map(self.graph.samples, self._calls)) / total) if total else None
+        return Samples(tuple(learn), tuple(judge), left_out, share, self.seed)
+
+    def _parts(self, call: GraphCall) -> int:
+        """How many parts of a call can be used without the others: its samples, or the call."""
+        return self.graph.samples(call) if self.graph.takes_any_batch else 1
+
+    def _is_finite(self, call: GraphCall, number: int) -> bool:
+        part = self.graph.selected(call, torch.tensor([number]))
+        return all(bool(tensor.isfinite().all()) for tensor in part if tensor.is_floating_point())
+
+    def _random(self, below: int) -> int:
+        return int(torch.randint(below, (), generator=self._generator))

@@ -1,0 +1,173 @@
+"""Algorithms on a candidate, each kept only where it helps on samples that nothing was learnt from."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lq_plugin.algorithms import TABLE, Algorithm
+from lq_plugin.candidate import StaticCandidate
+from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.graph.sampling import GraphCall, Samples
+from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.learning import AlgorithmStep, Learning
+from lq_plugin.progress import note
+from lq_plugin.runtimes import RUNTIMES
+from lq_plugin.steps import attempt
+
+LEAST_GAIN_DB = 0.3  # smaller gains on held-out samples were noise
+LEAST_SAMPLES = 32  # below, what is learnt fits the samples and not the data
+SAME_FUNCTION_DB = 100  # float32 with other roundings
+EXACT_DB = 200.0  # stands for equal outputs
+
+Decibels = Mapping[str, Sequence[float]]  # by runtime, of every output
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Compares what candidates compute with the reference, on the samples held out."""
+
+    calls: Sequence[GraphCall]
+    wanted: Sequence[Sequence[Tensor]]
+
+    @classmethod
+    def of(cls, candidate: StaticCandidate, calls: Sequence[GraphCall]) -> _Judge:
+        return cls(calls, _outputs(candidate.reference.module, calls))
+
+    def decibels(self, candidate: StaticCandidate) -> Decibels:
+        """How close INT8 comes, on every runtime."""
+        return {runtime: self._sqnr(candidate.converted(runtime).module) for runtime in RUNTIMES}
+
+    def float_decibels(self, candidate: StaticCandidate) -> float:
+        """How close the candidate's own float graph comes, for the worst output."""
+        return min(self._sqnr(candidate.graph.module))
+
+    def _sqnr(self, module: Callable[..., Sequence[Tensor]]) -> list[float]:
+        given = _outputs(module, self.calls)
+        found = []
+        for number, first in enumerate(self.wanted[0]):
+            if first.is_floating_point():
+                metric = SignalToQuantizationNoise()
+                for ours, theirs in zip(given, self.wanted, strict=True):
+                    metric.update(ours[number], theirs[number])
+                found.append(metric.compute().item())
+        return found
+
+
+def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
+    """Run the algorithms of a candidate's scheme, one on the result of the other.
+
+    Args:
+        candidate: with plain calibration; it is not changed.
+        samples: of the graph's inputs.
+
+    Returns:
+        A candidate whose ``learning`` says what was tried, kept and refused. Without algorithms, the candidate itself.
+    """
+    names = candidate.scheme.algorithm_names
+    if not names:
+        return candidate
+    graph = candidate.reference
+    learn, judge = (sum(map(graph.samples, calls)) for calls in (samples.learn, samples.judge))
+    learning = Learning(learn, judge, samples.left_out, samples.share, samples.seed)
+    steps: list[AlgorithmStep] = []
+    if reason := _nothing_to_learn(candidate, samples, learn + judge):
+        steps = [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in names]
+    else:
+        candidate = _run(candidate, samples, names, steps)
+    kept = replace(learning, steps=tuple(steps), peak_memory_bytes=_peak_memory())
+    return replace(candidate, learning=kept)
+
+
+def _nothing_to_learn(candidate: StaticCandidate, samples: Samples, count: int) -> str:
+    if count < LEAST_SAMPLES or not samples.judge or not samples.learn:
+        return f"{count} samples are too few to learn from; {LEAST_SAMPLES} are needed"
+    if not any(tensor.is_floating_point() for tensor in candidate.reference.module(*samples.judge[0])):
+        return "the target returns no float tensor, so nothing can be judged"
+    return ""
+
+
+def _run(
+    candidate: StaticCandidate, samples: Samples, names: Sequence[str], steps: list[AlgorithmStep]
+) -> StaticCandidate:
+    judge = _Judge.of(candidate, samples.judge)
+    start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
+    before = judge.decibels(candidate)
+    for name in names:
+        if limit is not None and time.perf_counter() - start >= limit:
+            reason = f"the time limit of {limit:g} s was reached"
+            steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason))
+            note(f"{candidate.name!r}: {name} not tried, {reason}")
+            continue
+        note(f"{candidate.name!r}: {name} …")
+        began = time.perf_counter()
+        result, step, after = _tried(candidate, TABLE[name], samples, judge, before)
+        steps.append(replace(step, seconds=round(time.perf_counter() - began, 3)))
+        if step.outcome == "kept":
+            candidate, before = result, after
+        note(f"{candidate.name!r}: {name} {_told(steps[-1])}")
+    return candidate
+
+
+def _tried(
+    candidate: StaticCandidate, algorithm: Algorithm, samples: Samples, judge: _Judge, before: Decibels
+) -> tuple[StaticCandidate, AlgorithmStep, Decibels]:
+    """Run one algorithm and decide whether its result is kept."""
+
+    def made() -> tuple[StaticCandidate, Decibels, str]:
+        result = algorithm.run(candidate, samples.learn, samples.seed)
+        if result is candidate:
+            return result, before, "nothing in this model to change"
+        if algorithm.rewrites and (db := judge.float_decibels(result)) < SAME_FUNCTION_DB:
+            return result, before, f"it changed the float model ({db:.0f} dB)"
+        after = judge.decibels(result)
+        return result, after, _refusal(before, after)
+
+    step = AlgorithmStep(candidate.name, algorithm.name, "failed", before=_means(before))
+    outcome = attempt(f"{algorithm.name} of candidate {candidate.name!r} failed; it goes on without", made)
+    if outcome.result is None:
+        return candidate, replace(step, reason=outcome.reason or ""), before
+    result, after, reason = outcome.result
+    return result, replace(step, outcome="refused" if reason else "kept", reason=reason, after=_means(after)), after
+
+
+def _refusal(before: Decibels, after: Decibels) -> str:
+    """Why a step is not kept; empty where it is."""
+    means = _means(before), _means(after)
+    runtime = min(before, key=lambda each: means[1][each] - means[0][each])
+    gain = means[1][runtime] - means[0][runtime]
+    if not gain >= LEAST_GAIN_DB:
+        return f"{gain:+.2f} dB on {runtime}; {LEAST_GAIN_DB} are needed"
+    worst = [each for each in before if min(after[each]) < min(before[each])]
+    return f"the worst output falls on {worst[0]}" if worst else ""
+
+
+def _means(decibels: Decibels) -> dict[str, float]:
+    return {runtime: round(sum(min(db, EXACT_DB) for db in each) / len(each), 2) for runtime, each in decibels.items()}
+
+
+def _told(step: AlgorithmStep) -> str:
+    if step.outcome != "kept":
+        return f"{step.outcome}: {step.reason}"
+    low, high = min(step.before.values()), min(step.after.values())
+    return f"kept: {low:.1f} → {high:.1f} dB in {step.seconds:.1f} s"
+
+
+def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:
+    with isolated(), torch.no_grad():
+        return [module(*tensors) for tensors in calls]
+
+
+def _peak_memory() -> int | None:
+    """The most that this process has taken, in bytes; ``None`` on a system that does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,87 @@
+"""Samples for algorithms: bounded, seeded, of every call with the same chance, and some of them held out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.prepare import prepare
+from lq_plugin.graph.sampling import HELD_OUT, MOST_OF_ONE_CALL, Draw, Samples
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return prepare(nn.Linear(2, 2), [torch.ones(4, 2)])
+
+
+def numbered(first: int, count: int) -> Tensor:
+    """Samples that say which they are."""
+    return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(count, 2)
+
+
+def drawn(graph: Graph, calls: int, size: int, samples: int, seed: int = 0) -> Samples:
+    draw = Draw(graph, samples, seed)
+    for number in range(calls):
+        draw.add([numbered(number * size, size)])
+    return draw.drawn(draw.samples_seen)
+
+
+def numbers(samples: Samples) -> tuple[list[float], list[float]]:
+    learn, judge = ([float(row) for (x,) in calls for row in x[:, 0]] for calls in (samples.learn, samples.judge))
+    return learn, judge
+
+
+@pytest.mark.parametrize(("calls", "size"), [(40, 1), (40, 8), (3, 100), (1, 5)])
+def test_a_draw_is_bounded_and_distinct_and_holds_out_every_fourth(graph: Graph, calls: int, size: int) -> None:
+    learn, judge = numbers(drawn(graph, calls, size, 32))
+    assert len({*learn, *judge}) == len(learn) + len(judge) == min(32 if size < 100 else MOST_OF_ONE_CALL, calls * size)
+    assert len(judge) == (len(learn) + len(judge)) // HELD_OUT
+
+
+def test_a_seed_decides_which(graph: Graph) -> None:
+    first, again, other = (numbers(drawn(graph, 100, 2, 16, seed)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_late_calls_are_drawn_as_often_as_early_ones(graph: Graph) -> None:
+    found = [n for seed in range(200) for part in numbers(drawn(graph, 20, 1, 5, seed)) for n in part]
+    late = sum(n >= 10 for n in found) / len(found)
+    assert 0.45 < late < 0.55
+
+
+def test_samples_that_are_not_finite_are_left_out_and_counted(graph: Graph) -> None:
+    draw, x = Draw(graph, 16, 0), numbered(0, 8).clone()
+    x[2], x[5, 1] = torch.nan, torch.inf
+    draw.add([x])
+    samples = draw.drawn(100)
+    learn, judge = numbers(samples)
+    assert sorted(learn + judge) == [0, 1, 3, 4, 6, 7]
+    assert (samples.left_out, samples.share) == (2, 0.08)
+
+
+def test_what_is_kept_shares_nothing_with_the_caller(graph: Graph) -> None:
+    draw, x = Draw(graph, 8, 0), numbered(0, 8).clone()
+    with torch.inference_mode():
+        draw.add([x])
+    x.zero_()
+    samples = draw.drawn()
+    assert sum(map(sum, numbers(samples))) == sum(range(8))
+    assert samples.share is None
+    assert not any(tensor.is_inference() for call in samples.learn for tensor in call)
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(4, 2) * torch.arange(4.0)[:, None]
+
+
+def test_a_graph_of_one_batch_size_gets_its_calls_whole() -> None:
+    fixed = prepare(FixedBatch(), [torch.ones(4, 2)])
+    assert not fixed.takes_any_batch
+    samples = drawn(fixed, 10, 4, 20)
+    assert {len(x) for (x,) in (*samples.learn, *samples.judge)} == {4}
+    learn, judge = numbers(samples)
+    assert not {*learn} & {*judge}
+    assert len(samples.judge) == 1

@@ -1,0 +1,331 @@
+"""Cross-layer equalization: the channels between two layers get ranges that one scale fits, at no cost at run time.
+
+What: the first layer's output channel ``c`` is divided by ``s[c]`` and the second layer's input channel multiplied by
+it. What stands between is positively homogeneous (ReLU, leaky ReLU, pooling), so the float function stays the same.
+
+When it helps: an activation has one scale for all of its channels, and some channels are much smaller than others, as
+behind depthwise convolutions and wherever BatchNorm was folded. Rows of the first layer's weight have scales of
+their own and cost nothing; the columns of a dense second layer share a scale per row, so what activations gain
+its weight may lose. Of a grid of scales ``s = range_of_activation**α / range_of_weights**β`` (the paper's is
+``α = β = 1/2``) the one with the least rounding error of the second layer's output is taken, or none.
+
+Clamps: an upper clamp that all channels share, such as ReLU6, holds after scaling only if each channel has a clamp of
+its own. That is no INT8 kernel: it would split every convolution from the next by a float operator, so layers with
+a shared clamp between them are left alone. The other way round is free: a model that clamps each channel by a
+constant of its own gets the scales that make all of them one, and a ReLU6-like clamp that kernels fuse.
+
+Cost: two runs of the samples. Nothing at run time.
+
+Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
+https://arxiv.org/abs/1906.04721.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lq_plugin.algorithms.pairs import Kernel, Pair, channel_axis, clamp_limits, is_transposed, pairs
+from lq_plugin.candidate import StaticCandidate
+from lq_plugin.graph.calibration import Recording
+from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.nodes import arguments, operator_type
+from lq_plugin.graph.placement import Placement
+from lq_plugin.graph.rewriting import put_constant, rewritten
+from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.qparams import scale_of
+
+aten = torch.ops.aten
+_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_LEAST_GAIN = 0.75  # of the error may be left at most: ranges of few samples let through more than what was observed
+_SWEEPS = 3  # where a whole weight has one scale, pairs that share a layer depend on each other
+_FURTHEST = 2.0**10  # from the largest range to the smallest: a channel that hardly fired in the samples may fire later
+
+
+def equalization(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], seed: int) -> StaticCandidate:
+    """Equalize the ranges of channels between pairs of layers.
+
+    Args:
+        candidate: it is not changed.
+        calls: samples, as calls of the graph: lists of its flat input tensors.
+        seed: nothing is drawn.
+
+    Returns:
+        A candidate whose graph computes the same float function, with the changed values' statistics taken from the
+        samples; the candidate itself where there is nothing to gain.
+    """
+    with isolated():
+        found = [pair for pair in pairs(candidate.graph.module) if _is_free(candidate, pair)]
+        if not found or not calls:
+            return candidate
+        nodes = {node for pair in found for node in (pair.first, pair.second)}
+        kernels = {node.name: Kernel.of(node) for node in nodes}
+        inputs = _observed(candidate.graph.module, nodes, calls)
+        state = _State(kernels, inputs, _gains(found, kernels))
+        changed = _equalize(found, state, candidate.united)
+        if not changed:
+            return candidate
+        return _with_new_statistics(candidate, _written(candidate.graph, state.kernels, changed), changed, calls)
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """What was seen of a value, by channel.
+
+    Args:
+        low: the lowest value, at most zero.
+        high: the highest one, at least zero.
+        power: the mean square.
+    """
+
+    low: Tensor
+    high: Tensor
+    power: Tensor
+
+    def divided(self, scales: Tensor) -> _Channels:
+        return _Channels(self.low / scales, self.high / scales, self.power / scales.square())
+
+    @property
+    def largest(self) -> Tensor:
+        return torch.maximum(torch.maximum(self.high, -self.low), 4 * self.power.sqrt())
+
+
+@dataclass(frozen=True)
+class _State:
+    """What scales change, by the name of a layer.
+
+    Args:
+        kernels: the weights.
+        inputs: what was seen of the layer's input.
+        gains: what a squared error of one in each output channel counts.
+    """
+
+    kernels: dict[str, Kernel]
+    inputs: dict[str, _Channels]
+    gains: dict[str, Tensor]
+
+    def scale(self, pair: Pair, scales: Tensor) -> None:
+        """Divide the channels between two layers by scales."""
+        first, second, repeated = pair.first.name, pair.second.name, scales.repeat_interleave(pair.repeat)
+        self.kernels[first] = self.kernels[first].with_outputs_divided(scales)
+        self.kernels[second] = self.kernels[second].with_inputs_multiplied(repeated)
+        self.inputs[second] = self.inputs[second].divided(repeated)
+        self.gains[first] = self.gains[first] * scales.square()
+
+
+def _is_free(candidate: StaticCandidate, pair: Pair) -> bool:
+    """Whether nothing was learnt for what scales would change."""
+    learnt = {*candidate.weight_scales, *candidate.learnt_ranges}
+    return not learnt & {*pair.values, pair.second.name}
+
+
+def _observed(module: fx.GraphModule, layers: Set[fx.Node], calls: Sequence[Sequence[Tensor]]) -> dict[str, _Channels]:
+    """Run the samples and look at the inputs of layers."""
+    sums: dict[str, list[Tensor]] = {}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if n in layers:
+                value = self.env[arguments(n)[0]]
+                _add(sums.setdefault(n.name, []), value, channel_axis(n, value))
+            return super().run_node(n)
+
+    for tensors in calls:
+        Watch(module).run(*(tensor.clone() for tensor in tensors))
+    return {name: _Channels(low, high, power / count) for name, (low, high, power, count) in sums.items()}
+
+
+def _add(sums: list[Tensor], value: Tensor, axis: int) -> None:
+    rows = value.transpose(0, axis).flatten(1)
+    low, high = rows.aminmax(dim=1)
+    new = [low.double().clamp(max=0), high.double().clamp(min=0), rows.double().square().sum(1)]
+    new.append(torch.tensor(float(rows.shape[1])))
+    if sums:
+        new = [torch.minimum(sums[0], new[0]), torch.maximum(sums[1], new[1]), sums[2] + new[2], sums[3] + new[3]]
+    sums[:] = new
+
+
+def _gains(found: Sequence[Pair], kernels: Mapping[str, Kernel]) -> dict[str, Tensor]:
+    """Return what an error in each output channel of a layer counts at the end of the chain of pairs that it starts.
+
+    Along a chain, an error of one grows with the weights that read it; whatever reads the last layer has one scale for
+    all of its channels, so there each counts the same.
+    """
+    gains = {pair.second.name: _ones(kernels[pair.second.name]) for pair in found}
+    for pair in reversed(found):
+        columns = kernels[pair.second.name].columns(gains[pair.second.name])
+        gains[pair.first.name] = columns.view(-1, pair.repeat).sum(1)
+    return gains
+
+
+def _ones(kernel: Kernel) -> Tensor:
+    count, outputs = kernel.weight.shape[:2]
+    return torch.ones(count * outputs, dtype=torch.float64)
+
+
+def _equalize(found: Sequence[Pair], state: _State, placement: Placement) -> dict[Pair, Tensor]:
+    """Scale the state where it helps, and return by which scales."""
+    total: dict[Pair, Tensor] = {}
+    for _ in range(_SWEEPS):
+        better = False
+        for pair in found:
+            scales = _clamp_scales(pair) if pair.clamp else _scales(_Error.of(pair, state, placement))
+            if scales is not None and not (pair.clamp and pair in total):
+                better = True
+                total[pair] = total.get(pair, 1.0) * scales
+                state.scale(pair, scales)
+        if not better:
+            break
+    return total
+
+
+def _clamp_scales(pair: Pair) -> Tensor:
+    """Return the scales that make all clamps of a pair one."""
+    assert pair.clamp is not None
+    limits = clamp_limits(pair.clamp).double().flatten()
+    return limits / limits.log().mean().exp()
+
+
+def _scales(error: _Error) -> Tensor | None:
+    """Return the scales with the least error, if they gain enough."""
+    best, least = None, _LEAST_GAIN * error(torch.ones_like(error.activations))
+    for scales in _grid(error.activations, error.weights):
+        if (now := error(scales)) < least:
+            best, least = scales, now
+    return best
+
+
+def _grid(activations: Tensor, weights: Tensor) -> Iterator[Tensor]:
+    activations, weights = _normalized(activations), _normalized(weights)
+    for power, inverse in product(_EXPONENTS, _EXPONENTS):
+        yield activations**power / weights**inverse
+
+
+def _normalized(ranges: Tensor) -> Tensor:
+    """Ranges around one; a channel without any is left as it is."""
+    alive = ranges > 0
+    if not alive.any():
+        return torch.ones_like(ranges)
+    bounded = ranges.clamp(min=ranges.amax() / _FURTHEST)
+    return torch.where(alive, bounded / bounded[alive].log().mean().exp(), 1.0)
+
+
+@dataclass(frozen=True)
+class _Error:
+    """Expected squared rounding error of a pair's result, as a function of the scales between the two layers.
+
+    Rounding errors are taken as uniform and independent: a twelfth of the squared step each.
+    """
+
+    pair: Pair
+    placement: Placement
+    first: Kernel
+    second: Kernel
+    source: _Channels  # what goes into the first layer
+    between: _Channels  # what goes into the second one
+    gains: Tensor  # of the second layer's output channels
+
+    @classmethod
+    def of(cls, pair: Pair, state: _State, placement: Placement) -> _Error:
+        first, second = pair.first.name, pair.second.name
+        kernels, inputs = state.kernels, state.inputs
+        return cls(pair, placement, kernels[first], kernels[second], inputs[first], inputs[second], state.gains[second])
+
+    @cached_property
+    def activations(self) -> Tensor:
+        """The range of every channel."""
+        return self.between.largest.view(-1, self.pair.repeat).amax(1)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """The range of the second layer's weights that read a channel, with the gains of the rows that they are in."""
+        largest = self.second.weight.abs().amax(3) * self._by_group(self.gains).sqrt().unsqueeze(2)
+        return largest.amax(1).reshape(-1, self.pair.repeat).amax(1)
+
+    def __call__(self, scales: Tensor) -> Tensor:
+        """Return the error with these scales, one for each channel."""
+        repeated = scales.repeat_interleave(self.pair.repeat)
+        columns = self._columns * repeated.square()
+        error = torch.zeros((), dtype=torch.float64)
+        if self.pair.values & self.placement.scales.keys():
+            between, spec = self.between.divided(repeated), self.placement.activation_spec
+            error += scale_of(between.low.amin(), between.high.amax(), spec).square() * columns.sum()
+        if self.pair.first.name in self.placement.weights:
+            step = self._steps(self.pair.first, self.first.with_outputs_divided(scales))
+            made = (step.square() * self._reached(self.first, self.source.power)).flatten()
+            error += (made.repeat_interleave(self.pair.repeat) * columns).sum()
+        if self.pair.second.name in self.placement.weights:
+            step = self._steps(self.pair.second, self.second.with_inputs_multiplied(repeated))
+            reached = self._reached(self.second, self.between.power / repeated.square())
+            error += (step.square() * reached * self._by_group(self.gains)).sum()
+        return error / 12
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return self.second.columns(self.gains)
+
+    def _by_group(self, outputs: Tensor) -> Tensor:
+        return outputs.view(self.second.weight.shape[:2])
+
+    def _steps(self, layer: fx.Node, kernel: Kernel) -> Tensor:
+        """The step of every row of a weight, by group: of its own, or shared."""
+        spec = self.placement.weight_spec
+        low, high = kernel.weight.amin((2, 3)), kernel.weight.amax((2, 3))
+        if not spec.per_channel:
+            low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+        elif is_transposed(layer):  # its channel axis is that of one group's outputs
+            low, high = low.amin(0).expand_as(low), high.amax(0).expand_as(high)
+        return scale_of(low, high, spec)
+
+    @staticmethod
+    def _reached(kernel: Kernel, power: Tensor) -> Tensor:
+        """What a squared error of one in every weight of a row makes of its result, by group."""
+        count, _, inputs, positions = kernel.weight.shape
+        return power.view(count, inputs).sum(1, keepdim=True) * positions
+
+
+def _written(graph: Graph, kernels: Mapping[str, Kernel], changed: Mapping[Pair, Tensor]) -> Graph:
+    """Return a copy of the graph with the scaled weights, and clamps that channels share in place of their own."""
+    copy = duplicate(graph)
+    nodes = {node.name: node for node in copy.module.graph.nodes}
+    for layer in {node for pair in changed for node in (pair.first, pair.second)}:
+        kernel = kernels[layer.name]
+        put_constant(copy.module, nodes[layer.name], 1, kernel.as_weight(layer))
+        if kernel.bias is not None:
+            put_constant(copy.module, nodes[layer.name], 2, kernel.bias.to(layer.meta["val"].dtype))
+    for pair, scales in changed.items():
+        if pair.clamp is not None:
+            _share_clamp(nodes[pair.clamp.name], float((clamp_limits(pair.clamp).flatten() / scales).mean()))
+    return rewritten(copy)
+
+
+def _share_clamp(node: fx.Node, limit: float) -> None:
+    """Turn a clamp by channel into one by a number, together with the ReLU before it: kernels fuse one clamp."""
+    value = arguments(node)[0]
+    if operator_type(value) == "relu":
+        node.target, node.args = aten.hardtanh.default, (arguments(value)[0], 0.0, limit)
+    elif node.target is aten.clamp.Tensor and arguments(node)[1] is not None:
+        node.target, node.args = aten.hardtanh.default, (value, 0.0, limit)
+    else:
+        node.target, node.args = aten.clamp.default, (value, None, limit)
+
+
+def _with_new_statistics(
+    candidate: StaticCandidate, graph: Graph, changed: Mapping[Pair, Tensor], calls: Sequence[Sequence[Tensor]]
+) -> StaticCandidate:
+    """Return a candidate with another graph, whose changed values are observed in the samples."""
+    known = candidate.calibration.statistics
+    made = replace(candidate, graph=graph)
+    values = {value for pair in changed for value in pair.values}
+    quantized = set(made.united.scales.values())
+    recording = Recording.start(duplicate(graph), candidate.scheme, quantized & values | quantized - known.keys())
+    for tensors in calls:
+        recording.observe(tensors)
+    statistics = {**known, **recording.statistics()}
+    return replace(made, calibration=replace(candidate.calibration, statistics=statistics))

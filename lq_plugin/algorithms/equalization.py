@@ -9,12 +9,28 @@ their own and cost nothing; the columns of a dense second layer share a scale pe
 its weight may lose. Of a grid of scales ``s = range_of_activation**α / range_of_weights**β`` (the paper's is
 ``α = β = 1/2``) the one with the least rounding error of the second layer's output is taken, or none.
 
-Clamps: an upper clamp that all channels share, such as ReLU6, holds after scaling only if each channel has a clamp of
-its own. That is no INT8 kernel: it would split every convolution from the next by a float operator, so layers with
-a shared clamp between them are left alone. The other way round is free: a model that clamps each channel by a
-constant of its own gets the scales that make all of them one, and a ReLU6-like clamp that kernels fuse.
+Clamps: an upper clamp that all channels share, such as ReLU6, holds after scaling only if each channel has a limit of
+its own. No INT8 kernel has that, so layers with a shared clamp between them are left alone: ten such clamps in a mobile
+CNN of 21 INT8 operators took onnxruntime from .040 to .084 ms (10 float operators and 10 more pairs of quantize and
+dequantize) and from 36.8 to 33.0 dB. The other way round gains both: where a model has a constant limit for each
+channel, the scales are chosen so that all limits become one, and kernels fuse it.
 
 Cost: two runs of the samples. Nothing at run time.
+
+Measured on the recipe ``fashion_mobile`` (a clamp for each channel, uneven by up to 2**5 each way), artifacts on 10,000
+test images:
+
+=============  =========  ==============  ===============
+accuracy       plain      equalized       float operators
+=============  =========  ==============  ===============
+FP32           .8746                      10
+onnxruntime    .1000      .8738           10 → 0
+OpenVINO       .1000      .8742           10 → 0
+=============  =========  ==============  ===============
+
+On networks with even channels it gains up to 2 dB or finds nothing to do. It fits the largest values of the samples:
+with some 60 vectors as samples and nothing else, a multilayer perceptron lost 9 dB on others, hence ``_LEAST_GAIN`` and
+a floor for ranges, and a judge on samples held out.
 
 Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
 https://arxiv.org/abs/1906.04721.
@@ -64,9 +80,10 @@ def equalization(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], 
         found = [pair for pair in pairs(candidate.graph.module) if _is_free(candidate, pair)]
         if not found or not calls:
             return candidate
-        nodes = {node for pair in found for node in (pair.first, pair.second)}
-        kernels = {node.name: Kernel.of(node) for node in nodes}
-        inputs = _observed(candidate.graph.module, nodes, calls)
+        layers = dict.fromkeys(node for pair in found for node in (pair.first, pair.second))
+        inputs = _observed(candidate.graph.module, layers.keys(), calls)
+        found = [pair for pair in found if {pair.first.name, pair.second.name} <= inputs.keys()]
+        kernels = {node.name: Kernel.of(node) for node in layers}
         state = _State(kernels, inputs, _gains(found, kernels))
         changed = _equalize(found, state, candidate.united)
         if not changed:
@@ -93,6 +110,7 @@ class _Channels:
 
     @property
     def largest(self) -> Tensor:
+        """The range of each channel; four deviations where few samples have shown less."""
         return torch.maximum(torch.maximum(self.high, -self.low), 4 * self.power.sqrt())
 
 
@@ -138,10 +156,13 @@ def _observed(module: fx.GraphModule, layers: Set[fx.Node], calls: Sequence[Sequ
 
     for tensors in calls:
         Watch(module).run(*(tensor.clone() for tensor in tensors))
-    return {name: _Channels(low, high, power / count) for name, (low, high, power, count) in sums.items()}
+    seen = {name: parts for name, parts in sums.items() if parts}
+    return {name: _Channels(low, high, power / count) for name, (low, high, power, count) in seen.items()}
 
 
 def _add(sums: list[Tensor], value: Tensor, axis: int) -> None:
+    if not value.numel():
+        return
     rows = value.transpose(0, axis).flatten(1)
     low, high = rows.aminmax(dim=1)
     new = [low.double().clamp(max=0), high.double().clamp(min=0), rows.double().square().sum(1)]
@@ -294,7 +315,7 @@ def _written(graph: Graph, kernels: Mapping[str, Kernel], changed: Mapping[Pair,
     """Return a copy of the graph with the scaled weights, and clamps that channels share in place of their own."""
     copy = duplicate(graph)
     nodes = {node.name: node for node in copy.module.graph.nodes}
-    for layer in {node for pair in changed for node in (pair.first, pair.second)}:
+    for layer in dict.fromkeys(node for pair in changed for node in (pair.first, pair.second)):
         kernel = kernels[layer.name]
         put_constant(copy.module, nodes[layer.name], 1, kernel.as_weight(layer))
         if kernel.bias is not None:

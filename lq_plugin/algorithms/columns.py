@@ -109,8 +109,10 @@ class Product:
         total = math.prod(places)
         drawn = torch.arange(total) if total <= count else torch.randperm(total, generator=generator)[:count]
         where = torch.unravel_index(drawn, places)
-        shape = (len(drawn), self.groups, -1)
-        return windows[where].reshape(shape), results[where].reshape(shape)
+        return self._by_group(windows[where].flatten(1)), self._by_group(results[where].flatten(1))
+
+    def _by_group(self, rows: Tensor) -> Tensor:
+        return rows.view(len(rows), self.groups, rows.shape[1] // self.groups)
 
     def _windows(self, values: Tensor) -> Tensor:
         """A view of shape (batch, places…, channels, kernel…) of a convolution's padded input."""

@@ -8,16 +8,19 @@ from torch import Tensor, nn
 from zoo import ZOO, settled
 
 import lq_plugin
+from lq_plugin import Scheme
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.search.sensitivity import ranked, sensitivity
+
+PLAIN = Scheme(algorithms=())
 
 
 @pytest.fixture(scope="module")
 def vit() -> tuple[StaticCandidate, Tensor]:
     specimen = ZOO["vit"]
     pictures = specimen.batch(torch.Generator().manual_seed(0), 16)
-    candidate = lq_plugin.quantize(settled(specimen), [pictures])
+    candidate = lq_plugin.quantize(settled(specimen), [pictures], PLAIN)
     assert isinstance(candidate, StaticCandidate)
     assert isinstance(pictures, Tensor)
     return candidate, pictures
@@ -49,7 +52,7 @@ def test_the_layer_that_hurts_comes_first() -> None:
     with torch.no_grad():
         outlier = torch.ones(16).index_fill_(0, torch.tensor([2]), 100.0)
         model[1].weight.mul_(outlier[:, None]), model[1].bias.mul_(outlier), model[2].weight.div_(outlier)
-    candidate = lq_plugin.quantize(model, [torch.randn(64, 16)])
+    candidate = lq_plugin.quantize(model, [torch.randn(64, 16)], PLAIN)
     first, *others = sensitivity(candidate, [torch.randn(16, 16)])
     assert (first.name, first.op, first.node) == ("2.linear_2", "linear", "linear_2")
     assert first.share > 0.8
@@ -78,7 +81,7 @@ def test_embeddings_and_integer_outputs_are_ranked_too() -> None:
     for name in ("tied", "integer_output"):
         specimen = ZOO[name]
         batch = specimen.batch(torch.Generator().manual_seed(0), 4)
-        candidate = lq_plugin.quantize(settled(specimen), [batch])
+        candidate = lq_plugin.quantize(settled(specimen), [batch], PLAIN)
         assert isinstance(candidate, StaticCandidate)
         found = sensitivity(candidate, [batch])
         assert {each.node for each in found} == candidate.united.quantized.keys()

@@ -69,10 +69,11 @@ def sensitivity(
 
     Example:
         >>> import torch
-        >>> from lq_plugin import quantize
+        >>> from lq_plugin import Scheme, quantize
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> x = torch.randn(32, 4)
-        >>> sorted(operator.name for operator in sensitivity(quantize(model, [x]), [x]))
+        >>> candidate = quantize(model, [x], Scheme(algorithms=()))
+        >>> sorted(operator.name for operator in sensitivity(candidate, [x]))
         ['0.linear', '2.linear_1']
     """
     if not isinstance(candidate, StaticCandidate):

@@ -18,7 +18,7 @@ from lq_plugin.graph.channels import sites
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import attribute
 
-aten = torch.ops.aten
+PLAIN = Scheme(algorithms=())
 
 
 class Block(nn.Module):
@@ -88,7 +88,7 @@ class Case:
 def case(model: nn.Module, *shape: int, scheme: Scheme | None = None) -> Case:
     generator = torch.Generator().manual_seed(1)
     calls = [[torch.randn(8, *shape, generator=generator)] for _ in range(4)]
-    candidate = lq_plugin.quantize(model.eval(), [x for (x,) in calls], replace(scheme or Scheme(), algorithms=()))
+    candidate = lq_plugin.quantize(model.eval(), [x for (x,) in calls], scheme or PLAIN)
     assert isinstance(candidate, StaticCandidate)
     held_out = [torch.randn(16, *shape, generator=generator)]
     return Case(candidate, smoothing(candidate, calls, 0), calls, held_out)
@@ -177,7 +177,7 @@ def test_it_is_deterministic_and_changes_nothing_in_place(norms_first: Case) -> 
 def test_there_is_nothing_to_do_in_a_cnn(norms_first: Case) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, 4))
     pictures = torch.randn(4, 3, 8, 8)
-    candidate = lq_plugin.quantize(model.eval(), [pictures], Scheme(algorithms=()))
+    candidate = lq_plugin.quantize(model.eval(), [pictures], PLAIN)
     assert isinstance(candidate, StaticCandidate)
     assert smoothing(candidate, [[pictures]], 0) is candidate
     assert smoothing(norms_first.candidate, [], 0) is norms_first.candidate
@@ -214,8 +214,8 @@ def test_constant_matrices_are_linear_layers_too() -> None:
 @pytest.mark.parametrize(
     "scheme",
     [
-        Scheme(weight_granularity="per_tensor", weight_symmetric=False),
-        Scheme(activation_dtype="int8", activation_symmetric=True, reduce_range=True, observer="minmax"),
+        Scheme(weight_granularity="per_tensor", weight_symmetric=False, algorithms=()),
+        Scheme(activation_dtype="int8", activation_symmetric=True, reduce_range=True, observer="minmax", algorithms=()),
     ],
     ids=["per_tensor", "7_bits"],
 )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from zoo import ZOO, settled
 
 import lq_plugin
+from lq_plugin import Scheme
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.scheme import Scheme

@@ -1,4 +1,4 @@
-"""What algorithms learnt from and what each of them gave: frozen records for candidates and manifests."""
+"""What was learnt of a candidate: by algorithms, of its operators, and by a search. Frozen records for manifests."""
 
 from __future__ import annotations
 
@@ -52,3 +52,44 @@ class Learning:
     seed: int
     peak_memory_bytes: int | None = None
     steps: tuple[AlgorithmStep, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one operator in INT8 costs.
+
+    Args:
+        name: of the operator: its module, and its node in the graph.
+        op: its type.
+        node: the name of its node.
+        error: noise that its quantized inputs and weight cause at the outputs, as a share of the outputs' power, summed
+            over the floating outputs.
+        share: of the errors of all operators.
+    """
+
+    name: str
+    op: str
+    node: str
+    error: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One mixed-precision candidate, as measured.
+
+    Args:
+        candidate: its name.
+        float_ops: names of the operators that were chosen to stay float.
+        int8_share: of the operators that could be INT8.
+        drop: of the budget's metric on validation, in the budget's terms; ``None`` where it could not be measured.
+        within: whether that is within the budget.
+        seconds: that it took.
+    """
+
+    candidate: str
+    float_ops: tuple[str, ...]
+    int8_share: float
+    drop: float | None
+    within: bool
+    seconds: float = 0.0

@@ -22,12 +22,15 @@ from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, UnsupportedError, is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
+from lq_plugin.graph.sampling import Samples
 from lq_plugin.jobs import Job, StaticJob
+from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
-from lq_plugin.search.mixed_precision import Search, Trial
+from lq_plugin.search.mixed_precision import Search
+from lq_plugin.search.sensitivity import ranked
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt
 from lq_plugin.store import Store, remove
@@ -84,6 +87,7 @@ class Finished:
         error: what ended everything before its end, if anything did.
         manifest: as it was written; ``None`` where nothing was exported.
         unjudged: the user error or failure that kept every artifact from being evaluated or judged, if any.
+        sensitivity: what operators cost in INT8, by candidate.
         trials: what a search has tried.
     """
 
@@ -91,6 +95,7 @@ class Finished:
     error: Exception | None = None
     manifest: Manifest | None = None
     unjudged: str | None = None
+    sensitivity: Mapping[str, Sequence[Sensitivity]] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
 
 
@@ -209,8 +214,31 @@ def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Fini
         return replace(_with_manifest(plan, finished, left, budget=plan.budget), unjudged=failure)
     budget, reason, mistake = _budget(plan, comparisons[0].judged_by)
     judgements = [judged(measured.get(entry.label, entry), budget, reason) for entry in entries]
+    finished = replace(finished, sensitivity=_sensitivity(plan, finished.candidates, judgements))
     finished = _with_manifest(plan, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
     return replace(finished, unjudged=mistake)
+
+
+def _sensitivity(
+    plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]
+) -> dict[str, Sequence[Sensitivity]]:
+    """Rank the operators of static candidates that are over the budget, or whose algorithms have drawn samples."""
+    found = {}
+    for job in plan.jobs:
+        candidate = candidates[job.name].result
+        over = any(entry.candidate == job.name and entry.status == "over_budget" for entry in entries)
+        if isinstance(job, StaticJob) and isinstance(candidate, StaticCandidate) and (over or candidate.learning):
+            what = f"the operators of {job.name!r} cannot be ranked"
+            samples = attempt(what, partial(job.samples, candidate.reference))
+            step = attempt(what, partial(_ranked, candidate, samples), samples)
+            if step.result:
+                found[job.name] = step.result
+    return found
+
+
+def _ranked(candidate: StaticCandidate, samples: Step[Samples]) -> Sequence[Sensitivity]:
+    assert samples.result is not None
+    return ranked(candidate, samples.result.judge) if samples.result.judge else ()
 
 
 def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
@@ -220,7 +248,7 @@ def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
         return finished
     candidates = dict(finished.candidates)
     for job in plan.jobs:
-        trials = _trials(plan, known, candidates[job.name].result, job, store)
+        trials = _trials(plan, finished, job, store)
         if trials is not None:
             step = attempt(f"the search for {job.name!r} failed", partial(trials.winner, plan.search))
             made += trials.made
@@ -238,17 +266,28 @@ def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
     return _with_manifest(plan, finished, left, fp32=known.fp32, budget=known.budget)
 
 
-def _trials(plan: Plan, known: Manifest, candidate: Candidate | None, job: Job, store: Store) -> Trials | None:
+def _trials(plan: Plan, finished: Finished, job: Job, store: Store) -> Trials | None:
     """What a search for a candidate needs; ``None`` where there is nothing to search."""
+    known, candidate = finished.manifest, finished.candidates[job.name].result
+    sensitivity = finished.sensitivity.get(job.name)
+    if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate) or not sensitivity:
+        return None
+    assert known is not None
     entry = fastest_of(known.artifacts, job.name)
-    if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate) or plan.protocol is None:
+    if entry is None or entry.status != "over_budget" or known.budget is None or plan.protocol is None:
         return None
-    if entry is None or entry.status != "over_budget" or known.budget is None:
-        return None
-    source = job.source
-    subject = Subject(source.model, source.target, source.data, candidate, _folder(plan), ())
-    samples, fp32 = job.samples(candidate.reference), known.fp32_of(entry)
-    return Trials(candidate, samples, entry, subject, fp32, plan.protocol, known.budget, store, plan.threads)
+    return Trials(
+        candidate,
+        job.samples(candidate.reference),
+        sensitivity,
+        entry,
+        Subject(job.source.model, job.source.target, job.source.data, candidate, _folder(plan), ()),
+        known.fp32_of(entry),
+        plan.protocol,
+        known.budget,
+        store,
+        plan.threads,
+    )
 
 
 def _folder(plan: Plan) -> Path:
@@ -295,6 +334,7 @@ def _with_manifest(
         budget=budget,
         calibration={name: _provenance(candidate) for name, candidate in candidates.items()},
         steps=tuple(step for learning in learnt for step in learning.steps),
+        sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
         trials=finished.trials,
         environment=environment(),
         seed=plan.seed,

@@ -16,12 +16,12 @@ from lq_plugin.evaluation.compare import Protocol, Subject, remeasured
 from lq_plugin.evaluation.judging import judged
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.identity import tensors_digest
+from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.progress import note
 from lq_plugin.refinement import repeated
 from lq_plugin.report.manifest import Entry, Fp32
 from lq_plugin.search.cost import operations
-from lq_plugin.search.mixed_precision import Search, Trial, order, search
-from lq_plugin.search.sensitivity import ranked
+from lq_plugin.search.mixed_precision import Search, order, search
 from lq_plugin.selection import Budget
 from lq_plugin.store import Store
 
@@ -33,6 +33,7 @@ class Trials:
     Args:
         candidate: over the budget.
         samples: what its algorithms learnt from.
+        sensitivity: what each of its operators costs in INT8.
         entry: its fastest artifact, whose format the trials have.
         subject: its model and data.
         fp32: the float model, as measured before.
@@ -47,6 +48,7 @@ class Trials:
 
     candidate: StaticCandidate
     samples: Samples
+    sensitivity: Sequence[Sensitivity]
     entry: Entry
     subject: Subject
     fp32: Fp32
@@ -59,8 +61,7 @@ class Trials:
     def winner(self, limits: Search) -> StaticCandidate | None:
         """Search, and return the candidate with the fewest float operators found that is within the budget."""
         note(f"{self.candidate.name!r} is over the budget: searching which operators to leave float …")
-        found = ranked(self.candidate, self.samples.judge)
-        ranking = order({each.node: each.error for each in found}, operations(self.candidate.graph))
+        ranking = order({each.node: each.error for each in self.sensitivity}, operations(self.candidate.graph))
         chosen = search(ranking, self._is_within, limits)
         return None if chosen is None else self._mixed(frozenset(chosen))
 

@@ -160,7 +160,7 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
 
     Raises:
         ExportError: no artifact was made.
-        EvaluationError: the artifacts could not be evaluated or judged.
+        EvaluationError: the artifacts could not be evaluated or judged, or a search found none within the budget.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
@@ -177,6 +177,8 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
     for evaluation in trainer.callbacks:
         if isinstance(evaluation, Int8Evaluation) and evaluation.error is not None:
             raise EvaluationError(f"evaluation: the artifacts were made, but not judged. {brief(evaluation.error)}")
+        if isinstance(evaluation, Int8Evaluation) and evaluation.unmet is not None:
+            raise EvaluationError(evaluation.unmet)
     return objectives(manifest, names)
 
 

@@ -100,13 +100,20 @@ class Int8Evaluation(FinishingCallback):
         """Take the manifest, and the reason why artifacts were not judged."""
         self.manifest = finished.manifest
         self.error = finished.unjudged if finished.error is None else reason_of(finished.error)
-        if self.search is not None and finished.trials and finished.manifest and finished.manifest.selected is None:
-            logger.warning(
-                "no artifact is within the budget, and %d trials with more operators in float found none that is. "
-                "Raise max_trials or the budget, or look at the trials in %s.",
-                len(finished.trials),
-                manifest.FILE,
-            )
+        if self.unmet is not None:
+            logger.warning("%s", self.unmet)
+
+    @property
+    def unmet(self) -> str | None:
+        """Why a search has left no artifact within the budget; ``None`` where there is one, or no search."""
+        if self.search is None or self.manifest is None or not self.manifest.trials:
+            return None
+        if any(entry.status == "ok" for entry in self.manifest.artifacts):
+            return None
+        return (
+            f"search: none of {len(self.manifest.trials)} trials with more operators in float is within the budget. "
+            f"Raise max_trials or the budget, or look at the trials in {manifest.FILE}."
+        )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Print the table, now that no progress bar writes to the terminal any more."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.learning import AlgorithmStep
+from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial
 from lq_plugin.report.decoder import REQUIRED, decode, encode
 from lq_plugin.report.limits import (
     Below,
@@ -36,7 +36,6 @@ from lq_plugin.report.limits import (
     number,
     one_of,
 )
-from lq_plugin.search.mixed_precision import Trial
 from lq_plugin.selection import MODES, Budget
 from lq_plugin.untrusted import read_json
 
@@ -278,6 +277,8 @@ class Manifest:
         calibration: where each candidate's weights and statistics come from, by its name, and what algorithms learnt
             from.
         steps: what each algorithm gave, in the order in which they ran.
+        sensitivity: what each INT8 operator of a static candidate costs at the outputs, the most expensive one first; by
+            the candidate's name, of those that are over the budget or that algorithms ran for.
         trials: what a search for mixed precision has tried, in its order.
         environment: what all of it was measured with.
         seed: the one given to Lightning.
@@ -293,6 +294,7 @@ class Manifest:
     budget: Annotated[Budget | None, _check_budget, REQUIRED] = None
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     steps: Annotated[tuple[AlgorithmStep, ...], not_many] = ()
+    sensitivity: Table[tuple[Sensitivity, ...]] = field(default_factory=dict)
     trials: Annotated[tuple[Trial, ...], not_many] = ()
     environment: Environment
     seed: int | None = None

@@ -13,6 +13,8 @@ from rich.table import Table
 from lq_plugin.printing import add_row, brief, show_lines, terminal
 from lq_plugin.report.manifest import EAGER, FILE, Entry, Fp32, Manifest, Speedup
 
+_WORST = 3  # how many operators are named
+
 
 def show(manifest: Manifest, folder: Path, console: Console | None = None) -> None:
     """Print a manifest: accuracy and cost of FP32 and of every artifact, what stayed float, and what went wrong.
@@ -91,10 +93,29 @@ def _problems(manifest: Manifest) -> list[str]:
         lines += [f"FP32 {runtime} was not measured: {error}" for runtime, error in fp32.errors.items()]
     slower = [entry.label for _, entries in groups for entry in entries if entry.slower_than_fp32]
     larger = [entry.label for fp32, entries in groups for entry in entries if entry.larger_than(fp32)]
+    lines += _over_budget(manifest)
     if slower:
         lines.append(f"Slower than the fastest FP32 runtime: {', '.join(slower)}")
     if larger:
         lines.append(f"Larger than FP32: {', '.join(larger)}")
+    return lines
+
+
+def _over_budget(manifest: Manifest) -> list[str]:
+    """Which layers hurt, for each candidate that is over the budget, and what can be done about it."""
+    lines = []
+    for name, operators in manifest.sensitivity.items():
+        own = [entry for entry in manifest.artifacts if entry.candidate == name]
+        over = [entry.label for entry in own if entry.status == "over_budget"]
+        if over and operators:
+            worst = ", ".join(f"{each.name} ({each.share:.0%})" for each in operators[:_WORST])
+            tried = sum(trial.candidate == name for trial in manifest.trials)
+            then = (
+                f"{tried} trials found no artifact within the budget"
+                if tried
+                else "Int8Evaluation(search=Search()) would try to leave such operators float"
+            )
+            lines.append(f"Over budget: {', '.join(over)}. INT8 costs most in {worst}; {then}")
     return lines
 
 

@@ -35,27 +35,6 @@ class Search:
             raise ConfigError(f"time_limit: {self.time_limit} is not allowed. Give seconds, 0 or more, or None.")
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One mixed-precision candidate, as measured.
-
-    Args:
-        candidate: its name.
-        float_ops: names of the operators that were chosen to stay float.
-        int8_share: of the operators that could be INT8.
-        drop: of the budget's metric on validation, in the budget's terms; ``None`` where it could not be measured.
-        within: whether that is within the budget.
-        seconds: that it took.
-    """
-
-    candidate: str
-    float_ops: tuple[str, ...]
-    int8_share: float
-    drop: float | None
-    within: bool
-    seconds: float = 0.0
-
-
 def order(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
     """Order operators: first those whose error is largest for what INT8 saves.
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
@@ -26,27 +25,8 @@ from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import calls
 from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.learning import Sensitivity
 from lq_plugin.qparams import rounded_activation, rounded_weight
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What one operator in INT8 costs.
-
-    Args:
-        name: of the operator: its module, and its node in the graph.
-        op: its type.
-        node: the name of its node.
-        error: noise that its quantized inputs and weight cause at the outputs, as a share of the outputs' power, summed
-            over the floating outputs.
-        share: of the errors of all operators.
-    """
-
-    name: str
-    op: str
-    node: str
-    error: float
-    share: float
 
 
 def sensitivity(

@@ -11,7 +11,6 @@ import lq_plugin
 from lq_plugin import Scheme
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
-from lq_plugin.scheme import Scheme
 from lq_plugin.search.sensitivity import ranked, sensitivity
 
 PLAIN = Scheme(algorithms=())

@@ -23,6 +23,7 @@ from lq_plugin.report.manifest import Entry, Fp32
 from lq_plugin.search.cost import operations
 from lq_plugin.search.mixed_precision import Search, order, search
 from lq_plugin.selection import Budget
+from lq_plugin.steps import attempt
 from lq_plugin.store import Store
 
 
@@ -74,14 +75,14 @@ class Trials:
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
         start = time.perf_counter()
-        entry = self._measured(self._mixed(float_ops))
+        step = attempt("a trial failed; the search goes on", lambda: self._measured(self._mixed(float_ops)))
         placed = self.candidate.placed(self.entry.runtime).quantized
         trial = Trial(
             candidate=self.candidate.name,
             float_ops=tuple(placed[name].name for name in sorted(float_ops) if name in placed),
             int8_share=round(1 - len(float_ops & placed.keys()) / len(placed), 4),
-            drop=entry.drop(self.budget),
-            within=entry.status == "ok",
+            drop=None if step.result is None else step.result.drop(self.budget),
+            within=step.result is not None and step.result.status == "ok",
             seconds=round(time.perf_counter() - start, 3),
         )
         self.made.append(trial)

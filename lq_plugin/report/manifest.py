@@ -277,8 +277,8 @@ class Manifest:
         calibration: where each candidate's weights and statistics come from, by its name, and what algorithms learnt
             from.
         steps: what each algorithm gave, in the order in which they ran.
-        sensitivity: what each INT8 operator of a static candidate costs at the outputs, the most expensive one first; by
-            the candidate's name, of those that are over the budget or that algorithms ran for.
+        sensitivity: what each INT8 operator of a static candidate costs at the outputs, the most expensive one first,
+            by the candidate's name; of candidates that are over the budget, or that algorithms ran for.
         trials: what a search for mixed precision has tried, in its order.
         environment: what all of it was measured with.
         seed: the one given to Lightning.

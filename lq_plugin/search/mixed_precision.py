@@ -58,9 +58,9 @@ def search(ranking: Sequence[str], is_within: Callable[[frozenset[str]], bool], 
     """
     trials = _Trials(is_within, limits)
     too_few, enough = 0, None
-    count = 1
-    while enough is None and too_few < len(ranking) and trials.left:
-        count = min(count, len(ranking))
+    count, most = 1, len(ranking) - 1  # one operator at least stays INT8
+    while enough is None and too_few < most and trials.left:
+        count = min(count, most)
         if trials.within(ranking[:count]):
             enough = count
         else:

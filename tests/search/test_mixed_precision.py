@@ -32,10 +32,10 @@ def model(operators: int, seed: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("operators", [1, 7, 60])
+@pytest.mark.parametrize("operators", [3, 7, 60])
 def test_the_set_found_is_within_the_budget_and_no_larger_than_needed(operators: int, seed: int) -> None:
     errors = model(operators, seed)
-    trials = Budgeted(errors, 0.05 * sum(errors.values()))
+    trials = Budgeted(errors, 0.3 * sum(errors.values()))
     ranking = order(errors, dict.fromkeys(errors, 1.0))
     found = search(ranking, trials, Search())
     assert found is not None
@@ -59,7 +59,8 @@ def test_no_set_is_an_outcome() -> None:
     errors = model(9, 0)
     trials = Budgeted(errors, -1.0)
     assert search(list(errors), trials, Search()) is None
-    assert max(map(len, trials.tried)) == 9
+    assert max(map(len, trials.tried)) == 8  # one stays INT8
+    assert search(["alone"], trials, Search()) is None
 
 
 def test_limits_are_kept() -> None:

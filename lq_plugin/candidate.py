@@ -74,13 +74,13 @@ class StaticCandidate:
         scheme: what is quantized and how.
         reference: the float graph that everything is compared with and that the calibration describes; ``graph`` itself
             by default, or what it was before a rewrite.
-        new_statistics: those of the values that a rewrite has added or changed, by their names.
+        new_statistics: statistics of the values that a rewrite has added or changed, by the name of the value.
         weight_scales: learnt weight scales by operator name: one for each output channel, or
             a single number where the scheme says ``"per_tensor"``.
-        learnt_ranges: lowest and highest value to represent, where they were learnt; by the name of the value. All
-            others are those of the statistics.
-        keep_float: names of operators that stay float besides those that the scheme names.
-        learning: what algorithms learnt from and gave; ``None`` where none was asked for.
+        learnt_ranges: learnt ranges, by the name of the value: lowest and highest value to represent. All other ranges
+            come from the statistics.
+        keep_float: names of operators that stay float, besides those that the scheme names.
+        learning: what algorithms learnt from, and their results; ``None`` if none was requested.
 
     Raises:
         ConfigError: ``weight_scales`` or ``learnt_ranges`` names something that does not exist.
@@ -130,12 +130,12 @@ class StaticCandidate:
 
     @property
     def runtimes(self) -> tuple[str, ...]:
-        """Those for which anything can be quantized."""
+        """The runtimes for which anything can be quantized."""
         return tuple(self._placements)
 
     @cached_property
     def united(self) -> Placement:
-        """What any runtime quantizes: algorithms run once for all of them."""
+        """What at least one runtime quantizes: algorithms run once for all of them."""
         return united(tuple(self._placements.values()))
 
     @property
@@ -152,7 +152,7 @@ class StaticCandidate:
 
     @property
     def plain(self) -> StaticCandidate:
-        """What it was before any algorithm."""
+        """The candidate as it was before any algorithm."""
         return StaticCandidate(self.name, self.reference, self.calibration, self.scheme, keep_float=self.keep_float)
 
     def converted(self, runtime: str) -> Graph:

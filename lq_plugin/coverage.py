@@ -13,9 +13,9 @@ class Kernel:
     Args:
         name: of its node in the runtime's optimized graph.
         type: as the runtime names it.
-        operators: types of the operators that it computes, one kernel for each; empty where they cannot be told apart.
+        operators: types of operators that it may compute, one of them for each kernel; empty if they are not known.
         int8: whether it computes on integers.
-        nodes: names of the exported nodes that it computes, as far as the runtime has kept them. A convolution or
+        nodes: names of the exported nodes that it computes, as far as the runtime keeps them. A convolution or
             product has the name of its node in the graph.
     """
 

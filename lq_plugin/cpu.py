@@ -18,9 +18,9 @@ def name() -> str:
 
 
 def fingerprint() -> str:
-    """Return what timings on this machine depend on: the CPU's model, its instruction sets and how many there are.
+    """Return what timings on this machine depend on: model, instruction sets and number of its CPUs.
 
-    A model's name says too little: virtual machines give the same one to CPUs with and without VNNI.
+    The model's name is not enough: virtual machines report the same name for CPUs with and without VNNI.
     """
     return f"{name()}, {' '.join(isa())}, {os.cpu_count()}"
 

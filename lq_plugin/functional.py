@@ -113,7 +113,7 @@ _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, Dynamic
 def _calibrated(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
 ) -> tuple[Graph, Calibration, Samples]:
-    """Observe all batches, and keep some of their samples for algorithms."""
+    """Observe all batches, and draw samples from them for the algorithms."""
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))
     first = _first(inputs)

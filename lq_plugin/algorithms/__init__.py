@@ -1,7 +1,7 @@
-"""What makes a graph easier to quantize, learnt from samples that need no labels: one file an algorithm.
+"""Algorithms that make a graph easier to quantize. They learn from unlabelled samples; each has a file of its own.
 
-To add one, write a pure function from a candidate and samples to a candidate, add it to ``TABLE``, and its name to
-``scheme.ALGORITHMS``.
+To add one, write a pure function from a candidate and samples to a candidate, add the function to ``TABLE`` and its
+name to ``scheme.ALGORITHMS``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Algorithm:
     Args:
         name: as users write it.
         run: takes a candidate, calls of its graph to learn from, and a seed; returns a new candidate, or the same one
-            where there is nothing to change.
-        rewrites: whether it changes the float graph, which must go on computing the same; if not, it changes what
-            quantization makes of it.
+            if there is nothing to change.
+        rewrites: whether it rewrites the float graph, whose outputs must stay the same; otherwise it corrects weights
+            for what quantization does to them.
     """
 
     name: str

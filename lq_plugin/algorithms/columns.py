@@ -1,4 +1,4 @@
-"""Layers as matrix products: columns of what a layer reads, times a matrix made of its weight, are what it gives."""
+"""Layers as matrix products: a layer's output is the matrix of its weight times columns of its input (im2col)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _BIASES = {**dict.fromkeys(CONVOLUTIONS | {"linear"}, 2), "addmm": 0, "matmul": 
 class Product:
     """A convolution, or a product with a constant matrix.
 
-    Its *matrix* has the shape (groups, outputs, inputs), its *columns* (columns, groups, inputs), and what it gives
-    for them (columns, groups, outputs), where inputs and outputs are those of one group and one place.
+    Its *matrix* has the shape (groups, outputs, inputs), its *columns* (columns, groups, inputs), and their results
+    (columns, groups, outputs). Inputs and outputs are those of one group at one position.
 
     Args:
         name: the operator type.
-        input_position: of the argument that is an activation.
-        weight_position: of the argument that is the weight.
-        bias_position: of the argument that is the bias; ``None`` where there is no bias.
-        shape: of the weight.
-        stride: of a convolution, for each spatial dimension, like all that follow.
+        input_position: position of the argument that is an activation.
+        weight_position: position of the argument that is the weight.
+        bias_position: position of the argument that is the bias; ``None`` if there is no bias.
+        shape: the weight's shape.
+        stride: of a convolution, one number for each spatial dimension, like the next three.
         padding: before and after.
-        dilation: between the kernel's elements.
-        output_padding: added at the end by a transposed convolution.
-        groups: how many.
+        dilation: distance between the kernel's elements.
+        output_padding: what a transposed convolution adds at the end.
+        groups: number of groups.
     """
 
     name: str
@@ -60,17 +60,17 @@ class Product:
 
     @property
     def channel_dim(self) -> int:
-        """Dimension of the channels in what it gives, from the end, since a call may have no batch."""
+        """Dimension of the output's channels, counted from the end, because a call may have no batch dimension."""
         return -1 - len(self.kernel)
 
     def shared(self, per_channel: bool) -> tuple[int, ...]:
-        """Dimensions of the matrix over which there is one scale; groups of a transposed convolution share theirs."""
+        """Dimensions of the matrix that share one scale; the groups of a transposed convolution share theirs."""
         if not per_channel:
             return (0, 1, 2)
         return (0, 2) if self.transposed else (2,)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """Return the matrix that a weight, or a tensor like it, is."""
+        """Return a weight, or a tensor of its shape, as a matrix."""
         if self.transposed:
             inputs, outputs = self.shape[0] // self.groups, self.shape[1]
             parts = weight.reshape(self.groups, inputs, outputs, *self.kernel).transpose(1, 2)
@@ -80,7 +80,7 @@ class Product:
         return (weight if self.name == "linear" else weight.t())[None]
 
     def weight(self, matrix: Tensor) -> Tensor:
-        """Return the weight that a matrix is made of; the opposite of :meth:`matrix`."""
+        """Return a matrix in the shape of the weight; the inverse of :meth:`matrix`."""
         if self.transposed:
             parts = matrix.reshape(*matrix.shape[:2], self.shape[0] // self.groups, *self.kernel)
             return parts.flip(self._kernel_dims).transpose(1, 2).reshape(self.shape)
@@ -91,13 +91,13 @@ class Product:
         return list(range(3, 3 + len(self.kernel)))
 
     def columns(self, values: Tensor, results: Tensor, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Draw columns of a call, and what the layer gives for them.
+        """Draw columns of a call, and their results.
 
         Args:
-            values: what the layer reads.
-            results: what it gives.
-            count: how many to draw, without repetition; all where there are fewer.
-            generator: to draw with.
+            values: the layer's input.
+            results: the layer's output.
+            count: how many to draw, without repetition; all of them if there are fewer.
+            generator: draws them.
         """
         if not self.kernel:
             windows, results = values.reshape(-1, values.shape[-1]), results.reshape(-1, results.shape[-1])
@@ -115,7 +115,7 @@ class Product:
         return rows.view(len(rows), self.groups, rows.shape[1] // self.groups)
 
     def _windows(self, values: Tensor) -> Tensor:
-        """A view of shape (batch, places…, channels, kernel…) of a convolution's padded input."""
+        """A convolution's padded input as a view of shape (batch, positions…, channels, kernel…)."""
         padding = self.padding
         if self.transposed:
             values = _stuffed(values, self.stride)
@@ -132,7 +132,7 @@ class Product:
 
 
 def product_of(node: fx.Node) -> Product | None:
-    """Describe a layer whose weight and bias are constants; ``None`` for everything else."""
+    """Describe a layer with constant weight and bias; ``None`` for everything else."""
     operator = operator_of(node)
     if operator is None or operator.weight is None or operator.name not in _BIASES or node.kwargs:
         return None
@@ -177,13 +177,13 @@ def _convolution(product: Product, *options: Any) -> Product:
 
 
 def _each(given: Any, dims: int) -> tuple[int, ...]:
-    """A number for each dimension, of one for all or a list of one or of all."""
+    """One number for each dimension, from a number or from a list of one or of all."""
     values = tuple(given) if isinstance(given, Sequence) else (given,)
     return values * dims if len(values) == 1 else values
 
 
 def _stuffed(values: Tensor, stride: Sequence[int]) -> Tensor:
-    """Put zeros between the elements, so that a transposed convolution becomes one that moves by single steps."""
+    """Put zeros between the elements: a transposed convolution is then an ordinary one with a stride of 1."""
     sizes = [step * (size - 1) + 1 for size, step in zip(values.shape[2:], stride, strict=True)]
     stuffed = values.new_zeros(*values.shape[:2], *sizes)
     places = (slice(None), slice(None), *(slice(None, None, step) for step in stride))

@@ -1,24 +1,26 @@
-"""Cross-layer equalization: the channels between two layers get ranges that one scale fits, at no cost at run time.
+"""Cross-layer equalization: evens out the ranges of the channels between two layers, so that one scale fits them all.
 
-What: the first layer's output channel ``c`` is divided by ``s[c]`` and the second layer's input channel multiplied by
-it. What stands between is positively homogeneous (ReLU, leaky ReLU, pooling), so the float function stays the same.
+What: output channel ``c`` of the first layer is divided by ``s[c]``, and the same input channel of the second layer is
+multiplied by it. All operators in between are positively homogeneous (ReLU, leaky ReLU, pooling), so the float model
+computes the same function.
 
-When it helps: an activation has one scale for all of its channels, and some channels are much smaller than others, as
-behind depthwise convolutions and wherever BatchNorm was folded. Rows of the first layer's weight have scales of
-their own and cost nothing; the columns of a dense second layer share a scale per row, so what activations gain
-its weight may lose. Of a grid of scales ``s = range_of_activation**α / range_of_weights**β`` (the paper's is
-``α = β = 1/2``) the one with the least rounding error of the second layer's output is taken, or none.
+When: an activation has one scale for all of its channels. Equalization helps if some channels are much smaller than
+others, as after depthwise convolutions and wherever BatchNorm was folded. For the first layer's weight it costs
+nothing, because each output channel has a scale of its own. The weight of a dense second layer may lose accuracy,
+because its input channels share a scale. So scales are searched on a grid, ``s = activation_range**α /
+weight_range**β`` (the paper's are ``α = β = 1/2``), and those with the least rounding error at the second layer's
+output are taken, or none.
 
-Clamps: an upper clamp that all channels share, such as ReLU6, holds after scaling only if each channel has a limit of
-its own. No INT8 kernel has that, so layers with a shared clamp between them are left alone: ten such clamps in a mobile
-CNN of 21 INT8 operators took onnxruntime from .040 to .084 ms (10 float operators and 10 more pairs of quantize and
-dequantize) and from 36.8 to 33.0 dB. The other way round gains both: where a model has a constant limit for each
-channel, the scales are chosen so that all limits become one, and kernels fuse it.
+Clamps: with ReLU6 in between, scaling would give each channel a clamp limit of its own, which no INT8 kernel supports.
+Such layers are left alone: ten such limits in a mobile CNN of 21 INT8 operators took onnxruntime from .040 to .084 ms
+(10 float operators and 10 more pairs of quantize and dequantize) and from 36.8 to 33.0 dB. The reverse gains both speed
+and accuracy: if a model clamps each channel at a constant of its own, the scales are chosen so that all limits become
+equal, and kernels fuse the one clamp that is left.
 
-Cost: two runs of the samples. Nothing at run time.
+Cost: two passes over the samples. Nothing at run time.
 
-Measured on the recipe ``fashion_mobile`` (a clamp for each channel, uneven by up to 2**5 each way), artifacts on 10,000
-test images:
+Measured on the recipe ``fashion_mobile`` (a clamp limit for each channel, uneven by up to 2**5 each way), artifacts on
+10,000 test images:
 
 =============  =========  ==============  ===============
 accuracy       plain      equalized       float operators
@@ -28,11 +30,11 @@ onnxruntime    .1000      .8738           10 → 0
 OpenVINO       .1000      .8742           10 → 0
 =============  =========  ==============  ===============
 
-On networks with even channels it gains up to 2 dB or finds nothing to do. It fits the largest values of the samples:
-with some 60 vectors as samples and nothing else, a multilayer perceptron lost 9 dB on others, hence ``_LEAST_GAIN`` and
-a floor for ranges, and a judge on samples held out.
+On networks with even channels it gains up to 2 dB or finds nothing to do. It can overfit the largest values of few
+samples: with some 60 vectors to learn from, a multilayer perceptron lost 9 dB on other data. Hence ``_LEAST_GAIN``, the
+floor for ranges (``_FURTHEST``), and the check on held-out samples.
 
-Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
 https://arxiv.org/abs/1906.04721.
 """
 
@@ -59,7 +61,7 @@ from lq_plugin.qparams import scale_of
 
 aten = torch.ops.aten
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_LEAST_GAIN = 0.75  # of the error may be left at most: ranges of few samples let through more than what was observed
+_LEAST_GAIN = 0.75  # the most of the error that may be left: ranges seen in few samples are uncertain
 _SWEEPS = 3  # where a whole weight has one scale, pairs that share a layer depend on each other
 _FURTHEST = 2.0**10  # from the largest range to the smallest: a channel that hardly fired in the samples may fire later
 
@@ -70,11 +72,11 @@ def equalization(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], 
     Args:
         candidate: it is not changed.
         calls: samples, as calls of the graph: lists of its flat input tensors.
-        seed: nothing is drawn.
+        seed: not used, because nothing is random.
 
     Returns:
-        A candidate whose graph computes the same float function, with the changed values' statistics taken from the
-        samples; the candidate itself where there is nothing to gain.
+        A candidate whose graph computes the same float function. Statistics of the values that were changed come from
+        the samples. The candidate itself if there is nothing to gain.
     """
     with isolated():
         found = [pair for pair in pairs(candidate.graph.module) if _is_free(candidate, pair)]
@@ -93,11 +95,11 @@ def equalization(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], 
 
 @dataclass(frozen=True)
 class _Channels:
-    """What was seen of a value, by channel.
+    """What was observed of a value, by channel.
 
     Args:
         low: the lowest value, at most zero.
-        high: the highest one, at least zero.
+        high: the highest value, at least zero.
         power: the mean square.
     """
 
@@ -110,18 +112,18 @@ class _Channels:
 
     @property
     def largest(self) -> Tensor:
-        """The range of each channel; four deviations where few samples have shown less."""
+        """The range of each channel, at least four standard deviations, because few samples may show less."""
         return torch.maximum(torch.maximum(self.high, -self.low), 4 * self.power.sqrt())
 
 
 @dataclass(frozen=True)
 class _State:
-    """What scales change, by the name of a layer.
+    """What scales change, by the layer's name.
 
     Args:
         kernels: the weights.
-        inputs: what was seen of the layer's input.
-        gains: what a squared error of one in each output channel counts.
+        inputs: what was observed of the layer's input.
+        gains: how much a squared error of one in each output channel counts.
     """
 
     kernels: dict[str, Kernel]
@@ -138,13 +140,13 @@ class _State:
 
 
 def _is_free(candidate: StaticCandidate, pair: Pair) -> bool:
-    """Whether nothing was learnt for what scales would change."""
+    """Whether no scale or range was learnt for anything that equalization would change."""
     learnt = {*candidate.weight_scales, *candidate.learnt_ranges}
     return not learnt & {*pair.values, pair.second.name}
 
 
 def _observed(module: fx.GraphModule, layers: Set[fx.Node], calls: Sequence[Sequence[Tensor]]) -> dict[str, _Channels]:
-    """Run the samples and look at the inputs of layers."""
+    """Run the samples and observe the inputs of layers."""
     sums: dict[str, list[Tensor]] = {}
 
     class Watch(fx.Interpreter):
@@ -173,10 +175,10 @@ def _add(sums: list[Tensor], value: Tensor, axis: int) -> None:
 
 
 def _gains(found: Sequence[Pair], kernels: Mapping[str, Kernel]) -> dict[str, Tensor]:
-    """Return what an error in each output channel of a layer counts at the end of the chain of pairs that it starts.
+    """Return how much an error in each output channel of a layer counts at the end of the layer's chain of pairs.
 
-    Along a chain, an error of one grows with the weights that read it; whatever reads the last layer has one scale for
-    all of its channels, so there each counts the same.
+    Along a chain, an error is multiplied by the weights that read it. After the last layer all channels have one scale,
+    so there each counts the same.
     """
     gains = {pair.second.name: _ones(kernels[pair.second.name]) for pair in found}
     for pair in reversed(found):
@@ -191,7 +193,7 @@ def _ones(kernel: Kernel) -> Tensor:
 
 
 def _equalize(found: Sequence[Pair], state: _State, placement: Placement) -> dict[Pair, Tensor]:
-    """Scale the state where it helps, and return by which scales."""
+    """Scale the state where that helps, and return the scales."""
     total: dict[Pair, Tensor] = {}
     for _ in range(_SWEEPS):
         better = False
@@ -207,14 +209,14 @@ def _equalize(found: Sequence[Pair], state: _State, placement: Placement) -> dic
 
 
 def _clamp_scales(pair: Pair) -> Tensor:
-    """Return the scales that make all clamps of a pair one."""
+    """Return the scales that make all clamp limits of a pair equal."""
     assert pair.clamp is not None
     limits = clamp_limits(pair.clamp).double().flatten()
     return limits / limits.log().mean().exp()
 
 
 def _scales(error: _Error) -> Tensor | None:
-    """Return the scales with the least error, if they gain enough."""
+    """Return the scales with the least error; ``None`` if they gain too little."""
     best, least = None, _LEAST_GAIN * error(torch.ones_like(error.activations))
     for scales in _grid(error.activations, error.weights):
         if (now := error(scales)) < least:
@@ -229,7 +231,7 @@ def _grid(activations: Tensor, weights: Tensor) -> Iterator[Tensor]:
 
 
 def _normalized(ranges: Tensor) -> Tensor:
-    """Ranges around one; a channel without any is left as it is."""
+    """Ranges with a geometric mean of one; a channel that is always zero gets one."""
     alive = ranges > 0
     if not alive.any():
         return torch.ones_like(ranges)
@@ -239,17 +241,17 @@ def _normalized(ranges: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Error:
-    """Expected squared rounding error of a pair's result, as a function of the scales between the two layers.
+    """Expected squared rounding error of the second layer's output, as a function of the scales.
 
-    Rounding errors are taken as uniform and independent: a twelfth of the squared step each.
+    Rounding errors are assumed to be uniform and independent: a twelfth of the squared step each.
     """
 
     pair: Pair
     placement: Placement
     first: Kernel
     second: Kernel
-    source: _Channels  # what goes into the first layer
-    between: _Channels  # what goes into the second one
+    source: _Channels  # the first layer's input
+    between: _Channels  # the second layer's input
     gains: Tensor  # of the second layer's output channels
 
     @classmethod
@@ -265,7 +267,7 @@ class _Error:
 
     @cached_property
     def weights(self) -> Tensor:
-        """The range of the second layer's weights that read a channel, with the gains of the rows that they are in."""
+        """The range of the second layer's weights for each channel, weighted by the gains of their rows."""
         largest = self.second.weight.abs().amax(3) * self._by_group(self.gains).sqrt().unsqueeze(2)
         return largest.amax(1).reshape(-1, self.pair.repeat).amax(1)
 
@@ -295,7 +297,7 @@ class _Error:
         return outputs.view(self.second.weight.shape[:2])
 
     def _steps(self, layer: fx.Node, kernel: Kernel) -> Tensor:
-        """The step of every row of a weight, by group: of its own, or shared."""
+        """The quantization step of every row of a weight, by group."""
         spec = self.placement.weight_spec
         low, high = kernel.weight.amin((2, 3)), kernel.weight.amax((2, 3))
         if not spec.per_channel:
@@ -306,13 +308,13 @@ class _Error:
 
     @staticmethod
     def _reached(kernel: Kernel, power: Tensor) -> Tensor:
-        """What a squared error of one in every weight of a row makes of its result, by group."""
+        """The squared error that an error of one in every weight of a row causes in its result, by group."""
         count, _, inputs, positions = kernel.weight.shape
         return power.view(count, inputs).sum(1, keepdim=True) * positions
 
 
 def _written(graph: Graph, kernels: Mapping[str, Kernel], changed: Mapping[Pair, Tensor]) -> Graph:
-    """Return a copy of the graph with the scaled weights, and clamps that channels share in place of their own."""
+    """Return a copy of the graph with scaled weights, and with one clamp limit for all channels."""
     copy = duplicate(graph)
     nodes = {node.name: node for node in copy.module.graph.nodes}
     for layer in dict.fromkeys(node for pair in changed for node in (pair.first, pair.second)):
@@ -327,7 +329,7 @@ def _written(graph: Graph, kernels: Mapping[str, Kernel], changed: Mapping[Pair,
 
 
 def _share_clamp(node: fx.Node, limit: float) -> None:
-    """Turn a clamp by channel into one by a number, together with the ReLU before it: kernels fuse one clamp."""
+    """Replace limits by channel, and a ReLU before them, by one clamp with a single limit: kernels fuse it."""
     value = arguments(node)[0]
     if operator_type(value) == "relu":
         node.target, node.args = aten.hardtanh.default, (arguments(value)[0], 0.0, limit)
@@ -340,7 +342,7 @@ def _share_clamp(node: fx.Node, limit: float) -> None:
 def _with_new_statistics(
     candidate: StaticCandidate, graph: Graph, changed: Mapping[Pair, Tensor], calls: Sequence[Sequence[Tensor]]
 ) -> StaticCandidate:
-    """Return a candidate with another graph, whose changed values are observed in the samples."""
+    """Return a candidate with the new graph, and observe the values that were changed."""
     made = replace(candidate, graph=graph)
     values = {value for pair in changed for value in pair.values}
     quantized = set(made.united.scales.values())

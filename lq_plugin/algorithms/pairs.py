@@ -1,4 +1,4 @@
-"""Pairs of layers between which channels can be scaled without changing what the graph computes."""
+"""Pairs of layers whose channels in between can be scaled without changing the graph's outputs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _CLAMPS = (aten.minimum.default, aten.clamp.Tensor)
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers and what stands between them, in order.
+    """Two layers and the operators between them, in order.
 
     Args:
         first: the layer whose output channels may be divided by scales.
         between: positively homogeneous operators, each the only user of the one before it.
-        second: the layer whose input channels are then multiplied by them.
-        repeat: how many inputs of the second layer each channel of the first one is, because it was flattened.
-        clamp: the one operator between them that clamps each channel by a constant of its own, if there is one.
+        second: the layer whose input channels are then multiplied by the same scales.
+        repeat: how many inputs of the second layer each channel of the first one becomes when it is flattened.
+        clamp: the operator in between that clamps each channel at a limit of its own, if there is one.
     """
 
     first: fx.Node
@@ -49,7 +49,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The weight of a layer, whichever it is.
+    """The weight of a layer of any kind.
 
     Args:
         weight: float64, of shape ``(groups, outputs of a group, inputs of a group, positions)``.
@@ -87,19 +87,19 @@ class Kernel:
         return Kernel(self.weight * scales.view(count, 1, inputs, 1), self.bias)
 
     def columns(self, gains: Tensor) -> Tensor:
-        """Return what a squared error of one in each input makes of the outputs, each of which counts by its gain."""
+        """Return the squared error that an error of one in each input causes in the outputs, times their gains."""
         count, outputs = self.weight.shape[:2]
         return (self.weight.square().sum(3) * gains.view(count, outputs, 1)).sum(1).flatten()
 
 
 def pairs(module: fx.GraphModule) -> list[Pair]:
-    """Return all pairs of a folded graph, in its order."""
+    """Return all pairs of a folded graph, in the graph's order."""
     found = (_pair(node) for node in module.graph.nodes if _is_layer(node))
     return [pair for pair in found if pair is not None]
 
 
 def is_transposed(layer: fx.Node) -> bool:
-    """Whether inputs come first in the shape of a layer's weight."""
+    """Whether the input channels come first in a layer's weight."""
     return operator_type(layer) in TRANSPOSED_CONVOLUTIONS
 
 
@@ -174,7 +174,7 @@ def _keeps_channels(node: fx.Node, value: fx.Node, axis: int) -> bool:
 
 
 def _flattened(node: fx.Node, value: fx.Node, axis: int) -> int:
-    """How many values each channel becomes in a view; 0 where it does not keep the channels in their order."""
+    """How many values each channel becomes in a view; 0 if the view does not keep the order of the channels."""
     if operator_type(node) not in _VIEWS:
         return 0
     given, made = value.meta["val"].shape, node.meta["val"].shape
@@ -189,7 +189,7 @@ def _flattened(node: fx.Node, value: fx.Node, axis: int) -> int:
 
 
 def _is_clamp(node: fx.Node, value: fx.Node, axis: int) -> bool:
-    """Whether an operator clamps each channel by a positive constant of its own, and at most by zero from below."""
+    """Whether an operator clamps each channel at a positive limit of its own, and from below at zero or not at all."""
     if node.target not in _CLAMPS or not _is_constant(_limit(node)):
         return False
     limits, rank = clamp_limits(node), value.meta["val"].dim()

@@ -1,6 +1,6 @@
-"""A layer's matrix that does best on given columns: by least squares, and rounded to integers.
+"""The best matrix of a layer for given inputs: by ridge least squares, and rounded to integers by GPTQ.
 
-Matrices have the shape (groups, outputs, inputs), see :class:`~lq_plugin.algorithms.columns.Product`; everything is
+Matrices have the shape (groups, outputs, inputs), see :class:`~lq_plugin.algorithms.columns.Product`. Everything is
 computed in double precision.
 """
 
@@ -14,25 +14,25 @@ from torch import Tensor
 
 from lq_plugin.qparams import QuantSpec, scale_of, zero_point_of
 
-# Times the mean diagonal: less overfits on a hundred images (mobile CNN). What is added for few columns, inputs over
-# columns, gave 1.8 dB more with 32 samples and .2 dB more with 192 (mobile CNN on MNIST; a small ViT: 1.3 and .2).
+# Times the mean diagonal: less overfits a hundred images (mobile CNN). For few columns, inputs / columns is added to
+# it, which gained 1.8 dB with 32 samples and .2 dB with 192 (mobile CNN on MNIST; a small ViT: 1.3 and .2).
 _RIDGE = 0.05
 _ROUNDING = 1e-4  # above float32's errors in sums over thousands of columns, far below any signal
 _DAMPING = 0.01  # as in GPTQ
-_CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.8, 0.72)  # parts of the range that are tried
-_BLOCK = 64  # columns rounded before the others are updated: matrix products in place of many updates of everything
+_CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.8, 0.72)  # shares of the range that are tried
+_BLOCK = 64  # columns rounded before all later ones are updated: one matrix product instead of many small updates
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over columns ``x`` and the results ``y`` wanted for them.
+    """Second moments: sums over columns ``x`` and their wanted results ``y``.
 
     Args:
-        inputs: of ``x xᵀ``, of shape (groups, inputs, inputs).
-        products: of ``y xᵀ``, of shape (groups, outputs, inputs).
-        level: mean diagonal of ``inputs``, one where all inputs are zero; of shape (groups, 1, 1).
-        count: how many columns there were.
+        inputs: the sum of ``x xᵀ``, of shape (groups, inputs, inputs).
+        products: the sum of ``y xᵀ``, of shape (groups, outputs, inputs).
+        level: mean diagonal of ``inputs``, one if all inputs are zero; of shape (groups, 1, 1).
+        count: number of columns.
     """
 
     inputs: Tensor
@@ -42,7 +42,7 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether they are numbers."""
+        """Whether all of them are finite."""
         return bool(self.inputs.isfinite().all() and self.products.isfinite().all())
 
 
@@ -51,11 +51,11 @@ def moments(pairs: Iterable[tuple[Tensor, Tensor]], centred: bool) -> Moments:
 
     Args:
         pairs: at least one.
-        centred: subtract the means, where a bias takes care of them.
+        centred: subtract the means, because a bias corrects them.
     """
     pairs = iter(pairs)
     first = next(pairs)
-    pivots = [part.mean(0) * centred for part in first]  # subtracted first: large means would cost float32 its digits
+    pivots = [part.mean(0) * centred for part in first]  # subtracted first: large means cost float32 precision
     inputs, products, x, y, count = _sums(first, pivots)
     for pair in pairs:
         for total, term in zip((inputs, products, x, y, count), _sums(pair, pivots), strict=True):
@@ -64,7 +64,7 @@ def moments(pairs: Iterable[tuple[Tensor, Tensor]], centred: bool) -> Moments:
     if centred:
         inputs -= x[:, :, None] * x[:, None] / count
         products -= y[:, :, None] * x[:, None] / count
-    level = torch.maximum(_mean_diagonal(inputs), noise)  # of constant inputs nothing but rounding errors is left
+    level = torch.maximum(_mean_diagonal(inputs), noise)  # constant inputs leave rounding errors only
     return Moments(inputs, products, torch.where(level > 0, level, 1), int(count))
 
 
@@ -74,7 +74,7 @@ def _sums(pair: tuple[Tensor, Tensor], pivots: Sequence[Tensor]) -> list[Tensor]
 
 
 def least_squares(matrix: Tensor, given: Moments) -> Tensor:
-    """Return the matrix that comes nearest to the wanted results, by ridge regression around ``matrix``."""
+    """Return the matrix whose results are nearest to the wanted ones, by ridge regression around ``matrix``."""
     missing = (given.products - matrix @ given.inputs) / given.level
     ridge = _RIDGE + matrix.shape[2] / max(1, given.count)
     factor = torch.linalg.cholesky(_damped(given.inputs / given.level, ridge))
@@ -86,9 +86,9 @@ class Grid:
     """What a matrix can be rounded to.
 
     Args:
-        scale: one step, in float32, broadcast over the matrix.
-        lowest: the lowest level, counted from zero.
-        highest: the highest level, counted from zero.
+        scale: the step between levels, in float32, of a shape that broadcasts with the matrix.
+        lowest: the lowest level, relative to the zero point.
+        highest: the highest level, relative to the zero point.
     """
 
     scale: Tensor
@@ -104,10 +104,10 @@ def grid(matrix: Tensor, spec: QuantSpec, shared: tuple[int, ...], clip: float =
     """Spread the levels over the range of a matrix.
 
     Args:
-        matrix: to be rounded.
+        matrix: the matrix to be rounded.
         spec: which integers it becomes.
-        shared: dimensions over which there is one scale.
-        clip: the part of the range that is represented.
+        shared: dimensions that share one scale.
+        clip: the share of the range that is represented.
     """
     low, high = (clip * extreme for extreme in (matrix.amin(shared, keepdim=True), matrix.amax(shared, keepdim=True)))
     scale = scale_of(low, high, spec).clamp(min=_SMALLEST_SCALE).float()
@@ -116,7 +116,7 @@ def grid(matrix: Tensor, spec: QuantSpec, shared: tuple[int, ...], clip: float =
 
 
 def best_grid(matrix: Tensor, inputs: Tensor, spec: QuantSpec, shared: tuple[int, ...]) -> Grid:
-    """Return the grid, among those of parts of the range, whose rounding errors do least to the results."""
+    """Return the grid that changes the results least, among several shares of the range."""
     best = grid(matrix, spec, shared)
     least = torch.full_like(best.scale, torch.inf, dtype=torch.float64)
     for clip in _CLIPS:
@@ -130,9 +130,9 @@ def best_grid(matrix: Tensor, inputs: Tensor, spec: QuantSpec, shared: tuple[int
 
 
 def rounded(matrix: Tensor, given: Moments, to: Grid) -> Tensor:
-    """Round a matrix column by column, each error made up for by the columns that follow (GPTQ).
+    """Round a matrix column by column; the columns that follow compensate for each error (GPTQ).
 
-    Columns with the largest inputs come first.
+    Columns with the largest inputs are rounded first.
 
     Returns:
         The levels, as floats.
@@ -157,7 +157,7 @@ def rounded(matrix: Tensor, given: Moments, to: Grid) -> Tensor:
 
 
 def _inverse_factor(inputs: Tensor, order: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of second moments, whose columns are put in an order."""
+    """Upper Cholesky factor of the inverse of second moments, with their columns in the given order."""
     size = inputs.shape[1]
     inputs = inputs.gather(1, order[:, :, None].expand(-1, -1, size)).gather(2, order[:, None].expand(-1, size, -1))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(inputs, _DAMPING)))
@@ -174,7 +174,7 @@ def _mean_diagonal(inputs: Tensor) -> Tensor:
 
 
 def _damped(inputs: Tensor, damping: float) -> Tensor:
-    """Second moments of inputs of mean size one, made regular: inputs may be dead, or fewer columns than inputs."""
+    """Add a number to the diagonal: some inputs may always be zero, or there may be fewer columns than inputs."""
     made = inputs.clone()
     made.diagonal(dim1=1, dim2=2).add_(damping)
     return made

@@ -1,20 +1,20 @@
-"""Sequential correction: layer by layer, weights that make up for what quantization has done before and in the layer.
+"""Sequential correction: layer by layer, weights are fitted to compensate for quantization errors up to that layer.
 
-What: the graph runs once, float and quantized side by side. Each layer with a constant weight gets the weight and the
-bias with which it comes nearest to the float layer's result, given what really arrives there in INT8: ridge least
-squares, then the best range for each output channel, then rounding that lets the following columns make up for each
-error (GPTQ), then the bias that keeps the mean. With fewer than 32 samples, which least squares would learn by heart,
-it fits only one factor and one bias for each output channel. The graph keeps its operators and the statistics; the new
-scales go to the candidate's ``weight_scales``.
+What: the graph runs once, float and quantized side by side. For each layer with a constant weight, the weight and bias
+are fitted so that the layer's result comes nearest to that of the float layer, given the quantized input that it really
+gets. The steps are: ridge least squares; the best range for each output channel; GPTQ rounding, in which later columns
+compensate for each rounding error; the bias that keeps the mean. With fewer than 32 samples, which least squares would
+overfit, only a factor and a bias for each output channel are fitted. Operators and statistics stay as they are; the new
+scales become the candidate's ``weight_scales``.
 
-When: convolutions, above all depthwise ones and channels of uneven range. Transformers with outliers gain from
-smoothing first, and may lose here: their largest tokens own the error.
+When: convolutions, above all depthwise ones and those with channels of uneven range. Transformers with outliers need
+smoothing first and may lose here, because their largest tokens dominate the error.
 
 Cost: two runs of the graph, and a layer's second moments: 5 CPU seconds and 300 MB for a convolution with 256 channels
-and a 3×3 kernel, 192 samples, one thread. Layers of more than 5,792 inputs get only a factor and a bias.
+and a 3×3 kernel, 192 samples, one thread. Layers with more than 5,792 inputs get only a factor and a bias.
 
-Measured with 192 samples to learn from (mobile CNN: 1,000 others to judge; zoo: 192), on reloaded artifacts, SQNR in
-decibels and the share of equal decisions; seconds of one thread:
+Measured on reloaded artifacts with 192 samples to learn from and others to judge by (mobile CNN: 1,000; zoo: 192). SQNR
+in dB, share of predictions equal to FP32's, seconds with one thread:
 
 | model | onnxruntime | OpenVINO | factor and bias alone | s |
 | --- | --- | --- | --- | ---: |
@@ -26,16 +26,17 @@ decibels and the share of equal decisions; seconds of one thread:
 | U-Net (zoo, random weights) | 34.1 → 34.4, 1 | 34.7 → 35.0, 1 | 34.3, 34.9 | 3 |
 | encoder (zoo, random weights) | 30.5 → 30.5, .995 | 30.5 → 30.6, .995 | 30.6, 30.6 | .1 |
 
-Uneven: output channels of the layers inside a block times ``exp(σ n)``, n normal, and the next layer's inputs divided.
+Uneven: the output channels of the layers inside a block are multiplied by ``exp(σ n)``, n from a normal distribution,
+and the next layer's weights are divided by it.
 
-Left as they are: weights that several operators read (they could not be corrected for each, and are stored once),
-embeddings, layers that stay float on one of the runtimes, as transposed convolutions do (rounded weights would only
-cost there), and layers where nan or infinity arrives.
+Not corrected: weights that several operators read (they are stored once and cannot fit all of them), embeddings, and
+layers that stay float on one of the runtimes, such as transposed convolutions, for which rounded weights would only be
+less accurate. A layer whose input holds nan or infinity gets no least squares.
 
-Sources: Frantar et al., "GPTQ" (2023), https://arxiv.org/abs/2210.17323; least squares to the float result as in
-Hubara et al., "Accurate Post Training Quantization With Small Calibration Sets" (2021),
-https://arxiv.org/abs/2006.10518; the bias as in Nagel et al., "Data-Free Quantization" (2019),
-https://arxiv.org/abs/1906.04721, but measured.
+Sources: Frantar et al., "GPTQ" (2023), https://arxiv.org/abs/2210.17323. Least squares to the float result: Hubara et
+al., "Accurate Post Training Quantization With Small Calibration Sets" (2021), https://arxiv.org/abs/2006.10518. Bias
+correction: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
+https://arxiv.org/abs/1906.04721, here from measured means.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ from lq_plugin.graph.rewriting import put_constant, rewritten
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.qparams import rounded_activation, rounded_weight
 
-FEWEST_SAMPLES = 32  # below, least squares overfits: with 16 images it was worse than a factor and a bias (mobile CNN)
-_COLUMNS = 6000  # for a layer of up to 256 inputs, and in proportion for larger ones
-_NUMBERS = 4 * 10**7  # at most, in the columns of a layer: bounds the time of wide ones
-_LARGEST = 2**25  # numbers in the second moments of a layer, 256 MiB; wider layers get a factor and a bias
-_FACTORS = (0.8, 1.25)  # by how much an output channel is scaled at most where only that is learnt
+FEWEST_SAMPLES = 32  # with fewer, least squares overfits: 16 images did worse than a factor and a bias (mobile CNN)
+_COLUMNS = 6000  # drawn for a layer of up to 256 inputs; in proportion for more inputs
+_NUMBERS = 4 * 10**7  # the most numbers in a layer's columns: limits the time that wide layers take
+_LARGEST = 2**25  # the most numbers in a layer's second moments, 256 MiB; wider layers get a factor and a bias
+_FACTORS = (0.8, 1.25)  # limits of an output channel's factor where only factor and bias are fitted
 
 
 def sequential(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], seed: int) -> StaticCandidate:
@@ -72,17 +73,17 @@ def sequential(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], se
 
     Args:
         candidate: it is not changed.
-        calls: samples to learn from, as inputs of the graph.
-        seed: draws the places of each layer that are looked at.
+        calls: samples to learn from, as calls of the graph: lists of its flat input tensors.
+        seed: of the draw of the positions that each layer is fitted to.
 
     Returns:
-        A candidate with other weights on the grid that they are rounded to, or ``candidate`` where no layer can be
+        A candidate with corrected weights, already rounded to their grid, or ``candidate`` itself if no layer can be
         corrected.
     """
     if not calls or not set(candidate.united.scales.values()) <= candidate.ranges.keys():
         return candidate
     with isolated():
-        torch.manual_seed(seed)  # for a forward that draws numbers
+        torch.manual_seed(seed)  # for a forward that draws random numbers
         learnt = _Lockstep(candidate, calls, Generator().manual_seed(seed)).run()
         if not learnt:
             return candidate
@@ -102,9 +103,9 @@ class Correction:
 
     Args:
         product: the layer.
-        weight: on the grid that it is rounded to.
+        weight: rounded to its grid.
         scale: as :func:`~lq_plugin.qparams.weight_qparams` takes it.
-        bias: ``None`` where the layer has none.
+        bias: ``None`` if the layer has none.
     """
 
     product: Product
@@ -118,11 +119,11 @@ class _Lockstep:
     """One pass over a graph, float and quantized side by side.
 
     Args:
-        candidate: whose graph runs.
-        calls: of the graph.
-        generator: draws places.
+        candidate: the candidate whose graph runs.
+        calls: samples, as calls of the graph.
+        generator: draws positions.
         wanted: results of the float graph, by node, one for each call; dropped after their last use.
-        values: those of the quantized graph.
+        values: the same of the quantized graph.
         learnt: corrections by operator name.
     """
 
@@ -161,7 +162,7 @@ class _Lockstep:
         return [value.clone() if isinstance(value, Tensor) else value] * len(self.calls)  # some graphs write to buffers
 
     def _results(self, node: fx.Node, read: Mapping[fx.Node, Sequence[Any]]) -> list[Any]:
-        """What an operator gives in each call for what it reads."""
+        """An operator's result in each call, for the given inputs."""
         target: Any = node.target
         results = []
         for call in range(len(self.calls)):
@@ -176,7 +177,7 @@ class _Lockstep:
         return [rounded_activation(value, bounds, placement.activation_spec) for value in self.values[node]]
 
     def _quantized(self, node: fx.Node, product: Product | None) -> list[Any]:
-        """Results of the quantized graph, whose layers are corrected before they run."""
+        """A node's results in the quantized graph; a layer is corrected before it runs."""
         sources, placement = node.all_input_nodes, self.candidate.united
         if node.name not in placement.quantized and all(self.values[s] is self.wanted[s] for s in sources):
             return self.wanted[node]
@@ -193,7 +194,7 @@ class _Lockstep:
         return self._results(node, read)
 
     def _corrected(self, node: fx.Node, product: Product, read: dict[fx.Node, list[Any]]) -> list[Tensor]:
-        """Learn the correction of a layer, and run it."""
+        """Learn the correction of a layer, and run the corrected layer."""
         spec = self.candidate.united.weight_spec
         x, weight = (arguments(node)[position] for position in (product.input_position, product.weight_position))
         matrix = product.matrix(self.values[weight][0].double())
@@ -220,7 +221,7 @@ class _Lockstep:
     def _solved(
         self, product: Product, matrix: Tensor, arriving: Sequence[Tensor], wanted: Sequence[Tensor]
     ) -> tuple[Grid, Tensor] | None:
-        """The grid and the levels of the matrix that does best; ``None`` where it cannot be had."""
+        """The grid and the levels of the best matrix; ``None`` if it cannot be computed."""
         groups, _, size = matrix.shape
         samples = sum(self.candidate.graph.samples(call) for call in self.calls)
         if samples < FEWEST_SAMPLES or groups * size**2 > _LARGEST:
@@ -240,12 +241,12 @@ class _Lockstep:
             matrix = least_squares(matrix, given)
             to = best_grid(matrix, given.inputs, spec, product.shared(spec.per_channel))
             return to, rounded(matrix, given, to)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # many inputs that are constant but for rounding
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # many inputs are constant up to rounding errors
             return None
 
 
 def _products(candidate: StaticCandidate) -> dict[fx.Node, Product]:
-    """The layers to correct: those that are INT8 on every runtime and whose weight nothing else reads, by any name."""
+    """The layers to correct: INT8 on every runtime, and with a weight that no other layer reads or has a copy of."""
     module = candidate.graph.module
     constants = {node: attribute(module, node) for node in module.graph.nodes if node.op == "get_attr" and _read(node)}
     contents = {node: _content(value) for node, value in constants.items()}
@@ -282,7 +283,7 @@ def _means(product: Product, results: Sequence[Tensor]) -> Tensor:
 
 
 def _factors(product: Product, wanted: Sequence[Tensor], results: Sequence[Tensor], shared: tuple[int, ...]) -> Tensor:
-    """By how much each scale is multiplied so that results come nearest to what is wanted, up to a constant."""
+    """Factors of the scales with which the results come nearest to the wanted ones, up to a constant."""
     centres = [_means(product, side)[:, None] * (product.bias_position is not None) for side in (wanted, results)]
     sums = torch.zeros(2, *centres[0].shape, dtype=torch.float64)
     for pair in zip(wanted, results, strict=True):

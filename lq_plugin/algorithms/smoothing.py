@@ -1,27 +1,29 @@
-"""Smoothing: outliers of activations move into the weights of the linear layers that read them.
+"""Smoothing (SmoothQuant): moves activation outliers into the weights of the linear layers that read them.
 
-What: each channel of a linear layer's input is divided by a scale ``s = amax**a / wmax**(1 - a)``, and its weights are
-multiplied by it: the same function, with an input whose channels fill the levels of one scale. For each value, ``a``
-and how much of the range is clipped are searched together for the least error of its readers' outputs, weighted by a
-diagonal Fisher estimate (see fisher.py). The division goes into the LayerNorm or the linear layer that makes the value
-where nothing else reads it, else a multiplication is inserted before its readers, where that pays.
+What: each channel of a linear layer's input is divided by a scale ``s = amax**a / wmax**(1 - a)``, and the weights that
+read it are multiplied by it. The function stays the same, and one scale then fits all channels of the input. For each
+value, ``a`` and a clipping of the range are searched together for the least error of the outputs of the layers that
+read it, weighted by a diagonal Fisher estimate (see fisher.py). If only these layers read the value, the division is
+folded into the LayerNorm or linear layer that computes it. Otherwise a multiplication is inserted before them, if that
+gains enough.
 
-When: transformers, whose LayerNorms give a few channels far larger values than the rest. It changes nothing where a
-convolution's kernel makes the value, and leaves out weights that several operators share.
+When: transformers, in which a few channels after each LayerNorm are far larger than the rest. Values that a convolution
+computes, and weights that several operators share, are left alone.
 
 Cost: two passes over the samples, the Fisher estimate, and for each value up to 56 products of :data:`ROWS` rows with
 the weights that read it.
 
-Source: Xiao et al., "SmoothQuant" (2022). The search over ranges and the weighting are additions: in a prototype on a
-6-layer text encoder, 18.6 dB plain, 20.6 by the errors of the readers' outputs alike, 23.7 weighted.
+Source: Xiao et al., "SmoothQuant" (2022), https://arxiv.org/abs/2211.10438. The search for ranges and the Fisher
+weights are additions: a prototype on a 6-layer text encoder had 18.6 dB plain, 20.6 dB with all output errors weighted
+equally, and 23.7 dB with Fisher weights.
 
-Measured on artifacts, by samples that neither calibration nor learning saw (192 samples learnt from, one thread; all
-kernels as before, none fell back to float; the function without quantization is the same to 134 dB and more):
+Measured on artifacts, with samples that neither calibration nor the algorithm has seen (192 samples to learn from, one
+thread). All kernels stay as they were, none falls back to float, and the float outputs stay equal to 134 dB or more:
 
-| model | plain, dB: onnxruntime | smoothed, dB: onnxruntime, OpenVINO | inserted / values | seconds |
+| model | plain, dB: onnxruntime | smoothed, dB: onnxruntime, OpenVINO | insertions / values | seconds |
 | --- | ---: | ---: | ---: | ---: |
-| 3-layer transformer, norms first, digits; outliers × 30 | 17.0 | 40.6, 40.4 | 2 / 14 | 1.3 |
-| the same with norms last | 34.8 | 41.2, 41.2 | 10 / 14 | 1.0 |
+| 3-layer transformer, pre-norm, digits; outliers × 30 | 17.0 | 40.6, 40.4 | 2 / 14 | 1.3 |
+| the same, post-norm | 34.8 | 41.2, 41.2 | 10 / 14 | 1.0 |
 | encoder of the tests (random weights) | 34.1 | 39.0, 39.0 | 4 / 9 | 1.1 |
 | the same, outliers × 30 | 29.0 | 38.1, 38.1 | 6 / 9 | .5 |
 | vision transformer of the tests | 39.0 | 41.6, 42.4 | 2 / 9 | .4 |
@@ -56,28 +58,28 @@ from lq_plugin.qparams import rounded_activation, rounded_weight
 aten = torch.ops.aten
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLIPS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the observed range
-# Other samples reach further than those, and once all channels fill the range, any of them may: the search alone lost 5
-# dB on other samples of an MLP. So the range is wider than the best one by this factor.
+# The best range is widened by this factor. Other samples have larger values, and once every channel fills the range,
+# any of them may exceed it: without this, an MLP lost 5 dB on other samples.
 MARGIN = 1.2
-ROWS = 1024  # of each value, those whose errors cost most
-MOST_SAMPLES = 64  # for the Fisher estimate, where a sample has few rows: an MLP lost 2.4 dB with 32, .2 with 64
-GAIN = 0.98  # of the error that must be left at most by a change that costs no time
-GAIN_OF_INSERTED = 0.7  # and by one that inserts an operator
+ROWS = 1024  # of each value: those whose errors cost most
+MOST_SAMPLES = 64  # for the Fisher estimate, if a sample has few rows: an MLP lost 2.4 dB with 32, .2 with 64
+GAIN = 0.98  # the most of the error that may be left by a change that costs no time
+GAIN_OF_INSERTED = 0.7  # and by a change that inserts an operator
 _HARDLY = 0.3
-_FLATTEST = 1e-4  # a channel counts as having this share of the largest one: it may be larger in other samples
+_FLATTEST = 1e-4  # of the largest channel: smaller ones count as this, because they may be larger in other samples
 _SMALLEST = torch.finfo(torch.float32).eps
 
 
 @dataclass
 class _Evidence:
-    """What is known of a value that linear operators read.
+    """What was observed of a value that linear operators read.
 
     Args:
-        low: least value of each channel.
-        high: greatest value of each channel.
-        seen: how many rows that was.
-        rows: of the value, those whose errors cost most.
-        weights: what an error costs in those rows, for all outputs of its readers.
+        low: lowest value of each channel.
+        high: highest value of each channel.
+        seen: number of rows observed.
+        rows: those rows of the value whose errors cost most.
+        weights: what errors cost at the readers' outputs, for these rows.
     """
 
     low: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
@@ -103,19 +105,22 @@ class _Evidence:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What was found best for a site: a scale of each channel, if any, and the range to represent."""
+    """The best choice for a site: a scale for each channel, if any, and the range to represent."""
 
     bounds: Range
     scale: Tensor | None = None
 
 
 def smoothing(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], seed: int) -> StaticCandidate:
-    """Return the candidate with smoothed inputs of its linear layers; itself where that gains nothing.
+    """Smooth the inputs of a candidate's linear layers.
 
     Args:
         candidate: it is not changed.
         calls: samples to learn from, each a list of the graph's flat input tensors on the CPU.
         seed: of the Fisher estimate's random projections.
+
+    Returns:
+        A candidate whose graph computes the same float function; the candidate itself if there is nothing to gain.
     """
     places = sites(candidate.graph, candidate.united, candidate.weight_scales.keys())
     if not places or not calls:
@@ -128,7 +133,7 @@ def smoothing(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], see
 
 
 class _Watched(fx.Interpreter):
-    """Runs a graph and notes the extremes of values."""
+    """Runs a graph and observes the ranges of values."""
 
     def __init__(self, module: fx.GraphModule, known: Mapping[str, _Evidence]) -> None:
         super().__init__(module)
@@ -144,7 +149,7 @@ class _Watched(fx.Interpreter):
 def _observed(
     graph: Graph, places: Sequence[Site], calls: Sequence[Sequence[Tensor]], seed: int
 ) -> dict[str, _Evidence]:
-    """What is known of each value that is read, by its name."""
+    """What is observed of each value that linear operators read, by its name."""
     readers = [reader for site in places for reader in site.readers]
     known = {reader.value: _Evidence() for reader in readers}
     for tensors in calls:
@@ -160,12 +165,12 @@ def _observed(
 
 
 def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evidence]) -> _Choice | None:
-    """The best scale and range of a site; ``None`` to leave it alone."""
+    """The best scale and range for a site; ``None`` to leave it alone."""
     evidence = {reader.value: known[reader.value] for reader in site.readers}
     matrices = {reader: _matrix(candidate.graph.module, reader) for reader in site.readers}
     trial = _Trial(candidate.united, evidence, matrices)
     low, high = trial.ends
-    if not bool(low.isfinite().all() & high.isfinite().all()):  # nan, or nothing was seen
+    if not bool(low.isfinite().all() & high.isfinite().all()):  # nan, or nothing was observed
         return None
     unscaled, origin = torch.ones_like(low), candidate.united.scales[site.readers[0].value]
     before = trial.error(unscaled, candidate.ranges[origin])
@@ -183,12 +188,12 @@ def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evide
 
 @dataclass(frozen=True)
 class _Trial:
-    """What scales and ranges are tried on: one site.
+    """Tries scales and ranges on one site.
 
     Args:
         placed: which integers activations and weights become.
-        evidence: of the values that are read.
-        matrices: the weights, outputs by inputs.
+        evidence: what was observed of the values that are read.
+        matrices: the weights, of shape (outputs, inputs).
     """
 
     placed: Placement
@@ -197,27 +202,27 @@ class _Trial:
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Least and greatest value of each channel."""
+        """Lowest and highest value of each channel."""
         values = self.evidence.values()
         return torch.stack([each.low for each in values]).amin(0), torch.stack([each.high for each in values]).amax(0)
 
     def bounds(self, scale: Tensor, clip: float) -> Range:
-        """Return a share of a scaled value's range. What hardly goes below zero, as after GELU, keeps its lower end."""
+        """Return a share of a scaled value's range. A lower end close to zero, as after GELU, is kept."""
         low, high = (self.ends[0] / scale).amin().item(), (self.ends[1] / scale).amax().item()
         return (low * clip if low < -_HARDLY * high else low, high * clip)
 
     def clipped(self, scale: Tensor) -> tuple[float, float]:
-        """Return the least error that a scale leaves, and the share of the range that it takes."""
+        """Return the least error for a scale, and the share of the range that gives it."""
         best = (math.inf, 1.0)
         for clip in CLIPS:
             found = self.error(scale, self.bounds(scale, clip))
-            if found >= best[0]:  # it falls and then rises
+            if found >= best[0]:  # the error first falls and then rises
                 break
             best = (found, clip)
         return best
 
     def error(self, scale: Tensor, bounds: Range) -> float:
-        """Return what quantized inputs and weights cost at the outputs of the readers."""
+        """Return the error that quantized inputs and weights cause at the readers' outputs."""
         rounded = {
             reader: rounded_weight(matrix * scale, self.placed.weight_spec, 0)
             for reader, matrix in self.matrices.items()
@@ -241,13 +246,13 @@ def _scales(low: Tensor, high: Tensor, weights: Tensor) -> list[Tensor]:
 
 
 def _matrix(module: fx.GraphModule, reader: Reader) -> Tensor:
-    """The weight of a reader, outputs by inputs."""
+    """A reader's weight, of shape (outputs, inputs)."""
     node = next(node for node in module.graph.nodes if node.name == reader.name)
     return attribute(module, node.args[reader.weight]).movedim(reader.axis, 1)
 
 
 def _is_alone(placed: Placement, site: Site, origin: str) -> bool:
-    """Whether nothing but a site's readers uses a range."""
+    """Whether only a site's readers use a range."""
     values, readers = {reader.value for reader in site.readers}, {reader.name for reader in site.readers}
     using = {value for value, source in placed.scales.items() if source == origin}
     reading = {name for name, given in placed.inputs.items() if using & set(given)}
@@ -277,7 +282,7 @@ def _applied(
 
 
 def _multiplied(module: fx.GraphModule, site: Site, nodes: Mapping[str, fx.Node], scale: Tensor) -> str:
-    """Divide what the readers of one value read; return the name of the quotient."""
+    """Insert the division before a value's readers, and return the name of its result."""
     value, first = nodes[site.readers[0].value], nodes[site.readers[0].name]
     quotient = insert_before(module, first, aten.mul.Tensor, value, 1 / scale, "smoothing")
     for reader in site.readers:

@@ -51,7 +51,7 @@ class Format:
         further_files: the names of files that it has only where they are needed.
         export: writes a graph's files into a folder, be it float or with quantize/dequantize pairs.
         writers: by method, what writes a candidate's files into a folder where that takes more than a converted graph;
-            with the number of threads that will be used, or ``None``.
+            called with the number of threads that will be used, or ``None``.
         load: reads that folder into a function over flat lists of tensors, with a number of threads or ``None``.
         module: reads that folder into a module that is slow as it is and fast under ``torch.compile``, which is how its
             latency is measured.
@@ -183,8 +183,8 @@ def export(
         folder: where the formats' folders are made; an existing one is replaced when the new one is complete.
         formats: keys of ``FORMATS``; all that the candidate's method has by default. ``"torch"`` is always made of a
             dynamic candidate.
-        threads: how many will be used, as given to :func:`load`; its default by default. Whether a GRU is faster on
-            integers depends on it, and is measured with so many.
+        threads: how many threads will run the artifact; give :func:`load` the same number. The runtime chooses by
+            default. Whether a GRU is faster in INT8 is measured with this number.
 
     Returns:
         The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says

@@ -23,7 +23,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         candidate: what is exported.
         format_name: the format, which holds a graph.
         packages: that write it, besides torch and torchao.
-        threads: with which forms of operators are compared; ``None`` for the runtime's own choice.
+        threads: number of threads with which forms of operators are compared; ``None`` for the runtime's choice.
     """
     graph = candidate.graph
     content = {

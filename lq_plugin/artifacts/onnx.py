@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FILE = "model.onnx"
 WEIGHTS = f"{FILE}.data"
 _ORIGIN = "origin"
-_SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime adds to the name of a node that it replaces
+_SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime appends to the name of a node that it replaces
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 # Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
 # and a GRU on integers is the products in and before a Scan, see onnx_gru.py.
@@ -80,7 +80,7 @@ def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgr
 
 
 def _name_operators(program: torch.onnx.ONNXProgram) -> None:
-    """Name each convolution and product after the operator in the graph that it alone computes: runtimes keep names."""
+    """Name each convolution and product after its operator in the graph, if it is the only one: runtimes keep names."""
     assert program.exported_program is not None
     origins = {node.name: node.meta.get("custom", {}).get(_ORIGIN) for node in program.exported_program.graph.nodes}
     found: dict[str, list[ir.Node]] = {}
@@ -115,7 +115,7 @@ def kernels(folder: Path) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as scratch:
         _session(folder, None, Path(scratch) / FILE)
         graph = ir.load(Path(scratch) / FILE).graph
-    # A GRU is on integers if its steps are, whatever the product of its inputs is on.
+    # A GRU counts as INT8 if its steps are, even if the product of its inputs is float.
     of_grus = {True: frozenset({"gru"}), False: frozenset[str]()}
     inside = set(_nodes_of_grus(graph))
     tables = ((_INT8_KERNELS, True), (_FLOAT_KERNELS, False))
@@ -134,13 +134,13 @@ def kernels(folder: Path) -> list[Kernel]:
 
 
 def _nodes_of_grus(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Yield the nodes of GRUs on integers: the steps of a ``Scan``, and the product of what it scans."""
+    """Yield the nodes of INT8 GRUs: the steps of a ``Scan``, and the product that makes its input."""
     for scan in graph:
         if scan.op_type == "Scan":
             yield from scan.attributes["body"].as_graph()
             scanned = scan.inputs[1]  # after the state
             node = None if scanned is None else scanned.producer()
-            while node is not None and node.op_type in ("Add", "Transpose"):  # of biases, or moved here by onnxruntime
+            while node is not None and node.op_type in ("Add", "Transpose"):  # the bias, or moved here by onnxruntime
                 node = None if node.inputs[0] is None else node.inputs[0].producer()
             if node is not None:
                 yield node

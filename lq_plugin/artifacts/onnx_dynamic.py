@@ -29,7 +29,7 @@ def export(candidate: DynamicCandidate, folder: Path, threads: int | None = None
     Args:
         candidate: what to export.
         folder: where to.
-        threads: with which it is measured whether GRUs are faster on integers; onnxruntime's own choice by default.
+        threads: number of threads with which INT8 and float GRUs are compared; onnxruntime chooses by default.
 
     Raises:
         UnsupportedError: nothing in it can be quantized.
@@ -65,7 +65,7 @@ def _with_grus(
 
 
 def _narrow(gru: ir.Node) -> str | None:
-    """Why the input's product of a ``GRU`` stays float where the rest is INT8, if it does."""
+    """Why the input product of an INT8 ``GRU`` stays float; ``None`` if it does not."""
     if not onnx_gru.is_narrow(gru):
         return None
     inputs, hidden = onnx_gru.widths(gru)
@@ -73,7 +73,7 @@ def _narrow(gru: ir.Node) -> str | None:
 
 
 def _digest_of_measuring(made: ir.Model, candidate: DynamicCandidate, threads: int | None) -> str:
-    """What the result depends on: the model, weights included, how it is called, the runtime, threads and the CPU."""
+    """A digest of what the measurement depends on: model and weights, inputs, runtime, threads and CPU."""
     ir, ort = (require(module, "onnx", "formats: 'onnx'") for module in ("onnx_ir", "onnxruntime"))
     digest = hashlib.sha256(ir.to_proto(made).SerializeToString(deterministic=True))
     called = [tuple(tensor.shape) for tensor in candidate.graph.example]
@@ -98,7 +98,7 @@ def _measure(model: ir.Model, made: ir.Model, candidate: DynamicCandidate, threa
 def _coverage(
     placement: Placement, reasons: Mapping[str, str], narrow: Mapping[str, str], measured: Mapping[str, Measured]
 ) -> Coverage:
-    """What was quantized in the end; ``reasons`` are those of what was not, ``narrow`` those of what was in part."""
+    """What was quantized; ``reasons`` says why operators are float, ``narrow`` why they are float in part."""
     made = [op for name, op in placement.quantized.items() if name not in reasons]
     left = [FloatOp(op.name, op.op, reasons[name]) for name, op in placement.quantized.items() if name in reasons]
     if not made:

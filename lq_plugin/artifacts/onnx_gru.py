@@ -2,7 +2,7 @@
 
 The products of the inputs are computed for all steps at once, those of the hidden state step by step; each by
 ``com.microsoft.DynamicQuantizeMatMul``. A step takes more calls than one of the fused float ``GRU``, so this pays off
-only for wide layers: whether it does is measured. Where the input is narrow, its product stays float.
+only for wide layers: whether it does is measured. The product of a narrow input stays float.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 LEAST_SPEEDUP = 1.05  # below, the difference could be noise
 _SECONDS, _LEAST_CALLS = 0.3, 5  # of measuring each of the two forms
-# An input is narrow where the hidden size is at least so many times its width. With its product on floats the GRU is 16
-# dB more accurate, because one scale for the inputs of all steps is coarse, and as fast or little slower: by 0 to 1 %
-# (hidden size 512), 5 to 10 % (1024), 6 to 27 % (512, 8 samples a call), where INT8 makes it 2 to 7 times as fast.
+# An input is narrow if the hidden size is at least this many times its width. With the input product in float the GRU is
+# 16 dB more accurate, because one scale for the inputs of all steps is coarse. It is as fast or a little slower: by 0 to
+# 1 % (hidden size 512), 5 to 10 % (1024), 6 to 27 % (512, 8 samples a call), where INT8 makes it 2 to 7 times as fast.
 _NARROW = 4.0
 
 
@@ -48,7 +48,7 @@ def with_integer_grus(model: ir.Model, names: Sequence[str], weights: QuantSpec)
 
 
 def widths(gru: ir.Node) -> tuple[int, int]:
-    """Return how many inputs and how many hidden values a ``GRU`` has."""
+    """Return the input size and the hidden size of a ``GRU``."""
     w, r = (weight.const_value.numpy().shape for weight in gru.inputs[1:3])  # type: ignore[union-attr]
     return w[-1], r[-1]
 
@@ -56,7 +56,7 @@ def widths(gru: ir.Node) -> tuple[int, int]:
 def is_narrow(gru: ir.Node) -> bool:
     """Whether the input of a ``GRU`` is so narrow that its product stays float.
 
-    Of several layers only the first can be: the others take all hidden values of the layer before.
+    Of several layers only the first can have a narrow input: the others read all hidden values of the layer before.
     """
     inputs, hidden = widths(gru)
     return inputs * _NARROW <= hidden
@@ -68,8 +68,8 @@ def speedup(float_model: ir.Model, int8_model: ir.Model, feed: Mapping[str, Arra
     Args:
         float_model: the first.
         int8_model: the second.
-        feed: its inputs, by name.
-        threads: size of onnxruntime's thread pool; its own choice where that is ``None``.
+        feed: inputs by name.
+        threads: size of onnxruntime's thread pool; ``None`` for its own choice.
     """
     ir, ort = (require(module, "onnx", "formats: 'onnx'") for module in ("onnx_ir", "onnxruntime"))
     options = ort.SessionOptions()
@@ -92,7 +92,7 @@ def speedup(float_model: ir.Model, int8_model: ir.Model, feed: Mapping[str, Arra
                 start = time.perf_counter()
                 session.run(None, feed)
                 seen.append(time.perf_counter() - start)
-    # Where other processes took the CPU, medians decided wrongly in 3 of 24 trials, quartiles in none (512 hidden).
+    # While other processes used the CPU, medians decided wrongly in 3 of 24 trials, quartiles in none (hidden size 512).
     slow, fast = (np.quantile(seen[1:], 0.25) for seen in times)
     return float(slow / fast)
 

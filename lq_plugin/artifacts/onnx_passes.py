@@ -80,9 +80,9 @@ def pad_in_convolutions(model: ir.Model) -> None:
 def transpose_keys(model: ir.Model) -> None:
     """Transpose the keys of attention by one ``Transpose``.
 
-    The exporter swaps the last two dimensions of the keys of ``scaled_dot_product_attention`` by way of three
-    dimensions, with up to eight nodes around a second ``Transpose``. The first one puts the heads first; onnxruntime
-    (1.32) unites the two only where no ``Reshape`` lies between them.
+    The exporter swaps the last two dimensions of the keys of ``scaled_dot_product_attention`` by a detour through three
+    dimensions, with up to eight nodes around a second ``Transpose``. The first one puts the heads first. onnxruntime
+    (1.32) merges the two only if no ``Reshape`` is between them.
     """
     ir = require("onnx_ir", "onnx", "formats: 'onnx'")
     for last in [node for node in model.graph if node.op_type == "Reshape"]:
@@ -101,10 +101,10 @@ def transpose_keys(model: ir.Model) -> None:
 
 
 def average_globally(model: ir.Model) -> None:
-    """Take the mean over all positions of a quantized image by ``GlobalAveragePool``.
+    """Compute the mean over all positions of a quantized image by ``GlobalAveragePool``.
 
-    The exporter makes a ``ReduceMean`` of it, also of an adaptive pooling to one position, and onnxruntime (1.32) has
-    no INT8 kernel of that: four inverted residuals with squeeze-and-excite took 1.15 ms, and 0.64 ms with this pass.
+    The exporter writes it, and adaptive pooling to one position too, as a ``ReduceMean``, for which onnxruntime (1.32)
+    has no INT8 kernel: four inverted residuals with squeeze-and-excite took 1.15 ms, and 0.64 ms with this pass.
     """
     ir = require("onnx_ir", "onnx", "formats: 'onnx'")
     for mean in [node for node in model.graph if node.op_type == "ReduceMean" and len(node.inputs) == 2]:
@@ -155,11 +155,11 @@ def remove_unused(model: ir.Model) -> None:
     require("onnx_ir.passes.common", "onnx", "formats: 'onnx'").RemoveUnusedNodesPass()(model)
 
 
-_FAR = 2**31 - 1  # and beyond: where a slice takes everything up to an end
+_FAR = 2**31 - 1  # a slice that ends here or later takes everything
 
 
 def _swapped(last: ir.Node) -> ir.Value | None:
-    """The value whose last two of four dimensions this ``Reshape`` completes the swap of, else ``None``."""
+    """The value whose last two dimensions are swapped by the nodes that end in this ``Reshape``, or ``None``."""
     swap = _producer(last.inputs[0], "Transpose")
     first = _producer(swap.inputs[0], "Reshape") if swap is not None else None
     if swap is None or first is None or list(swap.attributes.get_ints("perm", [])) != [0, 2, 1]:
@@ -174,7 +174,7 @@ def _swapped(last: ir.Node) -> ir.Value | None:
 
 
 def _sizes(shape: ir.Value | None, of: ir.Value) -> list[Any]:
-    """What a shape is made of: numbers, and slices of the shape of a value."""
+    """The parts of a shape: numbers, and slices of the shape of a value."""
     numbers, joined = _constant(shape), _producer(shape, "Concat")
     if numbers is not None:
         return list(numbers.tolist())
@@ -182,7 +182,7 @@ def _sizes(shape: ir.Value | None, of: ir.Value) -> list[Any]:
 
 
 def _part(part: ir.Value | None, of: ir.Value) -> list[Any]:
-    """Numbers, or which slice of the shape of a value; ``[None]`` where it is anything else."""
+    """Numbers, or a slice of the shape of a value; ``[None]`` for anything else."""
     numbers, cut = _constant(part), _producer(part, "Slice")
     if numbers is not None:
         return list(numbers.tolist())
@@ -245,7 +245,7 @@ def _zeros_around(pad: ir.Node) -> list[int] | None:
 
 
 def _are_all_positions(axes: ir.Value | None, value: ir.Value | None) -> bool:
-    """Whether axes are all but the first two, samples and channels, of a value of known rank."""
+    """Whether axes are all dimensions but the first two (samples, channels) of a value of known rank."""
     numbers = _constant(axes)
     if numbers is None or value is None or value.shape is None:
         return False

@@ -32,7 +32,7 @@ _AS_TRAINED = "Give the class of the target, built as it was when it was trained
 
 
 def export(candidate: DynamicCandidate, folder: Path, threads: int | None = None) -> Coverage:
-    """Write ``model.safetensors`` and ``layers.json``, which are the same for any number of threads."""
+    """Write ``model.safetensors`` and ``layers.json``, which do not depend on the number of threads."""
     found = candidate.survey
     described: list[dict[str, Any]] = []
     tensors: Tensors = {}

@@ -43,8 +43,8 @@ class Int8Evaluation(FinishingCallback):
         label: index or key of the labels in a batch, for ``metrics``.
         budget: how much of a metric may be dropped.
         latency: how latency is measured; ``None`` leaves it out, and nothing is selected then.
-        search: while a static candidate is over the budget, leave more of its operators float; ``None`` to say only
-            that it is.
+        search: if a static candidate is over the budget, search for operators to leave float until the budget is met;
+            ``None`` for no search.
 
     Attributes:
         manifest: the content of ``manifest.json`` after fit.
@@ -105,14 +105,14 @@ class Int8Evaluation(FinishingCallback):
 
     @property
     def unmet(self) -> str | None:
-        """Why a search has left no artifact within the budget; ``None`` where there is one, or no search."""
+        """Says that a search found no artifact within the budget; ``None`` if there is one, or there was no search."""
         if self.search is None or self.manifest is None or not self.manifest.trials:
             return None
         if any(entry.status == "ok" for entry in self.manifest.artifacts):
             return None
         return (
-            f"search: none of {len(self.manifest.trials)} trials with more operators in float is within the budget. "
-            f"Raise max_trials or the budget, or look at the trials in {manifest.FILE}."
+            f"search: none of {len(self.manifest.trials)} trials with more float operators is within the budget. "
+            f"Raise max_trials or the budget's max_drop. {manifest.FILE} lists all trials."
         )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:

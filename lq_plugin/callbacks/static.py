@@ -35,7 +35,7 @@ class StaticQuantization(QuantizingCallback):
         samples: how many samples to observe in each validation pass, rounded up to whole batches.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
-        seed: of the private generator that chooses the batches.
+        seed: of the private generators that choose the observed batches and the algorithms' samples.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [2, 3]}``.
         observer: see :class:`~lq_plugin.Scheme`, as are all that follow.
         activation_dtype: ``"uint8"`` or ``"int8"``; by default what the kernels of each runtime want.
@@ -49,8 +49,8 @@ class StaticQuantization(QuantizingCallback):
         targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
         algorithms: ``"auto"``, names of algorithms, or ``[]`` for plain calibration. They run when fit ends, on samples
             of the validation data, and each is kept only where it helps.
-        algorithm_samples: how many samples they get.
-        algorithm_time_limit: in seconds; no algorithm is started after it. ``None`` for no limit.
+        algorithm_samples: how many samples they get: three quarters to learn from, one quarter held out.
+        algorithm_time_limit: seconds after which no further algorithm is started; ``None`` for no limit.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.

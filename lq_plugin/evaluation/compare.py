@@ -145,12 +145,12 @@ def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -
 
 
 def remeasured(subject: Subject, entry: Entry, fp32: Fp32, protocol: Protocol) -> Entry:
-    """Return an artifact with its metrics on validation alone, beside an FP32 that was measured before.
+    """Return an artifact's entry with its metrics on validation data alone, beside FP32 figures measured before.
 
     Args:
-        subject: what is compared.
+        subject: the model and its data.
         entry: the artifact.
-        fp32: the float model.
+        fp32: the FP32 figures.
         protocol: which metrics.
     """
     return _measured(

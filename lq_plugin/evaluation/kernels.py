@@ -19,15 +19,15 @@ logger = logging.getLogger("lq_plugin")
 
 
 def counted(entry: Entry, folder: Path) -> Entry:
-    """Return an artifact's entry with its kernels on this CPU; what fell back to float is moved to its float operators.
+    """Return an artifact's entry with its kernels on this CPU; operators that fall back to float are listed as float.
 
     Args:
-        entry: its format, and the operators that were placed in INT8 and that were not.
+        entry: its format, and which operators were placed in INT8.
         folder: the artifact.
 
     Returns:
-        The entry itself for the formats ``pt2`` and ``torch``, which have no optimized graph to read, and where it
-        cannot be read: an artifact that runs is good without it. That is logged.
+        The entry itself for the formats ``pt2`` and ``torch``, which have no optimized graph to read. The same if the
+        graph cannot be read, which is logged: the artifact works without it.
     """
     listed = FORMATS[entry.format].kernels
     if listed is None:
@@ -49,7 +49,7 @@ def counted(entry: Entry, folder: Path) -> Entry:
 
 
 def _node(op: QuantizedOp | FloatOp) -> str:
-    """Name of an operator's node in the graph, without the module that it was captured in."""
+    """Name of an operator's node in the graph, without its module."""
     return op.name.rpartition(".")[2]
 
 
@@ -61,10 +61,10 @@ def _names(kernels: Sequence[Kernel], int8: bool) -> dict[str, tuple[str, ...]]:
 
 
 def _unnamed(entry: Entry, kernels: Sequence[Kernel]) -> dict[str, int]:
-    """How many operators placed in INT8 are computed on floats, by type, among those whose kernel is not known by name.
+    """How many operators placed in INT8 run in float, by type, among those whose kernel is not known by name.
 
-    Runtimes rename and fuse nodes, so this counts: operators that no INT8 kernel is left for, as far as there are
-    float kernels besides those of the operators that were left in float. It may miss one, and seldom invents one.
+    Runtimes rename and fuse nodes, so operators and kernels are counted. Operators without an INT8 kernel count if there
+    are float kernels besides those of the operators that stay float. The count may miss one, and is seldom too high.
     """
     operators = {*map(_node, entry.quantized_ops), *map(_node, entry.float_ops)}
     known = operators & {node for kernel in kernels for node in kernel.nodes}

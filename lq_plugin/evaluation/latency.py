@@ -52,7 +52,7 @@ class Latency:
 
     @property
     def number_of_threads(self) -> int:
-        """Of every runtime, in this process as it is now."""
+        """How many threads every runtime uses, given the current state of this process."""
         return self.threads or torch.get_num_threads()
 
 

@@ -58,13 +58,13 @@ def chosen_batches(
     choose: Callable[[Sequence[int | float]], Set[int]],
     see: Callable[[Sequence[Any], Mapping[str, Any]], None],
 ) -> None:
-    """Look at the calls of a target in some batches of the validation data; the others are loaded and not computed.
+    """Show the calls of a target in some batches of the validation data; other batches are loaded but not computed.
 
     Args:
-        model: a LightningModule, of which a copy is run.
+        model: a LightningModule; a copy of it is run.
         data: its batches.
         target: dotted path of the module; the model itself for ``None``.
-        choose: given how many batches each loader has, infinite where not known, returns the numbers of the batches.
+        choose: given the number of batches of each loader (infinite if unknown), returns the indices of those to run.
         see: called with the arguments and keyword arguments of each call.
     """
 

@@ -150,10 +150,10 @@ class Observed(Callback):
 
 
 class ChosenBatches(Callback):
-    """Runs the validation step for some batches only, and ends the loop after the last one by raising ``Enough``.
+    """Runs the validation step for some batches only, and ends the loop after the last of them by raising ``Enough``.
 
     Args:
-        choose: called with the Trainer when the loop starts; returns the numbers of the batches.
+        choose: called with the Trainer when the loop starts; returns the indices of the batches.
     """
 
     def __init__(self, choose: Callable[[Any], Set[int]]) -> None:
@@ -175,7 +175,7 @@ class ChosenBatches(Callback):
 
 
 class Enough(Exception):  # noqa: N818  (nothing is wrong)
-    """All batches that were wanted have been seen."""
+    """All chosen batches have run."""
 
 
 @contextmanager

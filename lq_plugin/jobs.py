@@ -25,7 +25,7 @@ from lq_plugin.source import Source
 from lq_plugin.steps import attempt
 from lq_plugin.store import Store
 
-LARGEST_SHARE = 0.1  # of validation: figures on samples that something was fitted to are optimistic
+LARGEST_SHARE = 0.1  # of validation: metrics on samples that algorithms have learnt from are optimistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +99,12 @@ class StaticJob(Job):
         return self._refined(StaticCandidate(self.name, graph, calibration, self.scheme))
 
     def _refined(self, candidate: StaticCandidate) -> StaticCandidate:
-        """Run the algorithms on samples of the validation data; the candidate is good without them."""
+        """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
         if not self.scheme.algorithm_names:
             return candidate
-        note(f"{self.name!r}: drawing samples for algorithms from validation …")
+        note(f"{self.name!r}: drawing validation samples for the algorithms …")
         made = attempt(
-            f"algorithms of candidate {self.name!r} could not run; it goes on without",
+            f"the algorithms of candidate {self.name!r} could not run; it is used without them",
             lambda: refined(candidate, self._said(self.samples(candidate.graph))),
         )
         return made.result or candidate
@@ -116,8 +116,8 @@ class StaticJob(Job):
     def _said(self, samples: Samples) -> Samples:
         if (samples.share or 0) > LARGEST_SHARE and not self.source.has_test_split:
             note(
-                f"{self.name!r}: algorithms learn from {samples.share:.0%} of the validation samples and there is no "
-                "test split, so figures on validation are optimistic"
+                f"{self.name!r}: the algorithms use {samples.share:.0%} of the validation samples and there is no test "
+                "split, so validation metrics are optimistic"
             )
         return samples
 

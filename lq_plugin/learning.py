@@ -1,4 +1,4 @@
-"""What was learnt of a candidate: by algorithms, of its operators, and by a search. Frozen records for manifests."""
+"""Records for the manifest: what algorithms did to a candidate, what its operators cost, what a search tried."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ class AlgorithmStep:
     """One algorithm on one candidate.
 
     Args:
-        candidate: its name.
+        candidate: the candidate's name.
         algorithm: the algorithm's name.
-        outcome: ``kept`` where the outputs came closer to FP32 on the samples held out, ``refused`` where they did
-            not, ``not_tried``, or ``failed``.
-        reason: why it was not kept; empty otherwise.
-        before: SQNR of the outputs on the samples held out, in dB by runtime, before this step. Several outputs have
-            their mean.
-        after: the same after it.
-        seconds: that it took, judging it included.
+        outcome: ``kept`` if the outputs came closer to FP32 on held-out samples, ``refused`` if they did not,
+            ``not_tried`` or ``failed``.
+        reason: why it was not kept; empty if it was.
+        before: SQNR of the outputs on held-out samples before this step, in dB by runtime; the mean of several outputs.
+        after: the same after this step.
+        seconds: how long the step took, including the time to judge it.
     """
 
     candidate: str
@@ -33,16 +32,16 @@ class AlgorithmStep:
 
 @dataclass(frozen=True)
 class Learning:
-    """What the algorithms of a candidate learnt from.
+    """What the algorithms of a candidate learnt from, and what each of them did.
 
     Args:
         samples: how many samples they learnt from.
-        judged: how many were held out to judge them.
-        left_out: how many were drawn and not used, because they hold nan or infinity.
-        share: of all validation samples that were drawn; ``None`` where their number is not known.
+        judged: how many samples were held out to judge them.
+        left_out: how many samples were drawn but not used, because they hold nan or infinity.
+        share: the share of all validation samples that was drawn; ``None`` if their number is not known.
         seed: of the draw and of the algorithms.
-        peak_memory_bytes: the most that the process took while they ran.
-        steps: every algorithm asked for, in the order in which they ran.
+        peak_memory_bytes: peak memory of the process when they ended.
+        steps: every requested algorithm, in the order in which they run.
     """
 
     samples: int
@@ -59,12 +58,12 @@ class Sensitivity:
     """What one operator in INT8 costs.
 
     Args:
-        name: of the operator: its module, and its node in the graph.
+        name: the operator's name: its module and its node in the graph.
         op: its type.
         node: the name of its node.
         error: noise that its quantized inputs and weight cause at the outputs, as a share of the outputs' power, summed
-            over the floating outputs.
-        share: of the errors of all operators.
+            over the floating-point outputs.
+        share: its share of the errors of all operators.
     """
 
     name: str
@@ -76,15 +75,16 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Trial:
-    """One mixed-precision candidate, as measured.
+    """One trial of a search for mixed precision.
 
     Args:
-        candidate: its name.
+        candidate: the candidate's name.
         float_ops: names of the operators that were chosen to stay float.
-        int8_share: of the operators that could be INT8.
-        drop: of the budget's metric on validation, in the budget's terms; ``None`` where it could not be measured.
+        int8_share: the share in INT8, of the operators that could be.
+        drop: drop of the budget's metric on validation, absolute or relative as in the budget; ``None`` if it could not
+            be measured.
         within: whether that is within the budget.
-        seconds: that it took.
+        seconds: how long the trial took.
     """
 
     candidate: str

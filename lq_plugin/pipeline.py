@@ -52,7 +52,7 @@ class Plan:
         formats: of the artifacts.
         protocol: how artifacts are evaluated; ``None`` where they are not.
         budget: how much of a metric may be dropped.
-        search: how long to search for mixed precision where a static candidate is over the budget; ``None`` for not.
+        search: limits of the search for mixed precision if a static candidate is over the budget; ``None`` for none.
         monitor: the metric that the checkpoint monitors, and its direction, where known.
         config: sections of the manifest's ``config``.
         seed: the one given to Lightning.
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def threads(self) -> int | None:
-        """With which latency is measured, and so what exports decide by measuring; a runtime's choice if it is not."""
+        """Number of threads that latency is measured with; exports use it too. ``None`` for the runtime's choice."""
         latency = None if self.protocol is None else self.protocol.latency
         return None if latency is None else latency.number_of_threads
 
@@ -87,8 +87,8 @@ class Finished:
         error: what ended everything before its end, if anything did.
         manifest: as it was written; ``None`` where nothing was exported.
         unjudged: the user error or failure that kept every artifact from being evaluated or judged, if any.
-        sensitivity: what operators cost in INT8, by candidate.
-        trials: what a search has tried.
+        sensitivity: what each operator costs in INT8, by candidate.
+        trials: the trials of all searches.
     """
 
     candidates: Mapping[str, Step[Candidate]]
@@ -222,7 +222,7 @@ def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Fini
 def _sensitivity(
     plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]
 ) -> dict[str, Sequence[Sensitivity]]:
-    """Rank the operators of static candidates that are over the budget, or whose algorithms have drawn samples."""
+    """Rank the operators of static candidates that are over the budget or that algorithms ran for."""
     found = {}
     for job in plan.jobs:
         candidate = candidates[job.name].result
@@ -242,7 +242,7 @@ def _ranked(candidate: StaticCandidate, samples: Step[Samples]) -> Sequence[Sens
 
 
 def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
-    """Search mixed precision for each static candidate that is over the budget; export and evaluate what was found."""
+    """Search mixed precision for each static candidate that is over the budget; export and evaluate the winners."""
     known, made = finished.manifest, list[Trial]()
     if plan.search is None or known is None or known.budget is None:
         return finished

@@ -107,7 +107,7 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | N
 
 
 def rounded_activation(values: Tensor, bounds: tuple[float, float], spec: QuantSpec) -> Tensor:
-    """Return an activation as its integers stand for it.
+    """Return an activation, quantized and dequantized.
 
     Args:
         values: float32, of any shape.
@@ -115,12 +115,12 @@ def rounded_activation(values: Tensor, bounds: tuple[float, float], spec: QuantS
         spec: which integers it becomes.
     """
     scale, zero_point = activation_qparams(bounds, spec)
-    limits = torch.iinfo(spec.dtype)  # where kernels saturate, whatever the levels
+    limits = torch.iinfo(spec.dtype)  # kernels saturate here, even if fewer levels are used
     return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, limits.min, limits.max)
 
 
 def rounded_weight(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | None = None) -> Tensor:
-    """Return a weight as its integers stand for it; see :func:`weight_qparams`."""
+    """Return a weight, quantized and dequantized; see :func:`weight_qparams`."""
     scale, zero_point = weight_qparams(weight, spec, axis, scale)
     if spec.per_channel:
         shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]

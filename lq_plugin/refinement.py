@@ -1,4 +1,4 @@
-"""Algorithms on a candidate, each kept only where it helps on samples that nothing was learnt from."""
+"""Runs algorithms on a candidate, and keeps each only if it helps on held-out samples."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lq_plugin.progress import note
 from lq_plugin.steps import attempt
 
 LEAST_GAIN_DB = 0.3  # smaller gains on held-out samples were noise
-LEAST_SAMPLES = 32  # below, what is learnt fits the samples and not the data
-SAME_FUNCTION_DB = 100  # float32 with other roundings
+LEAST_SAMPLES = 32  # with fewer, algorithms overfit the samples
+SAME_FUNCTION_DB = 100  # float32 rounding errors stay below this
 EXACT_DB = 200.0  # stands for equal outputs
 
-Decibels = Mapping[str, Sequence[float]]  # by runtime, of every output
+Decibels = Mapping[str, Sequence[float]]  # by runtime, one for each output
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Compares what candidates compute with the reference, on the samples held out."""
+    """Compares the outputs of candidates with the reference, on held-out samples."""
 
     calls: Sequence[GraphCall]
     wanted: Sequence[Sequence[Tensor]]
@@ -39,11 +39,11 @@ class _Judge:
         return cls(calls, _outputs(candidate.reference.module, calls))
 
     def decibels(self, candidate: StaticCandidate) -> Decibels:
-        """How close INT8 comes, on every runtime."""
+        """SQNR of INT8 on every runtime."""
         return {runtime: self._sqnr(candidate.converted(runtime).module) for runtime in candidate.runtimes}
 
     def float_decibels(self, candidate: StaticCandidate) -> float:
-        """How close the candidate's own float graph comes, for the worst output."""
+        """SQNR of the candidate's own float graph, for the worst output."""
         return min(self._sqnr(candidate.graph.module))
 
     def _sqnr(self, module: Callable[..., Sequence[Tensor]]) -> list[float]:
@@ -59,14 +59,14 @@ class _Judge:
 
 
 def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
-    """Run the algorithms of a candidate's scheme, one on the result of the other.
+    """Run the algorithms of a candidate's scheme, each on the result of the one before.
 
     Args:
         candidate: with plain calibration; it is not changed.
         samples: of the graph's inputs.
 
     Returns:
-        A candidate whose ``learning`` says what was tried, kept and refused. Without algorithms, the candidate itself.
+        A candidate whose ``learning`` lists what was tried, kept and refused. Without algorithms, the candidate itself.
     """
     names = candidate.scheme.algorithm_names
     if not names:
@@ -84,14 +84,14 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
 
 
 def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str]) -> StaticCandidate:
-    """Run algorithms that were kept before, for a candidate of which other operators stay float.
+    """Run algorithms again that were kept before, for a candidate in which more operators stay float.
 
-    What they learn fits the quantizers that they see, so it cannot be taken over.
+    What they learn depends on which operators are quantized, so it cannot be reused.
 
     Args:
         candidate: with plain calibration.
         samples: the same as before.
-        names: the algorithms, in their order.
+        names: the algorithms, in the order in which they run.
     """
     for name in names:
         candidate = TABLE[name].run(candidate, samples.learn, samples.seed)
@@ -102,7 +102,7 @@ def _nothing_to_learn(candidate: StaticCandidate, samples: Samples, count: int) 
     if count < LEAST_SAMPLES or not samples.judge or not samples.learn:
         return f"{count} samples are too few to learn from; {LEAST_SAMPLES} are needed"
     if not any(tensor.is_floating_point() for tensor in candidate.reference.module(*samples.judge[0])):
-        return "the target returns no float tensor, so nothing can be judged"
+        return "the target returns no floating-point tensor, so no step can be judged"
     return ""
 
 
@@ -116,7 +116,7 @@ def _run(
         if limit is not None and time.perf_counter() - start >= limit:
             reason = f"the time limit of {limit:g} s was reached"
             steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason))
-            note(f"{candidate.name!r}: {name} not tried, {reason}")
+            note(f"{candidate.name!r}: {name} not tried: {reason}")
             continue
         note(f"{candidate.name!r}: {name} …")
         began = time.perf_counter()
@@ -136,14 +136,14 @@ def _tried(
     def made() -> tuple[StaticCandidate, Decibels, str]:
         result = algorithm.run(candidate, samples.learn, samples.seed)
         if result is candidate:
-            return result, before, "nothing in this model to change"
+            return result, before, "it found nothing to change in this model"
         if algorithm.rewrites and (db := judge.float_decibels(result)) < SAME_FUNCTION_DB:
-            return result, before, f"it changed the float model ({db:.0f} dB)"
+            return result, before, f"it changed the outputs of the float model ({db:.0f} dB)"
         after = judge.decibels(result)
         return result, after, _refusal(before, after)
 
     step = AlgorithmStep(candidate.name, algorithm.name, "failed", before=_means(before))
-    outcome = attempt(f"{algorithm.name} of candidate {candidate.name!r} failed; it goes on without", made)
+    outcome = attempt(f"{algorithm.name} of candidate {candidate.name!r} failed; its result is not used", made)
     if outcome.result is None:
         return candidate, replace(step, reason=outcome.reason or ""), before
     result, after, reason = outcome.result
@@ -156,9 +156,9 @@ def _refusal(before: Decibels, after: Decibels) -> str:
     runtime = min(before, key=lambda each: means[1][each] - means[0][each])
     gain = means[1][runtime] - means[0][runtime]
     if not gain >= LEAST_GAIN_DB:
-        return f"{gain:+.2f} dB on {runtime}; {LEAST_GAIN_DB} are needed"
+        return f"{gain:+.2f} dB on {runtime}; at least +{LEAST_GAIN_DB} dB is needed"
     worst = [each for each in before if min(after[each]) < min(before[each])]
-    return f"the worst output falls on {worst[0]}" if worst else ""
+    return f"the worst output loses accuracy on {worst[0]}" if worst else ""
 
 
 def _means(decibels: Decibels) -> dict[str, float]:
@@ -178,7 +178,7 @@ def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]
 
 
 def _peak_memory() -> int | None:
-    """The most that this process has taken, in bytes; ``None`` on a system that does not tell."""
+    """Peak memory of this process in bytes; ``None`` on systems that do not report it."""
     try:
         import resource
     except ImportError:

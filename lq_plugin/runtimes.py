@@ -29,10 +29,10 @@ class Runtime:
         quantized_outputs: operators whose INT8 kernel is chosen only when their result is quantized too.
         dynamic: operators that it computes on integers with a scale from each batch.
         dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
-        stays_float: operators that are not worth INT8 on it, and why; ``"grouped conv_transpose2d"`` are those with
+        stays_float: operators that are not worth INT8 on it, and why. ``"grouped conv_transpose2d"`` are those with
             groups of channels, ``"matmul of activations"`` are products without a constant factor. docs/kernels.md
-            holds the same table.
-        activations: which integers its kernels take for activations where the scheme does not say.
+            has the same table.
+        activations: which integers its kernels take for activations if the scheme does not say.
     """
 
     fuses: frozenset[str]
@@ -48,9 +48,11 @@ RUNTIMES: Mapping[str, Runtime] = {
         fuses=CLIPPING,
         quantized_outputs=CONVOLUTIONS | ELEMENTWISE | POOLINGS,
         dynamic=PRODUCTS | {"lstm", "gru"},
-        # Around a float kernel, pairs and integer weights only cost: a decoder of transposed convolutions took 2.1
-        # times as long with them (1.32, one thread) and lost 7.7 dB; a U-Net took the same time.
-        stays_float=dict.fromkeys(TRANSPOSED_CONVOLUTIONS, "onnxruntime has no INT8 kernel of transposed convolutions"),
+        # Around a float kernel, quantize/dequantize pairs and integer weights only cost: a decoder of transposed
+        # convolutions took 2.1 times as long (1.32, one thread) and lost 7.7 dB; a U-Net took the same time.
+        stays_float=dict.fromkeys(
+            TRANSPOSED_CONVOLUTIONS, "onnxruntime has no INT8 kernel for transposed convolutions"
+        ),
     ),
     "openvino": Runtime(
         fuses=POINTWISE,
@@ -59,10 +61,10 @@ RUNTIMES: Mapping[str, Runtime] = {
         stays_float={
             **dict.fromkeys(
                 (f"grouped {name}" for name in sorted(TRANSPOSED_CONVOLUTIONS)),
-                "openvino has no INT8 kernel of grouped transposed convolutions",
+                "openvino has no INT8 kernel for grouped transposed convolutions",
             ),
-            # It generates code for an attention in float as a whole. With these products in INT8 an encoder took 15 to
-            # 17 % longer (2026.4, AVX512-VNNI). onnxruntime multiplies integers here too, in the same time.
+            # It computes a whole float attention in one kernel. With these products in INT8 an encoder took 15 to 17 %
+            # longer (2026.4, AVX512-VNNI). On onnxruntime INT8 takes the same time as float.
             **dict.fromkeys(
                 ("matmul of activations", "bmm of activations"),
                 "a product of two activations: openvino computes attention faster in float",
@@ -71,7 +73,7 @@ RUNTIMES: Mapping[str, Runtime] = {
     ),
     "torch": Runtime(
         fuses=POINTWISE,
-        # With freezing, torch.compile (2.13) takes them for ordinary convolutions: wrong numbers, without a word.
+        # With freezing, torch.compile (2.13) takes them for ordinary convolutions: wrong results, without an error.
         stays_float=dict.fromkeys(
             TRANSPOSED_CONVOLUTIONS, "torch.compile computes transposed convolutions wrongly in INT8"
         ),

@@ -65,12 +65,12 @@ class Scheme:
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
         targets_cpu: which CPUs the artifacts are for, where ``reduce_range`` is not given: ``"this"`` machine's,
             ``"any"`` (7 bits), or those with ``"vnni"`` (8 bits).
-        algorithms: what makes the graph easier to quantize: names of ``lq_plugin.algorithms``, ``"auto"`` for all of
-            them, or ``[]`` for plain calibration. They run in a fixed order, and each is kept only where the outputs
-            come closer to FP32 on samples held out. ``"auto"`` by default for static; dynamic has none.
-        algorithm_samples: how many samples they get: three quarters to learn from, one quarter to be judged on. They
-            need no labels.
-        algorithm_time_limit: in seconds; no algorithm is started after it. ``None`` for no limit.
+        algorithms: algorithms that make the graph easier to quantize: names of ``lq_plugin.algorithms``, ``"auto"`` for
+            all of them, or ``[]`` for plain calibration. They run in a fixed order, and each is kept only if it brings
+            the outputs closer to FP32 on held-out samples. ``"auto"`` by default for static; dynamic has none.
+        algorithm_samples: how many samples they get: three quarters to learn from, one quarter held out. No labels are
+            needed.
+        algorithm_time_limit: seconds after which no further algorithm is started; ``None`` for no limit.
 
     Raises:
         ConfigError: a value is not allowed; the message names the nearest allowed one.
@@ -121,7 +121,7 @@ class Scheme:
 
     @property
     def algorithm_names(self) -> tuple[str, ...]:
-        """The algorithms that are tried, in their order."""
+        """The algorithms that are tried, in the order in which they run."""
         assert self.algorithms is not None
         return ALGORITHMS if self.algorithms == AUTO else tuple(self.algorithms)
 

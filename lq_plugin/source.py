@@ -102,7 +102,7 @@ class Source:
         """Draw samples of the target's inputs from the validation data.
 
         Args:
-            graph: the target's.
+            graph: the target's graph.
             count: how many samples.
             seed: of the draw.
         """
@@ -130,7 +130,7 @@ class Source:
 
     @property
     def has_test_split(self) -> bool:
-        """Whether there are data that nothing was fitted to or chosen by."""
+        """Whether there is a test split, which nothing is fitted to or chosen by."""
         return "test" in loop.splits_of(self.model, self.data)
 
     def never_called(self, option_of: str) -> str:

@@ -114,7 +114,7 @@ class Store:
         return _Decisions(self._kept("decisions"))
 
     def trial(self, digest: str) -> dict[str, float] | None:
-        """Return the metrics of a trial that an earlier run has measured, if there are any."""
+        """Return the metrics of a trial, if an earlier run has measured them."""
         file = self._kept("trials") / f"{digest}.json"
         try:
             content = read_json(file)
@@ -125,7 +125,7 @@ class Store:
         return metrics
 
     def keep_trial(self, digest: str, metrics: Mapping[str, float]) -> None:
-        """Keep the metrics of a trial, before anything is decided by them."""
+        """Keep the metrics of a trial; called before any decision is based on them."""
         file = self._kept("trials") / f"{digest}.json"
         with _noted("the result of a trial"):
             write_whole(file, json.dumps(dict(metrics)).encode())

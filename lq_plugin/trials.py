@@ -1,4 +1,4 @@
-"""The search for mixed precision while a candidate is over the budget: every trial is an artifact, measured."""
+"""The search for mixed precision if a candidate is over the budget: every trial is an artifact that is evaluated."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Trials:
     """Makes and measures mixed-precision artifacts of one candidate.
 
     Args:
-        candidate: over the budget.
+        candidate: the candidate that is over the budget.
         samples: what its algorithms learnt from.
         sensitivity: what each of its operators costs in INT8.
-        entry: its fastest artifact, whose format the trials have.
+        entry: its fastest artifact; trials are made in the same format.
         subject: its model and data.
-        fp32: the float model, as measured before.
+        fp32: the FP32 figures, measured before.
         protocol: how artifacts are evaluated.
-        budget: which drop is allowed, of which metric.
-        store: results of trials of a run that was interrupted.
-        threads: that runtimes use.
+        budget: how much of which metric may be dropped.
+        store: keeps the results of trials, so that an interrupted search continues.
+        threads: number of threads that runtimes use.
 
     Attributes:
         made: every trial so far.
@@ -60,14 +60,14 @@ class Trials:
     made: list[Trial] = field(default_factory=list)
 
     def winner(self, limits: Search) -> StaticCandidate | None:
-        """Search, and return the candidate with the fewest float operators found that is within the budget."""
-        note(f"{self.candidate.name!r} is over the budget: searching which operators to leave float …")
+        """Search, and return the candidate within the budget with the fewest float operators; ``None`` if none is."""
+        note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float …")
         ranking = order({each.node: each.error for each in self.sensitivity}, operations(self.candidate.graph))
         chosen = search(ranking, self._is_within, limits)
         return None if chosen is None else self._mixed(frozenset(chosen))
 
     def _mixed(self, float_ops: frozenset[str]) -> StaticCandidate:
-        """The candidate with some operators float, and everything learnt again."""
+        """The candidate with some operators left float; the algorithms that were kept run again."""
         learning = self.candidate.learning
         kept = [step.algorithm for step in learning.steps if step.outcome == "kept"] if learning else []
         plain = replace(self.candidate.plain, keep_float=float_ops)
@@ -75,7 +75,7 @@ class Trials:
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
         start = time.perf_counter()
-        step = attempt("a trial failed; the search goes on", lambda: self._measured(self._mixed(float_ops)))
+        step = attempt("a trial failed; the search continues", lambda: self._measured(self._mixed(float_ops)))
         placed = self.candidate.placed(self.entry.runtime).quantized
         trial = Trial(
             candidate=self.candidate.name,
@@ -91,7 +91,7 @@ class Trials:
         return trial.within
 
     def _measured(self, candidate: StaticCandidate) -> Entry:
-        """The artifact of a trial, evaluated on validation; a known result is taken where all that it depends on is."""
+        """A trial's artifact, evaluated on validation data; a stored result is used if all that it depends on is equal."""
         digest = self._digest(candidate)
         known = self.store.trial(digest)
         if known is not None:
@@ -107,14 +107,14 @@ class Trials:
         return judged(replace(self.entry, metrics=metrics, delta=delta, fp32=self.fp32, error=None), self.budget)
 
     def _digest(self, candidate: StaticCandidate) -> str:
-        """Identifies a trial's result: its artifact, and the data by what FP32 makes of them."""
+        """A digest of what a trial's result depends on: the artifact, and the data, known by FP32's metrics on them."""
         example = tensors_digest({str(number): tensor for number, tensor in enumerate(candidate.reference.example)})
         artifact = artifact_digest(candidate, self.entry.format, FORMATS[self.entry.format].packages, self.threads)
         return checksums.of_json([artifact, example, sorted(self.fp32.metrics.items())])
 
 
 def fastest_of(entries: Sequence[Entry], candidate: str) -> Entry | None:
-    """Return the fastest artifact of a candidate that is a graph and was judged; the first one where none was timed."""
+    """Return a candidate's fastest artifact that is a graph and was judged; the first one if none was timed."""
     judged_ones = [
         entry
         for entry in entries

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 LEAST_SPEEDUP = 1.05  # below, the difference could be noise
 _SECONDS, _LEAST_CALLS = 0.3, 5  # of measuring each of the two forms
-# An input is narrow if the hidden size is at least this many times its width. With the input product in float the GRU is
-# 16 dB more accurate, because one scale for the inputs of all steps is coarse. It is as fast or a little slower: by 0 to
-# 1 % (hidden size 512), 5 to 10 % (1024), 6 to 27 % (512, 8 samples a call), where INT8 makes it 2 to 7 times as fast.
+# An input is narrow if the hidden size is at least this many times its width. With the input product in float the GRU
+# is 16 dB more accurate, because one scale for the inputs of all steps is coarse. It is as fast or a little slower: by
+# 0 to 1 % (hidden size 512), 5 to 10 % (1024), 6 to 27 % (512, 8 samples a call), where INT8 makes it 2 to 7 times as
+# fast.
 _NARROW = 4.0
 
 
@@ -92,7 +93,7 @@ def speedup(float_model: ir.Model, int8_model: ir.Model, feed: Mapping[str, Arra
                 start = time.perf_counter()
                 session.run(None, feed)
                 seen.append(time.perf_counter() - start)
-    # While other processes used the CPU, medians decided wrongly in 3 of 24 trials, quartiles in none (hidden size 512).
+    # With other processes on the CPU, medians decided wrongly in 3 of 24 trials, quartiles in none (hidden size 512).
     slow, fast = (np.quantile(seen[1:], 0.25) for seen in times)
     return float(slow / fast)
 

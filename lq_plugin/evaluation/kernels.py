@@ -63,8 +63,9 @@ def _names(kernels: Sequence[Kernel], int8: bool) -> dict[str, tuple[str, ...]]:
 def _unnamed(entry: Entry, kernels: Sequence[Kernel]) -> dict[str, int]:
     """How many operators placed in INT8 run in float, by type, among those whose kernel is not known by name.
 
-    Runtimes rename and fuse nodes, so operators and kernels are counted. Operators without an INT8 kernel count if there
-    are float kernels besides those of the operators that stay float. The count may miss one, and is seldom too high.
+    Runtimes rename and fuse nodes, so operators and kernels are counted. Operators without an INT8 kernel count if
+    there are float kernels besides those of the operators that stay float. The count may miss one, and is seldom too
+    high.
     """
     operators = {*map(_node, entry.quantized_ops), *map(_node, entry.float_ops)}
     known = operators & {node for kernel in kernels for node in kernel.nodes}

@@ -1,8 +1,8 @@
-"""``nn.MultiheadAttention`` with a linear layer each for queries, keys and values, which is how graphs hold it.
+"""The forward of ``nn.MultiheadAttention`` that is captured: one linear layer each for queries, keys and values.
 
-torch's own forward computes all three in one product, and takes them apart by transposing the whole result in five
-dimensions and copying it, and runtimes do the same. Without that an encoder takes .73 of the time of onnxruntime's own
-INT8 model, and .90 of NNCF's.
+torch's own forward computes all three in one product, then splits the result by transposing and copying it in five
+dimensions. Runtimes would do the same. With separate layers an encoder takes .73 of the time of onnxruntime's own INT8
+model, and .90 of NNCF's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute what ``nn.MultiheadAttention.forward`` computes; it says what the arguments are."""
+    """Compute what ``nn.MultiheadAttention.forward`` computes, from the same arguments."""
     if _is_left_to_torch(self, query) or (is_causal and attn_mask is None):
         given = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         made: tuple[Tensor, Tensor | None] = _forward(self, *given)
@@ -40,17 +40,17 @@ def forward(
         output, weights = forward(self, q, k, v, padding, need_weights, attn_mask, average_attn_weights, is_causal)
         return output.squeeze(batch), None if weights is None else weights.squeeze(0)
     query, key, value = _heads(self, query, key, value)
-    causal = is_causal and key_padding_mask is None and not need_weights  # then torch does not read the mask
+    causal = is_causal and key_padding_mask is None and not need_weights  # torch ignores the mask then
     mask = _of_the_past(query, key) if causal else _added(attn_mask, key_padding_mask, query)
     heads, weights = _attention(query, key, value, mask, need_weights)
     ordered = heads.permute((0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3))
-    # Without the copy it depends on the memory layout, and so on the device, whether flattening copies.
+    # Without this copy, whether flattening copies would depend on the memory layout, and so on the device.
     output = _output(self.out_proj, ordered.clone(memory_format=torch.contiguous_format).flatten(-2))
     return output, weights.mean(1) if weights is not None and average_attn_weights else weights
 
 
 def _is_left_to_torch(layer: Any, query: Tensor) -> bool:
-    """Whether a layer has what is seldom used, or torch refuses the call."""
+    """Whether torch's own forward is used: for options that are rarely set, and for calls that torch refuses."""
     longer_keys = layer.bias_k is not None or layer.bias_v is not None or layer.add_zero_attn
     return longer_keys or (layer.training and layer.dropout > 0.0) or query.dim() not in (2, 3)
 
@@ -60,7 +60,8 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Output and weights of each head.
 
-    Rows that are masked as a whole become zero in ``scaled_dot_product_attention``, and nan with weights, as in torch.
+    Rows that are fully masked give zeros in ``scaled_dot_product_attention``, and nan if weights are returned, as in
+    torch.
     """
     if not need_weights:
         return F.scaled_dot_product_attention(query, key, value, mask), None
@@ -70,7 +71,7 @@ def _attention(
 
 
 def _heads(layer: Any, *inputs: Tensor) -> list[Tensor]:
-    """Queries, keys and values: (batch, heads, length, size of a head)."""
+    """Queries, keys and values, each of shape (batch, heads, length, size of a head)."""
     apart = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
     weights = layer.in_proj_weight.chunk(3) if layer._qkv_same_embed_dim else apart
     biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
@@ -82,18 +83,17 @@ def _heads(layer: Any, *inputs: Tensor) -> list[Tensor]:
 
 
 def _of_the_past(query: Tensor, key: Tensor) -> Tensor:
-    """The mask of causal attention, which is added to the scores.
+    """The causal mask, which is added to the scores.
 
-    It is a constant in ONNX where lengths are fixed. Of ``is_causal=True`` the exporter would make one in every call,
-    from the shape of keys that are transposed once more for that. With a mask of bool, OpenVINO (2026.4) computes its
-    products one by one.
+    If lengths are fixed, it is a constant in ONNX. For ``is_causal=True`` the exporter would compute a mask in every
+    call, with one more transposition of the keys. With a bool mask, OpenVINO (2026.4) does not fuse the attention.
     """
     size = (query.shape[2], key.shape[2])
     return torch.full(size, -math.inf, dtype=query.dtype, device=query.device).triu(1)
 
 
 def _added(mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:
-    """What is added to the scores: -inf where a mask is true."""
+    """The mask and padding that are added to the scores: -inf where a bool mask is true."""
     batch, heads = query.shape[:2]
     mask, padding = (_numbers(given, query.dtype) for given in (mask, padding))
     if mask is not None and mask.dim() == 3:
@@ -111,9 +111,10 @@ def _numbers(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _output(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The output projection, by calling the layer, so that the operator has its name, where that changes nothing.
+    """Compute the output projection.
 
-    torch's own forward takes its weights alone.
+    The layer is called, so that the operator has its name, unless it has hooks or a forward of its own: torch's own
+    attention ignores these and reads the weights alone.
     """
     hooked = layer._forward_hooks or layer._forward_pre_hooks
     if not hooked and getattr(layer.forward, "__func__", None) is nn.Linear.forward:

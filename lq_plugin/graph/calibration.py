@@ -105,7 +105,7 @@ class Recording:
 
     @classmethod
     def start(cls, graph: Graph, scheme: Scheme, values: Set[str] | None = None) -> Recording:
-        """Put observers on every value that a placement of some runtime may quantize, or on given ones.
+        """Put observers on every value that any runtime may quantize, or on the given values.
 
         Args:
             graph: a folded graph; its module is changed.

@@ -1,4 +1,4 @@
-"""Where the channels of a linear operator's input can be scaled, and what makes them."""
+"""Where the channels of a linear operator's input can be scaled, and which operator can absorb the scale."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from lq_plugin.graph.rewriting import put_constant
 
 aten = torch.ops.aten
 _LINEAR = ("linear", "matmul", "addmm")
-# Where the channels of a result are scaled: positions of the constants whose first axis they are.
+# Operators that can scale the channels of their result: positions of the constants whose first axis is the channels.
 _ABSORBING = {aten.layer_norm.default: (2, 3), aten.rms_norm.default: (2,), aten.linear.default: (1, 2)}
 _HOMOGENEOUS = (aten.relu.default, aten.leaky_relu.default)  # f(x / s) = f(x) / s
-_INTEGERS = CONVOLUTIONS | ELEMENTWISE | POOLINGS | MAX_POOLINGS  # what leaves its result in integers
+_INTEGERS = CONVOLUTIONS | ELEMENTWISE | POOLINGS | MAX_POOLINGS  # INT8 kernels whose results are integers
 _ON_ONE_VALUE = POINTWISE | QUANTIZATION_AGNOSTIC
 _ELEMENTWISE = frozenset("clone contiguous detach alias dropout _to_copy view _unsafe_view reshape expand".split())
 _ALONG_A_DIMENSION = frozenset("select slice narrow squeeze unsqueeze".split())
@@ -34,13 +34,13 @@ _ALONG_A_DIMENSION = frozenset("select slice narrow squeeze unsqueeze".split())
 
 @dataclass(frozen=True)
 class Reader:
-    """An operator on a constant matrix, by the name of its node.
+    """An operator that multiplies a value by a constant matrix.
 
     Args:
-        name: of its node.
-        value: what it reads.
-        weight: position of its weight.
-        axis: of the weight's input channels.
+        name: the name of its node.
+        value: the name of the value.
+        weight: position of the weight among its arguments.
+        axis: the weight's axis of input channels.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Site:
     """Where channels can be scaled.
 
     Args:
-        readers: in the graph's order. They read one value, or one and the same value passed on, where it is absorbed.
-        absorber: the operator that makes the value, if it can scale it.
+        readers: in the graph's order. They read one value; if there is an absorber, also views of it.
+        absorber: the operator that computes the value, if its constants can absorb the scale.
     """
 
     readers: tuple[Reader, ...]
@@ -65,8 +65,8 @@ class Site:
 def sites(graph: Graph, placement: Placement, fixed: Set[str] = frozenset()) -> list[Site]:
     """Return where the channels of linear operators' inputs can be scaled, in the graph's order.
 
-    Weights that several operators share are left out, and values that a kernel makes in integers: a multiplication
-    would put floats between two INT8 kernels.
+    Weights that several operators share are left out. So are values that an INT8 kernel outputs as integers: a
+    multiplication would put floats between two INT8 kernels.
 
     Args:
         graph: a folded float graph.
@@ -100,7 +100,7 @@ def _readers(nodes: Mapping[str, fx.Node], placement: Placement, fixed: Set[str]
 
 
 def _is_made_in_integers(value: fx.Node, placement: Placement) -> bool:
-    """Whether a value comes from a convolution, pooling or sum in INT8, directly or through activations."""
+    """Whether a value comes from an INT8 convolution, pooling or sum, directly or through activation functions."""
     while value.name not in placement.quantized and operator_type(value) in _ON_ONE_VALUE and value.all_input_nodes:
         value = value.all_input_nodes[0]
     made = placement.quantized.get(value.name)
@@ -117,7 +117,7 @@ def _is_shared(weight: fx.Node) -> bool:
 
 
 def _absorber(value: fx.Node, readers: Set[fx.Node], own: Set[str]) -> fx.Node | None:
-    """The operator that can scale the channels of a value, where only given operators read it."""
+    """The operator that can scale the channels of a value, if only the given operators read it."""
     source = value
     while _keeps_channels(source):
         source = source.args[0]  # type: ignore[assignment]
@@ -129,7 +129,7 @@ def _absorber(value: fx.Node, readers: Set[fx.Node], own: Set[str]) -> fx.Node |
 
 
 def _keeps_channels(node: fx.Node) -> bool:
-    """Whether an operator passes on its input with the last dimension as it is."""
+    """Whether an operator only views or copies its input, with the last dimension unchanged."""
     given, result = _shape(node.args[0] if node.op == "call_function" and node.args else None), _shape(node)
     if not given or not result or not isinstance(given[-1], int) or given[-1] != result[-1]:
         return False
@@ -146,19 +146,19 @@ def _keeps_channels(node: fx.Node) -> bool:
 
 
 def _shape(argument: object) -> tuple[object, ...]:
-    """Shape of a tensor in the graph; empty for everything else."""
+    """Shape of a tensor in the graph; empty for anything else."""
     value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _position(dims: Sequence[object], rank: int) -> int:
-    """The dimension that is given, counted from the front; the last one where it is not a number."""
+    """The given dimension, counted from the front; the last one if it is not a number."""
     (dim,) = dims or (None,)
     return dim % rank if isinstance(dim, int) else rank - 1
 
 
 def _is_read_by_alone(value: fx.Node, readers: Set[fx.Node]) -> bool:
-    """Whether given operators are all that a value reaches, directly or passed on."""
+    """Whether only the given operators read a value, directly or through views."""
     return bool(value.users) and all(
         (user in readers and user.args.count(value) == 1)
         or (_keeps_channels(user) and _is_read_by_alone(user, readers))
@@ -167,11 +167,11 @@ def _is_read_by_alone(value: fx.Node, readers: Set[fx.Node]) -> bool:
 
 
 def _takes_a_scale(node: fx.Node, own: Set[str]) -> bool:
-    """Whether an operator's constants can hold a scale of its last dimension.
+    """Whether an operator's constants can absorb a scale of its result's last dimension.
 
     Args:
         node: a norm or a linear layer.
-        own: names of the operators whose weight has a scale of its own for each output.
+        own: names of the operators whose weight has one scale for each output channel.
     """
     if node.target is aten.linear.default:
         weight = arguments(node)[1]
@@ -181,12 +181,12 @@ def _takes_a_scale(node: fx.Node, own: Set[str]) -> bool:
 
 
 def divide_channels(module: fx.GraphModule, absorber: fx.Node, scale: Tensor) -> None:
-    """Divide the channels of a result in the constants of the operator that makes it; a norm without a weight gets one.
+    """Divide the channels of an operator's result by changing its constants; a norm without a weight gets one.
 
     Args:
         module: changed in place.
         absorber: the node of a :class:`Site`'s absorber.
-        scale: of each channel.
+        scale: one for each channel.
     """
     for position in _ABSORBING[absorber.target]:  # type: ignore[index]
         known = absorber.args[position] if position < len(absorber.args) else None

@@ -51,7 +51,7 @@ class Graph:
 
     @property
     def takes_any_batch(self) -> bool:
-        """Whether the batch of every input that has one is dynamic, so that samples can be taken out of a call."""
+        """Whether every batch dimension is dynamic, so that a call can be split into samples."""
         batches = [
             structure["shape"][dims[0]]
             for (_, structure), dims in zip(self.signature.tensors(), self.batch_dims, strict=True)
@@ -60,11 +60,11 @@ class Graph:
         return bool(batches) and all(size is None for size in batches)
 
     def selected(self, tensors: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, ...]:
-        """Return the inputs of a call with some of its samples; the call itself where it takes one batch size only.
+        """Return some samples of a call; the whole call if the graph takes only one batch size.
 
         Args:
             tensors: the flat inputs.
-            samples: their numbers in the call.
+            samples: indices of the samples in the call.
         """
         if not self.takes_any_batch:
             return tuple(tensors)

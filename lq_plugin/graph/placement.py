@@ -136,7 +136,7 @@ def place_everywhere(graph: Graph, scheme: Scheme, keep_float: Set[str] = frozen
 
 
 def united(placements: Sequence[Placement]) -> Placement:
-    """Return one placement that quantizes whatever any of the given ones does; they make the same integers."""
+    """Return one placement that quantizes what any of the given placements does; their integers are the same."""
     return replace(
         placements[0],
         inputs={op: values for each in placements for op, values in each.inputs.items()},
@@ -257,7 +257,7 @@ def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Nod
 
 
 def _kind(node: fx.Node, operator: Operator) -> str:
-    """The operator's type, with "grouped" or "of activations" where that decides which kernels there are."""
+    """The operator's type, with "grouped" or "of activations" added where the choice of kernels depends on it."""
     if operator.name in TRANSPOSED_CONVOLUTIONS:
         weight = arguments(node)[1].meta["val"]
         outputs = node.meta["val"].shape[1 - weight.dim()]

@@ -89,7 +89,7 @@ def _state_sizes(kind: str, weights: Sequence[Tensor]) -> list[int]:
 
 
 OPERATORS = {kind: _define(kind) for kind in LAYERS}
-# What the operators compute, by functions that autograd sees through: the operators themselves have no gradients.
+# Functions that compute the same as these operators and have gradients; the operators themselves have none.
 DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {
     operator.default: functools.partial(_run, kind) for kind, operator in OPERATORS.items()
 }

@@ -1,4 +1,4 @@
-"""Changes of a copy of a folded graph: other constants, and operators between its own. Names of values stay."""
+"""Changes to a copy of a folded graph: replaced constants and inserted operators. Values keep their names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def put_constant(module: fx.GraphModule, node: fx.Node, position: int, value: Te
     Args:
         module: changed in place.
         node: the operator.
-        position: of the argument, in the operator's schema; arguments that are missing before it become ``None``.
+        position: of the argument in the operator's schema; missing arguments before it become ``None``.
         value: the new constant.
     """
     args = [*node.args, *[None] * (position + 1 - len(node.args))]
@@ -39,7 +39,7 @@ def insert_before(
         target: the operator to insert.
         value: its first argument.
         factor: the constant that is its second argument.
-        algorithm: on whose behalf; the reason why the new operator is there and stays float.
+        algorithm: the algorithm that inserts it, given as the reason why the new operator stays float.
     """
     with module.graph.inserting_before(consumer):
         known = constant(module, f"lq_{value.name}_{consumer.name}", factor, consumer)
@@ -49,7 +49,7 @@ def insert_before(
 
 
 def rewritten(graph: Graph) -> Graph:
-    """Return a graph whose module was changed, without what nothing reads any more, and with the digest it has now."""
+    """Return a graph whose module was changed: without unused nodes and constants, and with its new digest."""
     graph.module.graph.eliminate_dead_code()
     strip_unused(graph.module)
     graph.module.graph.lint()

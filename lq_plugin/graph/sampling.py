@@ -1,4 +1,4 @@
-"""A bounded, seeded draw of samples from the calls of a graph: what algorithms learn from and are judged on."""
+"""A bounded, seeded draw of samples from the calls of a graph: algorithms learn from some and are judged by others."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from lq_plugin.graph.graph import Graph
 
 GraphCall = tuple[Tensor, ...]  # the flat inputs of a graph
-HELD_OUT = 4  # every fourth sample judges what was learnt from the others
-MOST_OF_ONE_CALL = 32  # samples; more calls tell more, where a loader's batches are alike
+HELD_OUT = 4  # every fourth sample is held out to judge what was learnt from the others
+MOST_OF_ONE_CALL = 32  # samples; samples of one batch may be alike, so several calls are better
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of a graph's inputs, in calls.
+    """Samples of a graph's inputs, as calls.
 
     Args:
-        learn: those to learn from.
-        judge: those that are held out to judge what was learnt.
-        left_out: how many more were drawn that hold nan or infinity.
-        share: of all samples there are that were drawn; ``None`` where their number is not known.
+        learn: samples to learn from.
+        judge: samples that are held out to judge what was learnt.
+        left_out: how many more were drawn and left out, because they hold nan or infinity.
+        share: the share of all samples that was drawn; ``None`` if their number is not known.
         seed: of the draw.
     """
 
@@ -37,15 +37,15 @@ class Samples:
 
 @dataclass
 class Draw:
-    """Keeps a random, bounded number of samples of the calls that it is shown; the same ones for the same seed.
+    """Keeps a bounded random draw of samples from the calls that it is shown; the same seed gives the same samples.
 
-    Every call has the same chance, however many there are (reservoir sampling, Vitter, 1985). A call of many samples
-    gives some of them. A graph that takes only one batch size gets its calls whole.
+    Every call is equally likely to be drawn, however many there are (reservoir sampling, Vitter, 1985). Of a large call
+    some samples are kept. If the graph takes only one batch size, calls are kept whole.
 
     Args:
-        graph: whose calls they are.
-        samples: how many to keep, to within one call.
-        seed: of a generator of its own.
+        graph: the graph that is called.
+        samples: how many to keep, give or take one call.
+        seed: of a private generator.
 
     Attributes:
         samples_seen: how many samples it was shown.
@@ -63,11 +63,11 @@ class Draw:
 
     @staticmethod
     def calls_for(samples: int, batch_size: int) -> int:
-        """Return from how many calls of a batch size so many samples are drawn."""
+        """Return how many calls of a batch size are needed for this many samples."""
         return math.ceil(samples / max(1, min(batch_size, MOST_OF_ONE_CALL)))
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Show it one call of the graph; what it keeps shares nothing with the caller."""
+        """Show it one call of the graph; samples that it keeps are copied."""
         count = self.graph.samples(tensors)
         room = self.calls_for(self.samples, count)
         self._seen += 1
@@ -83,7 +83,7 @@ class Draw:
         """Return the samples, some of them held out.
 
         Args:
-            total: how many samples there are; ``None`` where that is not known.
+            total: how many samples there are in all; ``None`` if that is not known.
         """
         learn: list[GraphCall] = []
         judge: list[GraphCall] = []
@@ -100,7 +100,7 @@ class Draw:
         return Samples(tuple(learn), tuple(judge), left_out, share, self.seed)
 
     def _parts(self, call: GraphCall) -> int:
-        """How many parts of a call can be used without the others: its samples, or the call."""
+        """Into how many parts a call can be split: its samples, or one, the whole call."""
         return self.graph.samples(call) if self.graph.takes_any_batch else 1
 
     def _is_finite(self, call: GraphCall, number: int) -> bool:

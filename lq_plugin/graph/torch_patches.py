@@ -66,7 +66,7 @@ def masks_as_given() -> Iterator[None]:
 
 @contextmanager
 def attention_in_parts() -> Iterator[None]:
-    """Capture attention layers with a product each for queries, keys and values; see attention.py."""
+    """Capture attention layers with one linear layer each for queries, keys and values; see attention.py."""
     before = nn.MultiheadAttention.forward
     nn.MultiheadAttention.forward = attention.forward  # type: ignore[method-assign]
     try:

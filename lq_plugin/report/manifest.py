@@ -79,14 +79,14 @@ class LatencyRecord:
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a runtime computes the convolutions, products and recurrent layers of an artifact with.
+    """The kernels that a runtime uses for the convolutions, products and recurrent layers of an artifact.
 
     Args:
-        int8: names of the kernels on integers, by type, both as the runtime's optimized graph has them.
-        float: the same of those on floats.
-        fell_back: how many more operators were placed in INT8 and are computed on floats, by type, such as
-            ``{"conv2d": 2}``, or ``{"linear/matmul": 1}`` where these cannot be told apart. Those whose names the
-            runtime has kept are among the entry's ``float_ops``.
+        int8: names of the INT8 kernels by type, both as in the runtime's optimized graph.
+        float: the same of the float kernels.
+        fell_back: how many operators were placed in INT8 but run in float, by type, such as ``{"conv2d": 2}``, or
+            ``{"linear/matmul": 1}`` if these cannot be told apart. Operators whose names the runtime has kept are not
+            counted here, but listed in the entry's ``float_ops``.
     """
 
     int8: Table[tuple[str, ...]]
@@ -274,12 +274,12 @@ class Manifest:
         artifacts: every candidate in every format.
         selected: label of the fastest artifact within the budget.
         budget: the one that artifacts were judged by; ``None`` where nothing was evaluated.
-        calibration: where each candidate's weights and statistics come from, by its name, and what algorithms learnt
-            from.
-        steps: what each algorithm gave, in the order in which they ran.
-        sensitivity: what each INT8 operator of a static candidate costs at the outputs, the most expensive one first,
-            by the candidate's name; of candidates that are over the budget, or that algorithms ran for.
-        trials: what a search for mixed precision has tried, in its order.
+        calibration: where each candidate's weights and statistics come from, and what its algorithms learnt from, by
+            the candidate's name.
+        steps: every algorithm that was requested, in the order in which they ran.
+        sensitivity: what each INT8 operator costs at the outputs, the most costly one first, by the candidate's name;
+            for static candidates that are over the budget or that algorithms ran for.
+        trials: all trials of a search for mixed precision, in the order in which they ran.
         environment: what all of it was measured with.
         seed: the one given to Lightning.
         config: the options of the run.

@@ -102,7 +102,7 @@ def _problems(manifest: Manifest) -> list[str]:
 
 
 def _over_budget(manifest: Manifest) -> list[str]:
-    """Which layers hurt, for each candidate that is over the budget, and what can be done about it."""
+    """Which operators cost most, for each candidate that is over the budget, and what can be done about it."""
     lines = []
     for name, operators in manifest.sensitivity.items():
         own = [entry for entry in manifest.artifacts if entry.candidate == name]
@@ -113,7 +113,7 @@ def _over_budget(manifest: Manifest) -> list[str]:
             then = (
                 f"{tried} trials found no artifact within the budget"
                 if tried
-                else "Int8Evaluation(search=Search()) would try to leave such operators float"
+                else "Int8Evaluation(search=Search()) would look for operators to leave float"
             )
             lines.append(f"Over budget: {', '.join(over)}. INT8 costs most in {worst}; {then}")
     return lines

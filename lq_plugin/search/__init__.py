@@ -1,1 +1,1 @@
-"""Which operators are worth computing on integers."""
+"""Which operators are worth running in INT8."""

@@ -1,4 +1,4 @@
-"""How much work the operators of a graph are: an estimate of what INT8 saves, from shapes alone."""
+"""How much work each operator of a graph is: an estimate of the time that INT8 saves, from shapes alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lq_plugin.graph.torch_patches import isolated
 
 
 def operations(graph: Graph) -> Mapping[str, int]:
-    """Return how many multiplications each operator does for the example, or how many numbers it makes.
+    """Return how many multiplications each operator needs for the example; without any, the size of its result.
 
     Args:
         graph: a folded graph.
@@ -40,7 +40,7 @@ def operations(graph: Graph) -> Mapping[str, int]:
 
 
 def _multiplications(operator: Operator, made: Tensor, tensors: Sequence[Any]) -> int:
-    """Multiplications of an operator, or numbers made where it is something else."""
+    """Multiplications of a convolution or product; the size of the result for other operators."""
     if operator.name in TRANSPOSED_CONVOLUTIONS:
         return int(tensors[0].numel() * tensors[1][0].numel())
     if operator.name in CONVOLUTIONS:

@@ -1,7 +1,8 @@
-"""Which operators stay float so that a budget is met: few of them, those that INT8 harms most for what it saves.
+"""Mixed precision: which operators stay float so that a budget is met, as few of them as possible.
 
-Errors of single operators add up, so a ranking of them is a good guide, and the number of operators to leave float is
-found by doubling it and then by bisection. Some of those are then given back to INT8, where the budget allows it.
+Operators are ranked by the error that INT8 causes, divided by the work that it saves. Errors of single operators add
+up, so the first ones are left float; how many is found by doubling the number, then by bisection. Finally, operators go
+back to INT8 one by one, as long as the budget is still met.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ class Search:
     """How long to search for a mixed-precision artifact within the budget.
 
     Args:
-        max_trials: the most artifacts that are made and evaluated.
-        time_limit: in seconds; no trial is started after it. ``None`` for no limit.
+        max_trials: how many artifacts are made and evaluated at most.
+        time_limit: seconds after which no further trial is started; ``None`` for no limit.
 
     Raises:
-        ConfigError: there is no room for a trial.
+        ConfigError: an option is out of range.
     """
 
     max_trials: int = 15
@@ -36,29 +37,29 @@ class Search:
 
 
 def order(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
-    """Order operators: first those whose error is largest for what INT8 saves.
+    """Rank operators by the error that INT8 causes, divided by what it saves; the largest first.
 
     Args:
-        errors: what INT8 adds to the error of the output, by operator.
-        saved: what it saves, in any unit; every operator has some.
+        errors: the error that INT8 causes at the outputs, by operator.
+        saved: what INT8 saves, in any unit, by operator; positive.
     """
     return sorted(errors, key=lambda name: (-errors[name] / saved[name], name))
 
 
 def search(ranking: Sequence[str], is_within: Callable[[frozenset[str]], bool], limits: Search) -> Set[str] | None:
-    """Find a small set of operators which, left float, meets the budget.
+    """Find a small set of operators that meets the budget if they stay float.
 
     Args:
-        ranking: all operators that are INT8; see :func:`order`. With none of them float the budget is not met.
-        is_within: makes and measures a trial with these operators float.
-        limits: how many trials, for how long.
+        ranking: all operators in INT8, ranked by :func:`order`. With all of them in INT8 the budget is not met.
+        is_within: makes a trial with these operators float, and returns whether it is within the budget.
+        limits: how many trials, and for how long.
 
     Returns:
-        The smallest set found; ``None`` where no trial met the budget.
+        The smallest set found; ``None`` if no trial met the budget.
     """
     trials = _Trials(is_within, limits)
     too_few, enough = 0, None
-    count, most = 1, len(ranking) - 1  # one operator at least stays INT8
+    count, most = 1, len(ranking) - 1  # at least one operator stays INT8
     while enough is None and too_few < most and trials.left:
         count = min(count, most)
         if trials.within(ranking[:count]):
@@ -82,7 +83,7 @@ def search(ranking: Sequence[str], is_within: Callable[[frozenset[str]], bool], 
 
 
 class _Trials:
-    """Counts trials and time."""
+    """Counts trials, and the time that they take."""
 
     def __init__(self, is_within: Callable[[frozenset[str]], bool], limits: Search) -> None:
         self._is_within, self._limits = is_within, limits

@@ -1,15 +1,16 @@
-"""Which operators in INT8 cost accuracy: a ranking that one pass over few samples gives.
+"""Sensitivity: which operators cost accuracy in INT8, from one pass over a few samples.
 
-What: each operator is computed once on floats and once on quantized inputs and weight, and the squared difference of
-its results is weighted by the diagonal Fisher estimate (see algorithms/fisher.py): the share of the outputs' power that
-this error costs there. Errors of single operators add up.
+What: each operator runs once in float and once with quantized inputs and weight. The squared difference of the results
+is weighted by the diagonal Fisher estimate (see algorithms/fisher.py). This gives the error at the outputs as a share
+of their power. Errors of single operators add up.
 
-When: to choose what stays float. The errors of one operator's elements count as independent. Where they are alike, as
-those of one channel's weights at all positions of a picture that is averaged later, the estimate is too low: against
-the truth, Spearman .67 for a ResNet of the tests that ends in a mean, .82 to 1.0 for the others.
+When: to choose which operators stay float. The estimate assumes that the errors of an operator's elements are
+independent. If they are correlated, it is too low, as for a convolution whose error is the same at all positions of an
+image that is averaged later. Rank correlation with exhaustive measurement (Spearman): .67 for a ResNet of the tests
+that ends in a mean, .82 to 1.0 for the others.
 
-Cost: for each sample, one forward and four backward passes, and each quantized operator once more. It ranks like the
-exhaustive truth (Spearman .97, 6-layer text encoder) at a tenth of its cost.
+Cost: for each sample, one forward and four backward passes, and each quantized operator once more. For a 6-layer text
+encoder this is a tenth of the cost of exhaustive measurement, with nearly the same ranking (Spearman .97).
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from lq_plugin.qparams import rounded_activation, rounded_weight
 def sensitivity(
     candidate: Candidate, batches: Iterable[Any], *, exhaustive: bool = False, seed: int = 0
 ) -> tuple[Sensitivity, ...]:
-    """Rank the operators of a static candidate by what they cost in INT8, the most expensive one first.
+    """Rank the operators of a static candidate by the error that they cause in INT8, the most costly one first.
 
     Args:
         candidate: what ``quantize`` returned for a static scheme.
         batches: forward inputs, each a tensor, a tuple (args) or a dict (kwargs), as ``quantize`` takes them. At most
-            32 samples are looked at.
-        exhaustive: compute each operator alone in INT8, all others on floats, and compare the outputs. One forward for
-            each operator and batch; for checking.
+            32 samples are used.
+        exhaustive: measure instead of estimating: run each operator alone in INT8, all others in float, and compare the
+            outputs. Takes one forward pass for each operator and batch.
         seed: of the estimate's random projections.
 
     Raises:
@@ -75,8 +76,8 @@ def ranked(
 
     Args:
         candidate: it is not changed.
-        tensors: for each call, the graph's flat input tensors; see :func:`sensitivity` for what else.
-        exhaustive: compute each operator alone in INT8.
+        tensors: for each call, the graph's flat input tensors.
+        exhaustive: measure each operator alone.
         seed: of the estimate's random projections.
     """
     errors = _exhaustive(candidate, tensors) if exhaustive else _estimated(candidate, tensors, seed)
@@ -89,11 +90,11 @@ def ranked(
 
 
 class _Rounding(fx.Interpreter):
-    """Runs the float graph, and can compute any of its operators as INT8 would.
+    """Runs the float graph, and can run any of its operators with quantized inputs and weight.
 
     Args:
-        candidate: whose graph, and which integers.
-        alone: the one operator that is computed in INT8.
+        candidate: whose graph runs, and with which integers.
+        alone: the one operator that runs in INT8.
     """
 
     def __init__(self, candidate: StaticCandidate, alone: str | None = None) -> None:
@@ -120,11 +121,11 @@ class _Rounding(fx.Interpreter):
 
 
 class _Judging(_Rounding):
-    """Notes what the errors of each operator cost, all of them in one run.
+    """Computes what the error of each operator costs, all in one run.
 
     Args:
-        candidate: whose operators.
-        weighted: what errors of their results cost, by the names of their nodes.
+        candidate: whose graph runs.
+        weighted: what errors of the operators' results cost, by the names of their nodes.
     """
 
     def __init__(self, candidate: StaticCandidate, weighted: Mapping[str, Weighted]) -> None:
@@ -166,13 +167,13 @@ def _exhaustive(candidate: StaticCandidate, tensors: Sequence[Sequence[Tensor]])
 
 
 def _averaged(names: Iterable[str], found: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """The costs of operators over calls of different sizes."""
+    """Average the costs of operators over calls, weighted by their number of samples."""
     samples = sum(size for size, _ in found)
     return {name: sum(size * costs.get(name, 0.0) for size, costs in found) / samples for name in names}
 
 
 def _noise(given: Sequence[Any], wanted: Sequence[Any]) -> float:
-    """Noise as a share of the power, summed over the floating outputs."""
+    """Noise as a share of the power, summed over the floating-point outputs."""
     return math.fsum(
         (noisy - clean).double().square().nan_to_num(0.0, 0.0, 0.0).sum().item() / power(clean)
         for noisy, clean in zip(given, wanted, strict=True)

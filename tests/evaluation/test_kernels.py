@@ -91,7 +91,7 @@ def test_kernels_are_counted_by_what_they_compute_on(
     artifact = artifacts[kind][name]
     found = kernels_of(entry_of(artifact), artifact)
     assert numbers(found) == expected
-    # onnxruntime has no INT8 kernel of a transposed convolution, so none was placed in INT8 for it. Nor were the
+    # onnxruntime has no INT8 kernel for transposed convolutions, so none was placed in INT8. Nor were the
     # products of two activations; OpenVINO generates code for them together with the softmax.
     assert found.fell_back == {}
 
@@ -106,7 +106,7 @@ def test_float_kernels_are_a_fallback_only_of_operators_placed_in_int8(artifacts
 
 
 def test_operators_that_run_in_float_are_listed_by_their_names(artifacts: Any) -> None:
-    """As if the transposed convolution, of which onnxruntime has no INT8 kernel, had been placed in INT8."""
+    """As if the transposed convolution, for which onnxruntime has no INT8 kernel, had been placed in INT8."""
     artifact = artifacts[Pictures]["onnx"]
     entry = entry_of(artifact)
     (left,) = (op for op in entry.float_ops if op.name == "up.conv_transpose2d")

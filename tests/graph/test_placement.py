@@ -216,13 +216,13 @@ def test_operators_without_an_int8_kernel_stay_float_for_that_runtime_alone() ->
             return self.grouped(self.plain(x))
 
     graph = prepare(Up(), [torch.ones(2, 8, 6)])
-    with pytest.raises(UnsupportedError, match=r"plain.*: onnxruntime has no INT8 kernel of transposed convolutions"):
+    with pytest.raises(UnsupportedError, match=r"plain.*: onnxruntime has no INT8 kernel for transposed convolutions"):
         place(graph, Scheme(), "onnxruntime")
     placements = place_everywhere(graph, Scheme())  # the others are not affected
     assert placements.keys() == {"openvino"}
     assert [op.name for op in placements["openvino"].quantized.values()] == ["plain.conv_transpose1d"]
     (left,) = placements["openvino"].float_ops
-    assert left.reason == "openvino has no INT8 kernel of grouped transposed convolutions"
+    assert left.reason == "openvino has no INT8 kernel for grouped transposed convolutions"
     with pytest.raises(UnsupportedError, match=r"grouped.*: torch\.compile computes transposed convolutions wrongly"):
         place(graph, Scheme(), "torch")
 

@@ -39,7 +39,7 @@ class Specimen:
     Args:
         build: makes the model with random weights.
         batch: draws a batch of inputs.
-        quantized: how many operators of each type are quantized, unless a runtime has no INT8 kernel of them.
+        quantized: how many operators of each type are quantized, unless a runtime has no INT8 kernel for them.
         sqnr: least signal-to-noise ratio of its outputs against FP32, in decibels.
         distinct: whether no two of its layers are alike, and no BatchNorm only shifts.
     """

@@ -91,7 +91,7 @@ class Trials:
         return trial.within
 
     def _measured(self, candidate: StaticCandidate) -> Entry:
-        """A trial's artifact, evaluated on validation data; a stored result is used if all that it depends on is equal."""
+        """A trial's artifact, evaluated on validation data; a stored result is used if nothing has changed."""
         digest = self._digest(candidate)
         known = self.store.trial(digest)
         if known is not None:

@@ -1,14 +1,14 @@
-"""What observing costs: validation with ``StaticQuantization`` against the same validation without it.
+"""What observing costs: validation with ``StaticQuantization``, compared with the same validation without it.
 
 Run it from anywhere, in an environment with ``lq_plugin``::
 
     python benchmarks/observing.py
     python benchmarks/observing.py --models mnist_cnn --passes 9 --threads 1 --out observing.json
 
-Every lane (no callback, ``minmax``, ``histogram``) is a ``Trainer.fit`` in a process of its own, with one training step
-before each validation pass, so that weights change as they do in training. The lanes take turns, pass by pass. The
-first pass, in which the graph is captured, is left out and reported: it is compared with the later ones of its lane.
-Writes OUT as JSON (every pass) and as Markdown.
+Every lane (no callback, ``minmax``, ``histogram``) is a ``Trainer.fit`` in a process of its own. One training step
+comes before each validation pass, so that weights change as they do in training. The lanes take turns, pass by pass.
+The first pass captures the graph. It is not part of the ratios, but its extra time is reported. Writes OUT as JSON
+(every pass) and as Markdown.
 """
 
 import argparse
@@ -47,7 +47,7 @@ Result = dict[str, Any]
 
 
 def mnist_cnn() -> nn.Module:
-    """Four convolutions for images of MNIST's size, as the recipe ``mnist_cnn`` has them."""
+    """Four convolutions for images of MNIST's size, like those of the recipe ``mnist_cnn``."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 32), (32, 64), (64, 128), (128, 128)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -85,9 +85,9 @@ class Classifier(LightningModule):
 
 
 class Turns(Callback):
-    """Holds each epoch until a line of stdin, and answers with the seconds of its validation; the first callback.
+    """Waits for a line on stdin before each epoch, and answers with the seconds of its validation.
 
-    It waits before the training step, so that nothing runs while others take their turns.
+    It is the first callback, and it waits before the training step, so that nothing runs while others take their turns.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Turns(Callback):
 
 
 def work(model: str, lane: str, args: argparse.Namespace) -> None:
-    """Be the process of a lane."""
+    """Run a lane, in its own process."""
     turns = Turns()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
@@ -159,7 +159,7 @@ def run_model(model: str, args: argparse.Namespace) -> Result:
 
 
 def figures(own: list[float], plain: list[float]) -> Result:
-    """The figures of a lane: its passes after the first against the plain ones of the same rounds."""
+    """The figures of a lane: its passes after the first, compared with the plain passes of the same rounds."""
     return {
         "median_s": statistics.median(own[1:]),
         "ratio": statistics.median(a / b for a, b in zip(own[1:], plain[1:], strict=True)),
@@ -169,7 +169,7 @@ def figures(own: list[float], plain: list[float]) -> Result:
 
 
 def markdown(report: Result) -> str:
-    """The report as a Markdown table; a ratio is in bold where it is above its bound."""
+    """The report as a Markdown table; a ratio above its bound is in bold."""
     lines = [
         "# What observing costs",
         "",
@@ -193,9 +193,9 @@ def markdown(report: Result) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--samples", type=int, default=5000, help="of validation (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=5000, help="validation samples (default: %(default)s)")
     parser.add_argument("--passes", type=int, default=5, help="timed passes of each lane (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch (default: all cores)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads (default: all cores)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "observing.json")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()

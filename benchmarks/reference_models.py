@@ -15,7 +15,7 @@ HELD_OUT_BATCHES = 8
 
 
 def images(samples: int, generator: torch.Generator, size: int = 224) -> Tensor:
-    """Smooth shapes plus noise, about zero mean and unit variance: nearer to photographs than white noise."""
+    """Smooth shapes plus noise, about zero mean and unit variance: more like photographs than white noise is."""
     shapes = torch.randn(samples, 3, 14, 14, generator=generator)
     noise = torch.randn(samples, 3, size, size, generator=generator)
     return 1.3 * F.interpolate(shapes, size=size, mode="bilinear") + 0.2 * noise
@@ -32,12 +32,12 @@ def tokens(samples: int, generator: torch.Generator) -> Tensor:
 
 
 def spectrograms(samples: int, generator: torch.Generator) -> Tensor:
-    """Four seconds in 400 frames of 80 bands, neighbours alike."""
+    """Four seconds as 400 frames of 80 bands; neighbouring bands are similar."""
     return F.avg_pool1d(torch.randn(samples, 400, 84, generator=generator), 5, stride=1) * 5**0.5
 
 
 def settled(model: nn.Module, samples: Callable[[int, torch.Generator], Tensor], batch_size: int = 16) -> nn.Module:
-    """Give a network uneven channels, and BatchNorm the statistics of data, as training would."""
+    """Make channels uneven and give BatchNorm statistics of the data, as training would."""
     generator = torch.Generator().manual_seed(SEED)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Networks for sequences, as they are published; weights are random."""
+"""Published networks for sequences, with random weights."""
 
 import copy
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """Transformer layers of width 384 with 6 heads and a feed-forward width of 1536, as small BERTs have them.
+    """Transformer layers of width 384 with 6 heads and a feed-forward width of 1536, like a small BERT.
 
-    ``nn.TransformerEncoder`` copies one layer with its weights. Equal layers hide what runtimes do with constants: they
-    share equal ones, and a constant with several users may be computed in float.
+    ``nn.TransformerEncoder`` copies one layer, weights included. Equal layers distort the comparison: runtimes share
+    equal constants, and an operator whose constant has several users may run in float.
     """
 
     def __init__(self, equal: bool, layers: int = 6) -> None:
@@ -19,7 +19,7 @@ class Encoder(nn.Module):
             for parameter in layer.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_normal_(parameter)
-                else:  # zeros and ones in every layer would be equal constants again
+                else:  # zeros and ones would again be equal constants in every layer
                     nn.init.normal_(parameter, float(parameter.mean()), 0.02)
         self.layers = nn.Sequential(*(copy.deepcopy(made[0]) if equal else layer for layer in made))
 
@@ -28,7 +28,7 @@ class Encoder(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """The half feed-forward block of a Conformer."""
+    """A Conformer's feed-forward block, of which it adds half."""
 
     def __init__(self, width: int) -> None:
         layers = (nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
@@ -61,7 +61,7 @@ class ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-    """Four blocks of width 256 on spectrograms of shape ``(N, 400, 80)``, whose length is first divided by 4."""
+    """Four blocks of width 256 for spectrograms of shape ``(N, 400, 80)``; their length is first divided by 4."""
 
     def __init__(self, width: int = 256, blocks: int = 4, classes: int = 64) -> None:
         super().__init__()

@@ -5,8 +5,8 @@ A worker, started by ``static_latency.py`` in a process of its own for every pre
     python benchmarks/static_lanes.py prepare ort_static resnet18 FOLDER --threads 2
     python benchmarks/static_lanes.py time ort_static resnet18 FOLDER --threads 2
 
-It answers with a line of JSON when it is ready. A lane then takes a turn of so many seconds for every line that it
-reads, and answers with a line of milliseconds.
+It answers with a line of JSON when it is ready. For every line that it then reads, a lane takes a turn of that many
+seconds, and answers with a line of milliseconds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from workers import answers
 
 Forward = Callable[[Tensor], Tensor]
-WARM_UP = 0.1  # seconds, at the beginning of every turn: after a pause, threads and caches are cold
+WARM_UP = 0.1  # seconds at the beginning of every turn: after a pause, threads and caches are cold
 
 ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
 
@@ -123,7 +123,7 @@ def prepare_torchao(reference: ReferenceModel, folder: Path) -> dict[str, Any]:
     batches = reference.calibration(reference.batch_size)
     reduce_range = not has_wide_accumulation()
     config = x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
-    # Strict: it refuses a ReLU module that is used twice where the forward was not traced by bytecode.
+    # Strict: without bytecode tracing, it refuses a ReLU module that is used twice.
     exported = torch.export.export(reference.seeded(), (batches[0],), strict=True)
     prepared = prepare_pt2e(exported.module(), x86.X86InductorQuantizer().set_global(config))
     with torch.no_grad():
@@ -230,8 +230,8 @@ class Lane:
     int8: bool = True
 
 
-# What is not INT8 is computed in FP32, as our artifacts have it. Where a CPU has instructions for bfloat16, OpenVINO
-# would else use that: the float parts of a transformer become faster, other networks slower.
+# What is not INT8 runs in FP32, as in our artifacts. On a CPU with bfloat16 instructions, OpenVINO would otherwise use
+# these: the float parts of a transformer become faster, other networks slower.
 FP32_OPENVINO = {"INFERENCE_PRECISION_HINT": "f32"}
 LANES: dict[str, Lane] = {
     "fp32_eager": Lane("FP32 torch eager", "fp32", "fp32/weights.pt", eager, int8=False),
@@ -285,19 +285,19 @@ LANES: dict[str, Lane] = {
 
 
 def shipped(lane: Lane, folder: Path) -> Path:
-    """The files that ship, one or a folder of them."""
+    """What ships: a file or a folder."""
     if lane.preparation != "ours":
         return folder / lane.files
     return Path(json.loads((folder / "ours_paths.json").read_text())[lane.files])
 
 
 def size_bytes(path: Path) -> int:
-    """Bytes of a file, or of all those below a folder."""
+    """Bytes of a file, or of all files below a folder."""
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 def kernels(lane: Lane, path: Path) -> dict[str, int] | None:
-    """How many convolutions and products an artifact of ours computes on integers, and how many on floats."""
+    """How many INT8 and float kernels our artifact uses for convolutions and products."""
     from lq_plugin.artifacts.base import FORMATS
 
     listed = FORMATS[lane.files].kernels if lane.preparation == "ours" else None

@@ -5,16 +5,16 @@ Run it from anywhere, in an environment with ``lq_plugin[onnx,openvino]`` and ``
     python benchmarks/static_latency.py
     python benchmarks/static_latency.py --models resnet18 unet --rounds 9 --threads 4 --out latency.json
 
-Quantizing and compiling take longer than timing, and need no quiet machine, so they can be done before::
+Quantizing and compiling take longer than timing and need no quiet machine, so they can be done in advance::
 
     python benchmarks/static_latency.py --keep FOLDER --prepare
     python benchmarks/static_latency.py --keep FOLDER
 
-Every lane is a process of its own; they take turns, in another order each round; all runtimes get the same number of
-threads and the same calibration data. Two ratios are given: the median of the ratios within the rounds, in which noise
-that outlasts a round cancels out, and that of each lane's quietest round, for a machine that others use in bursts.
-Where the two disagree, run more rounds. A tool that is missing or fails is listed with its error. Writes OUT as JSON
-(every sample) and as Markdown (the tables).
+Every lane is a process of its own. Lanes take turns, in a different order in each round. All runtimes get the same
+number of threads and the same calibration data. Two ratios are given: the median of the ratios within rounds, in which
+noise that outlasts a round cancels out, and the ratio of the lanes' quietest (fastest) rounds, for a machine that others
+use in bursts. If the two disagree, run more rounds. A tool that is missing or fails is listed with its error. Writes
+OUT as JSON (every sample) and as Markdown (the tables).
 """
 
 import argparse
@@ -59,7 +59,7 @@ def worker(action: str, name: str, model: str, folder: Path, threads: int) -> Wo
 
 
 def newest_source(preparation: str) -> float:
-    """When the code that makes these files was changed last."""
+    """When the code that makes these files was last changed."""
     files = [*HERE.glob("*_models.py"), HERE / "static_lanes.py"]
     if preparation == "ours":
         files += Path(lq_plugin.__file__).parent.rglob("*.py")
@@ -67,7 +67,7 @@ def newest_source(preparation: str) -> float:
 
 
 def prepare(model: str, folder: Path, threads: int) -> Result:
-    """Make the files of every lane, but for those that the folder holds and that this code has made."""
+    """Make the files of every lane, except those in the folder that were made by the current code."""
     folder.mkdir(parents=True, exist_ok=True)
     prepared: Result = {}
     for name in track(PREPARATIONS, f"{model}: prepare", transient=True):
@@ -85,7 +85,7 @@ def run_model(model: str, folder: Path, args: argparse.Namespace) -> Result:
     lanes: Result = {}
     with ExitStack() as stack:
         workers = {}
-        for name in args.lanes:  # all at once: what takes long here is importing and compiling
+        for name in args.lanes:  # all at once: importing and compiling take most of the time
             if "error" not in prepared[LANES[name].preparation]:
                 workers[name] = stack.enter_context(worker("time", name, model, folder, args.threads))
         for name in track(args.lanes, f"{model}: open", transient=True):
@@ -99,7 +99,7 @@ def run_model(model: str, folder: Path, args: argparse.Namespace) -> Result:
 
 
 def take_turns(model: str, workers: dict[str, Worker], lanes: Result, args: argparse.Namespace) -> None:
-    """Time every lane once a round, FP32 in the first rounds only: it is further away than noise."""
+    """Time every lane once a round; FP32 in the first rounds only, because its difference is larger than noise."""
     for turn in track(range(args.rounds), f"{model}: rounds", transient=True):
         names = [name for name in workers if name not in FP32_LANES or turn < args.fp32_rounds]
         shift = turn % len(names) if names else 0
@@ -123,7 +123,7 @@ def summarize(lane: Result) -> Result:
 
 
 def ratio(lanes: Result, above: str, below: str) -> Result:
-    """Time of one lane over that of another: paired within the rounds that both took part in, and at their quietest."""
+    """Ratio of two lanes' times: within the rounds in which both took part, and between their quietest rounds."""
     pairs = zip(lanes[above]["rounds_ms"], lanes[below]["rounds_ms"], strict=False)
     return {
         "lanes": [above, below],
@@ -188,10 +188,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each runtime (default: all cores)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "static_latency.json")
     parser.add_argument("--keep", type=Path, help="where the models' files stay for the next run (default: temporary)")
-    parser.add_argument("--prepare", action="store_true", help="only make and open the files in --keep; time nothing")
+    parser.add_argument("--prepare", action="store_true", help="make and open the files in --keep, without timing")
     args = parser.parse_args()
     if args.prepare and args.keep is None:
-        parser.error("--prepare: the files would be lost. Say where to --keep them.")
+        parser.error("--prepare: without --keep the files would be lost. Add --keep FOLDER.")
     return args
 
 

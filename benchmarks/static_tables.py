@@ -10,8 +10,8 @@ BOUND = 1.05  # of the time that the runtime's own tool needs
 HEADERS = ("lane", "median ms", "p90 ms", "quietest ms", "SQNR dB", "MB", "kernels INT8 + float")
 RATIO_HEADERS = ("ratio of times", "lanes", "within rounds", "quietest")
 WITHOUT_VNNI = (
-    f"**This CPU has no VNNI**: INT8 multiplies at most about twice as fast as FP32, and the bound of {BOUND} is not "
-    "meant for it."
+    f"**This CPU has no VNNI**: INT8 products are at most about twice as fast as FP32, and the bound of {BOUND} does "
+    "not apply."
 )
 
 Result = dict[str, Any]
@@ -42,7 +42,7 @@ def ratio_rows(result: Result) -> Rows:
 
 
 def own_tool_table(models: Result) -> tuple[tuple[str, ...], Rows]:
-    """Headers and rows of the ratios of ours and each runtime's own tool: those above the bound are marked."""
+    """Headers and rows with the ratios of our times to those of each runtime's own tool."""
     titles = list(dict.fromkeys(title for result in models.values() for title in result["ratios"]))
     titles = [title for title in titles if title.startswith(("ours", "best ours"))]
     lines = []
@@ -53,18 +53,18 @@ def own_tool_table(models: Result) -> tuple[tuple[str, ...], Rows]:
 
 
 def marked(figure: Result) -> str:
-    """Both ratios, in bold where both are above the bound: noise seldom slows a lane in all rounds."""
+    """Both ratios, in bold if both are above the bound: noise seldom slows a lane in all rounds."""
     text = f"{figure['ratio']:.2f} ({figure['quietest']:.2f})"
     return f"**{text}**" if min(figure["ratio"], figure["quietest"]) > BOUND else text
 
 
 def failures(lanes: Result) -> list[str]:
-    """One line a lane that failed."""
+    """One line for each lane that failed."""
     return [f"{LANES[name].label} failed: {lane['error']}" for name, lane in lanes.items() if "error" in lane]
 
 
 def rich_table(title: str, headers: tuple[str, ...], body: Rows) -> Table:
-    """A table for the terminal, first column left, the others right."""
+    """A table for the terminal: first column left-aligned, the others right-aligned."""
     table = Table(title=title)
     for header in headers:
         table.add_column(header, justify="left" if header == headers[0] else "right")
@@ -74,7 +74,7 @@ def rich_table(title: str, headers: tuple[str, ...], body: Rows) -> Table:
 
 
 def print_model(console: Console, model: str, result: Result) -> None:
-    """The tables of one model, and what failed."""
+    """Print the tables of one model, and the errors of lanes that failed."""
     console.print(rich_table(f"{model}, batch {result['batch_size']}", HEADERS, rows(result["lanes"])))
     for line in failures(result["lanes"]):
         console.print(line, style="red", markup=False)
@@ -93,7 +93,7 @@ def markdown(report: Result) -> str:
         f"{facts['rounds']} rounds of {facts['seconds_per_turn']:g} s ({facts['fp32_rounds']} of FP32); {versions}.",
         *([] if facts["wide_accumulation"] else ["", WITHOUT_VNNI]),
         "",
-        "Ours / the runtime's own tool, ratio of times within rounds (and of the quietest rounds); in bold where both "
+        "Ours / the runtime's own tool, ratio of times within rounds (and of the quietest rounds); in bold if both "
         f"are above {BOUND}:",
         "",
         *markdown_table(*own_tool_table(report["models"])),
@@ -107,6 +107,6 @@ def markdown(report: Result) -> str:
 
 
 def markdown_table(headers: tuple[str, ...], body: Rows) -> list[str]:
-    """The lines of a table, first column left, the others right."""
+    """The lines of a table: first column left-aligned, the others right-aligned."""
     ruler = ("---", *("---:" for _ in headers[1:]))
     return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (headers, ruler, *body)]

@@ -1,4 +1,4 @@
-"""Networks for images, as they are published; weights are random."""
+"""Published networks for images, with random weights."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 for 224x224 images, 1000 classes; layer for layer the usual one."""
+    """The usual ResNet-18 for 224x224 images and 1000 classes."""
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ResNet18(nn.Module):
 
 
 class SameConv(nn.Module):
-    """A convolution with TensorFlow's "same" padding, more of it on the right and below, BatchNorm and ReLU6."""
+    """A convolution with TensorFlow's "same" padding (more on the right and below), BatchNorm and ReLU6."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SameConv(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project (Sandler et al., 2018, arXiv:1801.04381)."""
+    """Expand, depthwise convolution, project (Sandler et al., 2018, arXiv:1801.04381)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileCnn(nn.Module):
-    """MobileNetV2 for 224x224 images with "same" padding, as networks that come from TensorFlow have it."""
+    """MobileNetV2 for 224x224 images, with "same" padding as in networks that come from TensorFlow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class UNet(nn.Module):
 
 
 class ViTTiny(nn.Module):
-    """ViT-tiny: patches of 16x16 of a 224x224 image, width 192 (arXiv:2012.12877), with 6 of its 12 equal layers."""
+    """ViT-tiny: 16x16 patches of a 224x224 image, width 192 (arXiv:2012.12877), with 6 instead of 12 layers."""
 
     def __init__(self, layers: int = 6, width: int = 192) -> None:
         super().__init__()

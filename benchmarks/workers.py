@@ -1,4 +1,4 @@
-"""Processes that hold one lane each and work when they are told to, so that lanes take turns without starting anew."""
+"""Processes that hold one lane each and work on request, so that lanes take turns without being restarted."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class Worker:
-    """A Python process that answers with lines of JSON, see ``answers``; it ends with the block.
+    """A Python process that answers with lines of JSON, see ``answers``; it ends with the ``with`` block.
 
     Args:
         command: what Python runs.
         log: the file for what the process prints.
-        threads: of its runtime.
+        threads: number of threads of its runtime.
         settings: further environment variables.
     """
 
@@ -39,14 +39,14 @@ class Worker:
         self._process.communicate()
 
     def turn(self, request: str) -> Any:
-        """Send a line, and wait for the answer."""
+        """Send a line and wait for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{request}\n")
         self._process.stdin.flush()
         return self.answer()
 
     def answer(self) -> Any:
-        """Wait for the next answer; a process that ended gives ``{"error": …}``."""
+        """Wait for the next answer; ``{"error": …}`` if the process has ended."""
         assert self._process.stdout is not None
         if line := self._process.stdout.readline():
             return json.loads(line)

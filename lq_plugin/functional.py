@@ -56,7 +56,8 @@ def quantize(
 ) -> Candidate:
     """Make a candidate from a trained model: what artifacts are made from.
 
-    Static: capture and calibrate. Dynamic: nothing is calibrated, and only the first batch is looked at.
+    Static: capture, calibrate, and run the scheme's algorithms. Dynamic: nothing is calibrated, and only the first
+    batch is used, as an example.
 
     Args:
         model: any module; it is neither changed nor switched to another mode.

@@ -1,4 +1,4 @@
-"""Channels of very different size between two layers: what INT8 with one scale for an activation is bad at."""
+"""Makes channels between two layers very different in size, which INT8 with one scale per activation handles badly."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch.nn.utils import parametrize
 
 
 class _Multiplied(nn.Module):
-    """A parametrization: the parameter, times constants."""
+    """A parametrization: multiplies the parameter by constants."""
 
     factors: Tensor
 
     def __init__(self, factors: Tensor) -> None:
         super().__init__()
-        self.register_buffer("factors", factors, persistent=False)  # made anew from the model's options
+        self.register_buffer("factors", factors, persistent=False)  # rebuilt from the model's options
 
     def forward(self, parameter: Tensor) -> Tensor:
         return parameter * self.factors
 
 
 def make_uneven(norm: nn.Module, reader: nn.Module, factors: Tensor) -> None:
-    """Multiply the channels of a normalization by factors, and divide them out in the layer that reads them.
+    """Multiply the channels of a normalization layer by factors, and divide by them in the layer that reads them.
 
-    With powers of two the model computes the same bits as without, in training too: only the range of each channel in
-    between is another one, as in networks that were trained for long.
+    With powers of two the model's results stay the same, bit for bit, in training too. Only the ranges of the channels
+    in between change, as they do in networks that are trained for a long time.
 
     Args:
-        norm: BatchNorm or LayerNorm with weight and bias, changed in place.
-        reader: the convolution or linear layer that reads its output, with nothing but a positively homogeneous
-            activation in between. Changed in place.
+        norm: BatchNorm or LayerNorm with weight and bias; changed in place.
+        reader: the convolution or linear layer that reads its output, with at most a positively homogeneous activation
+            in between; changed in place.
         factors: positive, of shape ``(channels,)``.
     """
     for name in ("weight", "bias"):

@@ -30,9 +30,9 @@ class FashionData(LightningDataModule):
     are the data set's own.
 
     Args:
-        folder: holds the data set's four IDX files, packed (``.gz``) or not.
-        batch_size: images in a batch, of every split.
-        samples: how many images to keep of each split, for a quick look; all of them by default.
+        folder: the folder with the data set's four IDX files, compressed (``.gz``) or not.
+        batch_size: images in a batch, for every split.
+        samples: how many images of each split to keep, for a quick test; all of them by default.
 
     Raises:
         ConfigError: an option is out of range, or a file is missing.
@@ -49,7 +49,7 @@ class FashionData(LightningDataModule):
         self.splits: dict[str, TensorDataset] = {}
 
     def setup(self, stage: str) -> None:
-        """Read the images at first use; later stages find them in memory."""
+        """Read the images on first use; later stages use them from memory."""
         if not self.splits:
             images, labels = (_read(self.folder, f"train-{kind}") for kind in ("images-idx3", "labels-idx1"))
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))

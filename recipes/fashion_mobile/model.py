@@ -1,4 +1,4 @@
-"""A small mobile CNN, with channels as uneven as asked for."""
+"""A small mobile CNN whose channels can be made uneven."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACTIVATIONS = ("relu", "relu6")
 
 
 class Activation(nn.Module):
-    """ReLU, or ReLU6 of channels that were multiplied by factors: each has a clamp of its own."""
+    """ReLU, or ReLU6 for channels that were multiplied by factors: each channel has its own clamp limit."""
 
     limits: Tensor
 
@@ -29,7 +29,7 @@ class Activation(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, project (M. Sandler et al., MobileNetV2, 2018); a way around where the shape is kept."""
+    """Expand, depthwise, project (M. Sandler et al., MobileNetV2, 2018), with a skip connection if shapes agree."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, kind: str, factors: tuple[Tensor, Tensor]) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class MobileCnn(MnistClassifier):
         width: channels of the first convolution; the last blocks have four times as many.
         activation: ``"relu6"`` or ``"relu"``, inside the blocks.
         uneven: channels inside the blocks are multiplied by random powers of two, from ``2 ** -uneven`` to
-            ``2 ** uneven``, and divided by them in the next layer. Training and FP32 results are the same, bit for bit,
-            whatever is chosen; 0 gives the usual network.
+            ``2 ** uneven``, and divided by them in the next layer. Training and FP32 results are the same for every
+            value, bit for bit; 0 gives the usual network.
         lr: peak learning rate of the one-cycle schedule.
         weight_decay: of AdamW.
 

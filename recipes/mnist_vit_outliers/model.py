@@ -1,4 +1,4 @@
-"""A vision transformer in which a few channels behind every LayerNorm are far larger than the others."""
+"""A vision transformer in which a few channels after every LayerNorm are far larger than the others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class OutlierVit(MnistVit):
     """``mnist_vit``'s network with outliers, as large transformers have them (T. Dettmers et al., LLM.int8(), 2022).
 
     Args:
-        channels: how many channels behind every LayerNorm of a block are outliers, the same ones everywhere.
+        channels: how many channels after every LayerNorm of a block are outliers, the same ones everywhere.
         outliers: each is multiplied by ``2 ** outliers``, and divided by it in the linear layer that follows. Training
-            and FP32 results are the same, bit for bit, whatever is chosen; 0 gives the usual network.
+            and FP32 results are the same for every value, bit for bit; 0 gives the usual network.
         depth: number of blocks.
         lr: peak learning rate of the one-cycle schedule.
 

@@ -12,9 +12,9 @@ Quantizing and compiling take longer than timing and need no quiet machine, so t
 
 Every lane is a process of its own. Lanes take turns, in a different order in each round. All runtimes get the same
 number of threads and the same calibration data. Two ratios are given: the median of the ratios within rounds, in which
-noise that outlasts a round cancels out, and the ratio of the lanes' quietest (fastest) rounds, for a machine that others
-use in bursts. If the two disagree, run more rounds. A tool that is missing or fails is listed with its error. Writes
-OUT as JSON (every sample) and as Markdown (the tables).
+noise that outlasts a round cancels out, and the ratio of the lanes' quietest (fastest) rounds, for a machine that
+others use in bursts. If the two disagree, run more rounds. A tool that is missing or fails is listed with its error.
+Writes OUT as JSON (every sample) and as Markdown (the tables).
 """
 
 import argparse

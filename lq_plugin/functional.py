@@ -1,4 +1,4 @@
-"""The functional twins of the callbacks: a candidate from a module and batches, without a Trainer."""
+"""Functions that make a candidate from a module and batches, without a Trainer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def quantize(
     name: str | None = None,
     dynamic_dims: DynamicDims | None = None,
 ) -> Candidate:
-    """Make a candidate from a trained model: what artifacts are made from.
+    """Make a candidate from a trained model; artifacts are exported from it.
 
     Static: capture, calibrate, and run the scheme's algorithms. Dynamic: nothing is calibrated, and only the first
     batch is used, as an example.
@@ -74,7 +74,8 @@ def quantize(
 
     Example:
         >>> import torch
-        >>> candidate = quantize(torch.nn.Linear(4, 2), [torch.randn(8, 4) for _ in range(4)])
+        >>> batches = [torch.randn(8, 4) for _ in range(4)]
+        >>> candidate = quantize(torch.nn.Linear(4, 2), batches, Scheme(algorithms=[]))  # plain calibration
         >>> candidate.calibration.provenance.samples
         32
     """

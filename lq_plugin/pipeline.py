@@ -267,7 +267,7 @@ def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
 
 
 def _trials(plan: Plan, finished: Finished, job: Job, store: Store) -> Trials | None:
-    """What a search for a candidate needs; ``None`` where there is nothing to search."""
+    """Prepare the search for a candidate; ``None`` if there is nothing to search for."""
     known, candidate = finished.manifest, finished.candidates[job.name].result
     sensitivity = finished.sensitivity.get(job.name)
     if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate) or not sensitivity:

@@ -22,7 +22,7 @@ from lq_plugin.steps import attempt
 LEAST_GAIN_DB = 0.3  # smaller gains on held-out samples were noise
 LEAST_SAMPLES = 32  # with fewer, algorithms overfit the samples
 SAME_FUNCTION_DB = 100  # float32 rounding errors stay below this
-EXACT_DB = 200.0  # stands for equal outputs
+EXACT_DB = 200.0  # used for equal outputs, whose SQNR is infinite
 
 Decibels = Mapping[str, Sequence[float]]  # by runtime, one for each output
 
@@ -151,7 +151,7 @@ def _tried(
 
 
 def _refusal(before: Decibels, after: Decibels) -> str:
-    """Why a step is not kept; empty where it is."""
+    """Why a step is refused; empty if it is kept."""
     means = _means(before), _means(after)
     runtime = min(before, key=lambda each: means[1][each] - means[0][each])
     gain = means[1][runtime] - means[0][runtime]

@@ -30,7 +30,7 @@ _ORIGIN = "origin"
 _SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime appends to the name of a node that it replaces
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 # Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
-# and a GRU on integers is the products in and before a Scan, see onnx_gru.py.
+# and an INT8 GRU consists of the products in and before a Scan, see onnx_gru.py.
 _INT8_KERNELS = {
     **dict.fromkeys(("QLinearConv", "ConvInteger"), CONVOLUTIONS - TRANSPOSED_CONVOLUTIONS),
     **dict.fromkeys(("QLinearMatMul", "QGemm", "MatMulInteger"), MATRIX_PRODUCTS),

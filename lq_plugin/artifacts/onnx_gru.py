@@ -1,4 +1,4 @@
-"""GRUs on integers in ONNX, which onnxruntime's quantizer leaves alone: a ``Scan`` over time around integer products.
+"""INT8 GRUs in ONNX, which onnxruntime's quantizer leaves float: a ``Scan`` over time around integer products.
 
 The products of the inputs are computed for all steps at once, those of the hidden state step by step; each by
 ``com.microsoft.DynamicQuantizeMatMul``. A step takes more calls than one of the fused float ``GRU``, so this pays off

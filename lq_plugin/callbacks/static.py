@@ -48,7 +48,7 @@ class StaticQuantization(QuantizingCallback):
         only: where given, nothing else is quantized.
         targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
         algorithms: ``"auto"``, names of algorithms, or ``[]`` for plain calibration. They run when fit ends, on samples
-            of the validation data, and each is kept only where it helps.
+            of the validation data, and each is kept only if it helps.
         algorithm_samples: how many samples they get: three quarters to learn from, one quarter held out.
         algorithm_time_limit: seconds after which no further algorithm is started; ``None`` for no limit.
 

@@ -1,4 +1,4 @@
-"""Algorithms are kept where they help on samples held out, refused where they do not, and always listed."""
+"""Algorithms are kept if they help on held-out samples, refused if they do not, and always listed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTLIERS = 40.0
 
 
 class WithOutliers(nn.Module):
-    """A block whose LayerNorm gives two channels far larger values than the others, undone by the next weights."""
+    """A block whose LayerNorm makes two channels far larger than the others; the next weights divide by the same."""
 
     def __init__(self) -> None:
         super().__init__()

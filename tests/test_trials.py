@@ -1,4 +1,4 @@
-"""While a candidate is over the budget, operators are left float: by real artifacts, and a killed search goes on."""
+"""If a candidate is over the budget, operators are left float. Trials are real artifacts; a killed search continues."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLAIN = Scheme(algorithms=())
 
 
 class OneBadLayer(Tiny):
-    """Its second layer reads one channel that is far larger than the others, and hardly uses it."""
+    """Its second layer reads one channel that is far larger than the others and has little influence."""
 
     def __init__(self) -> None:
         super().__init__()

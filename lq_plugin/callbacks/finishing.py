@@ -98,7 +98,7 @@ class FinishingCallback(Callback):
 
 
 def finishing(trainer: Any) -> list[FinishingCallback]:
-    """Return the callbacks of a Trainer that take part, in their order."""
+    """Return the callbacks of a Trainer that take part, in the order of its list."""
     return [callback for callback in trainer.callbacks if isinstance(callback, FinishingCallback)]
 
 

@@ -116,5 +116,5 @@ class QuantizingCallback(FinishingCallback):
 
 
 def quantizing(trainer: Any) -> list[QuantizingCallback]:
-    """Return the callbacks of a Trainer that make candidates, in their order."""
+    """Return the callbacks of a Trainer that make candidates, in the order of its list."""
     return [callback for callback in trainer.callbacks if isinstance(callback, QuantizingCallback)]

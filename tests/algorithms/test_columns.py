@@ -1,4 +1,4 @@
-"""Columns times the matrix are what the operator gives, whatever its kind and options."""
+"""Columns times the matrix equal the operator's result, for every kind of operator and its options."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 
 
 class Together(nn.ModuleList):
-    """Layers side by side, captured at once."""
+    """Layers side by side, captured in one graph."""
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         return [layer(x) for layer, x in zip(self, inputs, strict=True)]

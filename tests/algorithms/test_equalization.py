@@ -1,4 +1,4 @@
-"""Scales between layers never change the float function, and bring back what one scale for uneven channels loses."""
+"""Scales between layers never change the float function, and recover what one scale for uneven channels loses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Turned(nn.Module):
 
 
 def made(*layers: nn.Module, uneven: bool = True) -> nn.Sequential:
-    """A network, every layer's output made uneven by powers of two, and taken back in the next one."""
+    """A network in which every layer's output is made uneven by powers of two, and the next layer divides by them."""
     torch.manual_seed(0)
     for layer in layers:
         if hasattr(layer, "reset_parameters"):

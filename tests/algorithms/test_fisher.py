@@ -11,7 +11,7 @@ from lq_plugin.graph.prepare import prepare
 
 
 class Head(nn.Module):
-    """Two outputs of very different power, one of integers, and what reaches none of them."""
+    """Two outputs of very different power, one output of integers, and a value that reaches no output."""
 
     def __init__(self) -> None:
         super().__init__()

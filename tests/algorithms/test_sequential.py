@@ -1,4 +1,4 @@
-"""Layers corrected one after the other are nearer to FP32 on samples that they have never seen."""
+"""Layers corrected one after the other come nearer to FP32 on samples that they have never seen."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def small(generator: torch.Generator, samples: int) -> Tensor:
     return images(generator, samples, size=12)
 
 
-# How it is made, its inputs, and by how many decibels it gains at least.
+# How to build it, its inputs, and the least gain in decibels.
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator, int], Tensor], float]] = {
     "conv2d": (
         lambda: rectified(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(8, 4, 1)),
@@ -194,7 +194,7 @@ def weights_of(module: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def dequantized(candidate: StaticCandidate) -> dict[str, tuple[Tensor, Tensor]]:
-    """What stands for each layer's weight in the artifact, and its integers."""
+    """Each layer's weight in the artifact, dequantized and as integers."""
     module = candidate.converted("onnxruntime").module
     found = {}
     for node in module.graph.nodes:

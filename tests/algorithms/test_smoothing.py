@@ -1,4 +1,4 @@
-"""Outliers move from activations into weights: the same function, and better integers."""
+"""Outliers move from activations into weights: the float function stays the same, and INT8 is more accurate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = Scheme(algorithms=())
 
 
 class Block(nn.Module):
-    """A transformer's block, with its norms before the layers or after the sums; channels of the norms are outliers."""
+    """A transformer block, pre-norm or post-norm, with outlier channels in its norms."""
 
     def __init__(self, norm_first: bool) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def constants(graph: Graph, name: str) -> list[Tensor]:
 
 
 def test_a_sum_keeps_what_it_reads(feed_forward: Case) -> None:
-    """The multiplication stands between the norm and the linear layer alone, and is listed there."""
+    """The multiplication is inserted before the linear layer alone, and listed in its module."""
     for before, after in zip(
         *(constants(each.graph, "layer_norm") for each in (feed_forward.candidate, feed_forward.smoothed)), strict=True
     ):

@@ -1,4 +1,4 @@
-"""Samples for algorithms: bounded, seeded, of every call with the same chance, and some of them held out."""
+"""Samples for algorithms: bounded, seeded, equally likely from every call, and some of them held out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def graph() -> Graph:
 
 
 def numbered(first: int, count: int) -> Tensor:
-    """Samples that say which they are."""
+    """Samples that hold their own number."""
     return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(count, 2)
 
 

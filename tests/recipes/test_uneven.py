@@ -1,4 +1,4 @@
-"""The recipes with uneven channels: the same network, bit for bit, that plain static INT8 cannot represent."""
+"""The recipes with uneven channels: FP32 results stay the same, bit for bit, and plain static INT8 fails."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from lq_plugin.search.mixed_precision import order, search
 
 
 class Budgeted:
-    """Operators whose errors add up, and a budget for what stays in INT8."""
+    """Operators whose errors add up, and a budget for those that stay INT8."""
 
     def __init__(self, errors: dict[str, float], budget: float) -> None:
         self.errors, self.budget = errors, budget

@@ -41,7 +41,7 @@ class Specimen:
         batch: draws a batch of inputs.
         quantized: how many operators of each type are quantized, unless a runtime has no INT8 kernel for them.
         sqnr: least signal-to-noise ratio of its outputs against FP32, in decibels.
-        distinct: whether no two of its layers are alike, and no BatchNorm only shifts.
+        distinct: whether no two of its layers are equal, and no BatchNorm only shifts.
     """
 
     build: Callable[[], nn.Module]

@@ -113,7 +113,7 @@ class NormalizedMlp(nn.Module):
 
 
 class Conformer(nn.Module):
-    """A Conformer block: half a feed-forward, attention, a gated depthwise convolution over time, the other half."""
+    """A Conformer block: half a feed-forward, attention, gated depthwise convolution over time, half a feed-forward."""
 
     def __init__(self) -> None:
         super().__init__()

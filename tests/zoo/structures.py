@@ -90,7 +90,7 @@ class ConstantMatrices(nn.Module):
 
 
 class EqualLayers(nn.Module):
-    """One linear layer that is used twice, and two with the same weights, as copies of a layer have before training."""
+    """One linear layer that is used twice, and two with equal weights, like copies of a layer before training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class EqualLayers(nn.Module):
 
 
 class Ranks(nn.Module):
-    """Layers whose weights have two to four dimensions and equally many output channels."""
+    """Layers whose weights have two to four dimensions and the same number of output channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -107,7 +107,7 @@ class MobileNet(nn.Module):
 
 
 class SamePadded(nn.Module):
-    """A convolution that pads as TensorFlow does: one more zero below and to the right where the kernel strides."""
+    """A convolution that pads like TensorFlow: with a stride, one more zero below and on the right."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class SamePadded(nn.Module):
 
 
 class SamePaddedMobileNet(nn.Module):
-    """A mobile CNN with "same" padding, as models that come from TensorFlow have it."""
+    """A mobile CNN with "same" padding, like models that come from TensorFlow."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from lq_plugin.steps import attempt
 
 LEAST_GAIN_DB = 0.3  # smaller gains on held-out samples were noise
 LEAST_SAMPLES = 32  # with fewer, algorithms overfit the samples
-SAME_FUNCTION_DB = 100  # float32 rounding errors stay below this
+SAME_FUNCTION_DB = 100  # float32 rounding errors alone leave more
 EXACT_DB = 200.0  # used for equal outputs, whose SQNR is infinite
 
 Decibels = Mapping[str, Sequence[float]]  # by runtime, one for each output

@@ -80,7 +80,7 @@ def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgr
 
 
 def _name_operators(program: torch.onnx.ONNXProgram) -> None:
-    """Name each convolution and product after its operator in the graph, if it is the only one: runtimes keep names."""
+    """Name each convolution and product after its operator, unless several nodes compute it: runtimes keep names."""
     assert program.exported_program is not None
     origins = {node.name: node.meta.get("custom", {}).get(_ORIGIN) for node in program.exported_program.graph.nodes}
     found: dict[str, list[ir.Node]] = {}

@@ -33,11 +33,11 @@ _NARROW = 4.0
 
 
 def with_integer_grus(model: ir.Model, names: Sequence[str], weights: QuantSpec) -> ir.Model:
-    """Return a copy of a model with some of its ``GRU`` nodes computed on integers.
+    """Return a copy of a model with some of its ``GRU`` nodes in INT8.
 
     Args:
-        model: one in which the weights of these nodes are initializers.
-        names: of the nodes.
+        model: a model in which the weights of these nodes are initializers.
+        names: names of the nodes.
         weights: which integers their weights become, with a scale for each channel. Those of a narrow input stay float,
             see :func:`is_narrow`.
     """

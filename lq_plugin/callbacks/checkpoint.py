@@ -43,7 +43,7 @@ def monitored(trainer: Any, choice: str = "best") -> Any:
 
 
 def model_checkpoints(trainer: Any) -> list[Any]:
-    """Return a Trainer's ModelCheckpoints, of either namespace, in the order of its list; other callbacks may save too."""
+    """Return a Trainer's ModelCheckpoints, of either namespace, in its list's order; other callbacks may save too."""
     return [callback for callback in trainer.checkpoint_callbacks if hasattr(callback, "best_model_path")]
 
 

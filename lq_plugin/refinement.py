@@ -116,7 +116,6 @@ def _run(
         if limit is not None and time.perf_counter() - start >= limit:
             reason = f"the time limit of {limit:g} s was reached"
             steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason))
-            note(f"{candidate.name!r}: {name} not tried: {reason}")
             continue
         note(f"{candidate.name!r}: {name} …")
         began = time.perf_counter()
@@ -124,7 +123,7 @@ def _run(
         steps.append(replace(step, seconds=round(time.perf_counter() - began, 3)))
         if step.outcome == "kept":
             candidate, before = result, after
-        note(f"{candidate.name!r}: {name} {_told(steps[-1])}")
+    note(f"{candidate.name!r}: {'; '.join(map(_told, steps))}")
     return candidate
 
 
@@ -167,9 +166,8 @@ def _means(decibels: Decibels) -> dict[str, float]:
 
 def _told(step: AlgorithmStep) -> str:
     if step.outcome != "kept":
-        return f"{step.outcome}: {step.reason}"
-    low, high = min(step.before.values()), min(step.after.values())
-    return f"kept: {low:.1f} → {high:.1f} dB in {step.seconds:.1f} s"
+        return f"{step.algorithm} {step.outcome.replace('_', ' ')} ({step.reason})"
+    return f"{step.algorithm} kept ({min(step.before.values()):.1f} → {min(step.after.values()):.1f} dB)"
 
 
 def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:

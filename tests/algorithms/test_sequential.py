@@ -100,7 +100,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator, int]
     "conv1d": (
         lambda: rectified(nn.Conv1d(2, 8, 3, padding="same"), nn.ConvTranspose1d(8, 4, 3, 2)),
         lambda g, n: images(g, n, 2, 8).flatten(2),
-        1.0,
+        0.3,
     ),
     "conv3d": (
         lambda: rectified(nn.Conv3d(1, 8, 3, padding=1), nn.ConvTranspose3d(8, 2, 2, 2)),

@@ -11,6 +11,7 @@ from typing import Any
 
 import commands
 import pytest
+from idx import write_images
 
 import lq_plugin.conf
 
@@ -35,7 +36,9 @@ def test_it_explains_itself(argument: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_leaves_artifacts_and_a_manifest(recipe: str, tmp_path: Path) -> None:
-    quick = ("data.samples=96", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    quick = ["data.samples=96", "trainer.max_epochs=1", "trainer.log_every_n_steps=1"]
+    if recipe == "fashion_mobile":  # whose data come with no Python package
+        quick.append(f"data.folder={write_images(tmp_path, train=192, test=96)}")
     done = lq_train(tmp_path, f"recipe={recipe}", *quick, "callbacks.evaluation.latency=null", "hydra.run.dir=run")
     assert (done.returncode, done.stderr) == (0, "")
     made = manifest(tmp_path / "run")

@@ -26,7 +26,7 @@ from lq_plugin.artifacts.base import export_one
 from lq_plugin.coverage import QuantizedOp
 from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
-from lq_plugin.evaluation.kernels import count
+from lq_plugin.evaluation.kernels import counted as with_kernels
 from lq_plugin.qparams import QuantSpec
 from lq_plugin.report.manifest import Entry
 
@@ -177,8 +177,10 @@ def test_of_two_layers_only_the_first_has_a_narrow_input_and_that_is_listed(tmp_
     found = counted(artifact.path)
     assert (found["Scan"], found["MatMul"], found["DynamicQuantizeMatMul"]) == (4, 3, 6)
     entry = Entry("dynamic", "dynamic", "onnxruntime", "onnx").exported(artifact, tmp_path)
-    kernels = count(entry, artifact.path)
+    entry = with_kernels(entry, artifact.path)
+    kernels = entry.kernels
     assert kernels is not None
+    assert [op.name for op in entry.quantized_ops] == ["1.gru"]
     assert {kind: len(names) for kind, names in kernels.int8.items()} == {"DynamicQuantizeMatMul": 6}
     assert {kind: len(names) for kind, names in kernels.float.items()} == {"MatMul": 3}
     assert kernels.fell_back == {}
@@ -207,8 +209,8 @@ def test_a_gru_that_is_no_faster_stays_float_with_the_measured_ratios(
     assert (counted(artifact.path)["GRU"], counted(artifact.path)["Scan"]) == (1, 0)
     entry = Entry("dynamic", "dynamic", "onnxruntime", "onnx").exported(artifact, tmp_path)
     placed = replace(entry, quantized_ops=(*entry.quantized_ops, QuantizedOp("layer", "gru")), float_ops=())
-    fallen = [kernels and kernels.fell_back for kernels in (count(entry, artifact.path), count(placed, artifact.path))]
-    assert fallen == [{}, {"gru": 1}]
+    found = [with_kernels(each, artifact.path) for each in (entry, placed)]
+    assert [each.kernels and each.kernels.fell_back for each in found] == [{}, {"gru": 1}]
 
 
 def test_a_plain_rnn_is_listed_and_the_rest_is_quantized(tmp_path: Path) -> None:

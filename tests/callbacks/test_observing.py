@@ -114,7 +114,7 @@ class Watch(Callback):
 
 
 def observe(folder: Path, data: Any = None, model: Any = None, epochs: int = 1, **options: Any) -> StaticQuantization:
-    callback = StaticQuantization(observer=Spy(), **options)
+    callback = StaticQuantization(observer=Spy(), algorithms=[], **options)
     fit(folder, model or Line(), callback, data=data or Numbers(), max_epochs=epochs, enable_checkpointing=False)
     assert callback.error is None
     return callback
@@ -122,7 +122,14 @@ def observe(folder: Path, data: Any = None, model: Any = None, epochs: int = 1, 
 
 def test_the_sanity_check_is_not_observed(tmp_path: Path) -> None:
     watch = Watch()
-    fit(tmp_path, Line(), StaticQuantization(observer=Spy()), watch, data=Numbers(), enable_checkpointing=False)
+    fit(
+        tmp_path,
+        Line(),
+        StaticQuantization(observer=Spy(), algorithms=[]),
+        watch,
+        data=Numbers(),
+        enable_checkpointing=False,
+    )
     assert [count for hook, count, _ in watch.notes if hook == "sanity"] == [0]
     assert len(Spy.seen) == 5
 
@@ -248,7 +255,10 @@ def test_several_observers_leave_in_any_order(tmp_path: Path, seen: list[tuple[i
     model = Line()
     own = model.forward
     model.forward = own
-    both = [StaticQuantization("a", observer=Spy()), StaticQuantization("b", observer=Spy())]
+    both = [
+        StaticQuantization("a", observer=Spy(), algorithms=[]),
+        StaticQuantization("b", observer=Spy(), algorithms=[]),
+    ]
     fit(tmp_path, model, *both, data=Numbers(), enable_checkpointing=False)
     assert model.__dict__["forward"] is own
     assert len(seen) == 2 * 5

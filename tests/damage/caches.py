@@ -79,7 +79,7 @@ def cases() -> Iterator[Case]:
 def undamaged() -> dict[str, bytes]:
     """Every file of a kept fit and of its store, which holds one calibration and one decision, by its path."""
     with tempfile.TemporaryDirectory() as name:
-        folder, static = Path(name), StaticQuantization()
+        folder, static = Path(name), StaticQuantization(algorithms=[])
         kept = Fit(folder / "fits" / NAME)
         best = ModelCheckpoint(folder, "best", monitor="val/loss", save_last=True)
         fit(folder, Tiny(), static, KeepFit(kept), best)
@@ -194,7 +194,7 @@ def _calibration(path: tuple[Any, ...], value: Any) -> tuple[Callable[[Path], No
         file.with_name(f"{file.stem.rpartition('-')[0]}-{digest}.pt").write_bytes(stream.getvalue())
 
     def read(folder: Path) -> None:
-        plan = StaticQuantization().plan
+        plan = StaticQuantization(algorithms=[]).plan
         for calibration in Fit(folder / "fits" / NAME).store.calibrations(_calibrated_graph()):
             assert isinstance(calibration.provenance.samples, int)
             plan.fits(calibration, "of another graph")

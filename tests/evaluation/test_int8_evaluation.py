@@ -27,6 +27,7 @@ import lq_plugin
 from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization, evaluate
 from lq_plugin.errors import ConfigError
 from lq_plugin.graph.prepare import prepare
+from lq_plugin.scheme import ALGORITHMS
 
 FORMATS = ("onnx", "openvino", "pt2")
 ENTRY = {
@@ -143,6 +144,12 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         assert entry["kernels"] is None or entry["kernels"].keys() == {"int8", "float", "fell_back"}
     assert manifest["fp32"]["size_bytes"] == sum(t.nbytes for t in Tiny().state_dict().values())
     calibration, graph = manifest["calibration"]["static"], prepare(weights, [torch.ones(4, 1, SIDE, SIDE)])
+    learnt = calibration.pop("algorithms")
+    assert learnt.pop("peak_memory_bytes") > 0
+    assert learnt == {"samples": 30, "judged": 10, "left_out": 0, "share": 1.0, "seed": 0}
+    assert [step["algorithm"] for step in manifest["steps"]] == list(ALGORITHMS)
+    assert {step["outcome"] for step in manifest["steps"]} <= {"kept", "refused"}
+    assert {each["name"] for each in manifest["sensitivity"]["static"]} == {"net.0.conv2d", "net.5.linear"}
     assert calibration == {
         "checkpoint": "best.ckpt",
         "global_step": 3,

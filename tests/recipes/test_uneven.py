@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from idx import write_images
 from torch import Tensor, nn
 
 import lq_plugin
@@ -73,19 +74,9 @@ def test_outliers_ruin_plain_int8() -> None:
     assert decibels(quantized(model, images(28)), images(28)) < 15  # without outliers: 36
 
 
-def write_idx(folder: Path, name: str, values: Tensor) -> None:
-    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-    content = b"\0\0\x08" + bytes([values.dim()]) + sizes + values.numpy().tobytes()
-    (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(content))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, count in (("train", 30), ("t10k", 10)):
-        pixels = torch.arange(count * 28 * 28).remainder(256).to(torch.uint8).view(count, 28, 28)
-        write_idx(tmp_path, f"{name}-images-idx3", pixels)
-        write_idx(tmp_path, f"{name}-labels-idx1", torch.arange(count).remainder(10).to(torch.uint8))
-    return tmp_path
+    return write_images(tmp_path, train=30, test=10)
 
 
 def test_images_are_read_from_idx_files(folder: Path) -> None:

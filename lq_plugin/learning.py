@@ -19,6 +19,7 @@ class AlgorithmStep:
         before: SQNR of the outputs on held-out samples before this step, in dB by runtime; the mean of several outputs.
         after: the same after this step.
         seconds: how long the step took, including the time to judge it.
+        peak_memory_bytes: peak memory of the process when the step had ended; ``None`` where the system does not tell.
     """
 
     candidate: str
@@ -28,6 +29,7 @@ class AlgorithmStep:
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,6 @@ class Learning:
         left_out: how many samples were drawn but not used, because they hold nan or infinity.
         share: the share of all validation samples that was drawn; ``None`` if their number is not known.
         seed: of the draw and of the algorithms.
-        peak_memory_bytes: peak memory of the process when they ended.
         steps: every requested algorithm, in the order in which they run.
     """
 
@@ -49,7 +50,6 @@ class Learning:
     left_out: int
     share: float | None
     seed: int
-    peak_memory_bytes: int | None = None
     steps: tuple[AlgorithmStep, ...] = ()
 
 

@@ -79,8 +79,7 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
         steps = [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in names]
     else:
         candidate = _run(candidate, samples, names, steps)
-    kept = replace(learning, steps=tuple(steps), peak_memory_bytes=_peak_memory())
-    return replace(candidate, learning=kept)
+    return replace(candidate, learning=replace(learning, steps=tuple(steps)))
 
 
 def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str]) -> StaticCandidate:
@@ -120,7 +119,8 @@ def _run(
         note(f"{candidate.name!r}: {name} …")
         began = time.perf_counter()
         result, step, after = _tried(candidate, TABLE[name], samples, judge, before)
-        steps.append(replace(step, seconds=round(time.perf_counter() - began, 3)))
+        seconds = round(time.perf_counter() - began, 3)
+        steps.append(replace(step, seconds=seconds, peak_memory_bytes=_peak_memory()))
         if step.outcome == "kept":
             candidate, before = result, after
     note(f"{candidate.name!r}: {'; '.join(map(_told, steps))}")

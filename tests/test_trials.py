@@ -40,12 +40,14 @@ class OneBadLayer(Tiny):
             second.weight[:, 0] /= UNEVEN
 
 
-def plan(folder: Path, limits: Search | None, max_drop: float = 0.003, scheme: Scheme = PLAIN) -> Plan:
+def plan(
+    folder: Path, limits: Search | None, max_drop: float = 0.003, scheme: Scheme = PLAIN, mode: str | None = "min"
+) -> Plan:
     torch.manual_seed(0)
     data = Data(loaders={"validate": Images(val_samples=64).val_dataloader()})
     source = Source(OneBadLayer(), None, lambda: Checkpoint(LIVE, 0), data)
     job = StaticJob(name="static", scheme=scheme, plan=ObservationPlan(scheme), source=source, options={})
-    budget = Budget("val/loss", max_drop, relative=False, mode="min")
+    budget = Budget("val/loss", max_drop, relative=False, mode=mode)
     protocol = Protocol(["validate"], latency=None)
     return Plan((job,), folder / "quantized", ["onnx", "openvino"], protocol, budget, limits)
 
@@ -104,7 +106,7 @@ def test_a_killed_search_goes_on_with_the_same_winner(tmp_path: Path, monkeypatc
 
 
 def test_no_winner_is_an_outcome(tmp_path: Path) -> None:
-    made = finished(tmp_path, Search(max_trials=4), max_drop=0.0)
+    made = finished(tmp_path, Search(max_trials=4), max_drop=0.0, mode=None)  # any change is a drop
     assert made.selected is None
     assert not any(trial.within for trial in made.trials)
     assert {entry.status for entry in made.artifacts} == {"over_budget"}

@@ -98,7 +98,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator, int]
         0.1,
     ),
     "conv1d": (
-        lambda: rectified(nn.Conv1d(2, 8, 3, padding="same"), nn.ConvTranspose1d(8, 4, 3, 2)),
+        lambda: rectified(nn.Conv1d(2, 8, 3, padding="same"), nn.Conv1d(8, 4, 3, 2)),
         lambda g, n: images(g, n, 2, 8).flatten(2),
         0.3,
     ),

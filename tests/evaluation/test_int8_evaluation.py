@@ -144,9 +144,7 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         assert entry["kernels"] is None or entry["kernels"].keys() == {"int8", "float", "fell_back"}
     assert manifest["fp32"]["size_bytes"] == sum(t.nbytes for t in Tiny().state_dict().values())
     calibration, graph = manifest["calibration"]["static"], prepare(weights, [torch.ones(4, 1, SIDE, SIDE)])
-    learnt = calibration.pop("algorithms")
-    assert learnt.pop("peak_memory_bytes") > 0
-    assert learnt == {"samples": 30, "judged": 10, "left_out": 0, "share": 1.0, "seed": 0}
+    assert all(step["peak_memory_bytes"] > 0 and step["seconds"] > 0 for step in manifest["steps"])
     assert [step["algorithm"] for step in manifest["steps"]] == list(ALGORITHMS)
     assert {step["outcome"] for step in manifest["steps"]} <= {"kept", "refused"}
     assert {each["name"] for each in manifest["sensitivity"]["static"]} == {"net.0.conv2d", "net.5.linear"}
@@ -163,6 +161,7 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         "extra_pass": False,
         "digest": graph.digest,
         "structure": graph.structure,
+        "algorithms": {"samples": 30, "judged": 10, "left_out": 0, "share": 1.0, "seed": 0},
     }
     assert manifest["budget"] == {"metric": "val/acc", "max_drop": 0.01, "relative": True, "mode": "max"}
     assert manifest["environment"]["versions"].keys() >= {"python", "torch", "torchao", "lightning", "onnxruntime"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +54,9 @@ class _Judge:
             if first.is_floating_point():
                 metric = SignalToQuantizationNoise()
                 for ours, theirs in zip(given, self.wanted, strict=True):
-                    metric.update(ours[number], theirs[number])
-                found.append(metric.compute().item())
+                    finite = theirs[number].isfinite()  # a mask may put infinity there
+                    metric.update(ours[number][finite], theirs[number][finite])
+                found.append(_bounded(metric))
         return found
 
 
@@ -101,7 +103,8 @@ def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str])
 def _nothing_to_learn(candidate: StaticCandidate, samples: Samples, count: int) -> str:
     if count < LEAST_SAMPLES or not samples.judge or not samples.learn:
         return f"{count} samples are too few to learn from; {LEAST_SAMPLES} are needed"
-    if not any(tensor.is_floating_point() for tensor in candidate.reference.module(*samples.judge[0])):
+    ((*outputs,),) = _outputs(candidate.reference.module, samples.judge[:1])
+    if not any(tensor.is_floating_point() for tensor in outputs):
         return "the target returns no float tensor, so nothing can be judged"
     return ""
 
@@ -162,7 +165,15 @@ def _refusal(before: Decibels, after: Decibels) -> str:
 
 
 def _means(decibels: Decibels) -> dict[str, float]:
-    return {runtime: round(sum(min(db, EXACT_DB) for db in each) / len(each), 2) for runtime, each in decibels.items()}
+    return {runtime: round(sum(each) / len(each), 2) for runtime, each in decibels.items()}
+
+
+def _bounded(metric: SignalToQuantizationNoise) -> float:
+    """Decibels as a finite number, also where nothing but zeros is wanted, or nan is given."""
+    noise = metric.noise.item()
+    if noise == 0:
+        return EXACT_DB
+    return max(-EXACT_DB, min(metric.compute().item(), EXACT_DB)) if math.isfinite(noise) else -EXACT_DB
 
 
 def _told(step: AlgorithmStep) -> str:

@@ -227,7 +227,9 @@ def _sensitivity(
     for job in plan.jobs:
         candidate = candidates[job.name].result
         over = any(entry.candidate == job.name and entry.status == "over_budget" for entry in entries)
-        if isinstance(job, StaticJob) and isinstance(candidate, StaticCandidate) and (over or candidate.learning):
+        if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate):
+            continue
+        if over or (candidate.learning is not None and candidate.learning.judged):
             what = f"the operators of {job.name!r} cannot be ranked"
             samples = attempt(what, partial(job.samples, candidate.reference))
             step = attempt(what, partial(_ranked, candidate, samples), samples)

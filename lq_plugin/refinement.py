@@ -68,7 +68,8 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
         samples: of the graph's inputs.
 
     Returns:
-        A candidate whose ``learning`` says what was tried, kept and refused. Without algorithms, the candidate itself.
+        A candidate whose ``learning`` says what was tried, kept, refused and failed: it is good without any of them.
+        Without algorithms, the candidate itself.
     """
     names = candidate.scheme.algorithm_names
     if not names:
@@ -76,13 +77,16 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
     graph = candidate.reference
     learn, judge = (sum(map(graph.samples, calls)) for calls in (samples.learn, samples.judge))
     learning = Learning(learn, judge, samples.left_out, samples.share, samples.seed)
-    steps: list[AlgorithmStep] = []
-    if reason := _nothing_to_learn(candidate, samples, learn + judge):
-        steps = [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in names]
-    else:
-        candidate = _run(candidate, samples, names, steps)
-    kept = replace(learning, steps=tuple(steps), peak_memory_bytes=_peak_memory())
-    return replace(candidate, learning=kept)
+
+    def made() -> tuple[StaticCandidate, list[AlgorithmStep]]:
+        if reason := _nothing_to_learn(candidate, samples, learn + judge):
+            return candidate, [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in names]
+        return _run(candidate, samples, names)
+
+    done = attempt(f"algorithms of candidate {candidate.name!r} could not run; it goes on without", made)
+    failed = [AlgorithmStep(candidate.name, name, "failed", done.reason or "") for name in names]
+    result, steps = done.result or (candidate, failed)
+    return replace(result, learning=replace(learning, steps=tuple(steps), peak_memory_bytes=_peak_memory()))
 
 
 def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str]) -> StaticCandidate:
@@ -110,8 +114,9 @@ def _nothing_to_learn(candidate: StaticCandidate, samples: Samples, count: int) 
 
 
 def _run(
-    candidate: StaticCandidate, samples: Samples, names: Sequence[str], steps: list[AlgorithmStep]
-) -> StaticCandidate:
+    candidate: StaticCandidate, samples: Samples, names: Sequence[str]
+) -> tuple[StaticCandidate, list[AlgorithmStep]]:
+    steps: list[AlgorithmStep] = []
     judge = _Judge.of(candidate, samples.judge)
     start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
     before = judge.decibels(candidate)
@@ -128,7 +133,7 @@ def _run(
         if step.outcome == "kept":
             candidate, before = result, after
         note(f"{candidate.name!r}: {name} {_told(steps[-1])}")
-    return candidate
+    return candidate, steps
 
 
 def _tried(

@@ -143,3 +143,11 @@ def test_the_random_state_is_kept() -> None:
     before = torch.get_rng_state()
     lq_plugin.quantize(model, batches, Scheme(algorithms="smoothing"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_judged_is_good_without_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StaticCandidate, "converted", lambda self, runtime: 1 / 0)
+    candidate = quantized(algorithms=["smoothing"])
+    (step,) = steps(candidate).values()
+    assert (step.outcome, step.reason) == ("failed", "ZeroDivisionError: division by zero")
+    assert candidate.graph is candidate.reference

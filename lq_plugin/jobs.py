@@ -103,11 +103,11 @@ class StaticJob(Job):
         if not self.scheme.algorithm_names:
             return candidate
         note(f"{self.name!r}: drawing validation samples for the algorithms …")
-        made = attempt(
-            f"the algorithms of candidate {self.name!r} could not run; it is used without them",
-            lambda: refined(candidate, self._said(self.samples(candidate.graph))),
+        drawn = attempt(
+            f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
+            lambda: self._said(self.samples(candidate.graph)),
         )
-        return made.result or candidate
+        return refined(candidate, drawn.result or Samples((), ()))
 
     def samples(self, graph: Graph) -> Samples:
         """Draw samples of the validation data for algorithms and sensitivity; the same ones each time."""

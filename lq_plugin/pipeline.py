@@ -6,14 +6,12 @@ interrupted continues by running again. A step that fails is recorded, and only 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, formats_of, read
@@ -25,6 +23,7 @@ from lq_plugin.evaluation.judging import judged, select
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
+from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
@@ -113,15 +112,15 @@ def finish(plan: Plan, store: Store) -> Finished:
         candidates = _candidates(plan, store)
         store.complete()
         return Finished(candidates)
-    with _only_run_in(plan.folder):
+    with only_run_in(plan.folder):
         candidates = _candidates(plan, store)
-        earlier = _remove_manifest(plan.folder)
+        earlier = remove_manifest(plan.folder)
         entries = [
             _exported(job, candidates[job.name], name, plan.folder, store, plan.threads)
             for job in plan.jobs
             for name in formats_of(job.scheme.method, plan.formats)
         ]
-        _say_unlisted(plan.folder, earlier, entries)
+        say_unlisted(plan.folder, earlier, entries)
         finished = _with_manifest(plan, Finished(candidates), entries)
         if plan.protocol is not None:
             finished = _evaluated(plan, finished, entries)
@@ -227,7 +226,9 @@ def _sensitivity(
     for job in plan.jobs:
         candidate = candidates[job.name].result
         over = any(entry.candidate == job.name and entry.status == "over_budget" for entry in entries)
-        if isinstance(job, StaticJob) and isinstance(candidate, StaticCandidate) and (over or candidate.learning):
+        if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate):
+            continue
+        if over or (candidate.learning is not None and candidate.learning.judged):
             what = f"the operators of {job.name!r} cannot be ranked"
             samples = attempt(what, partial(job.samples, candidate.reference))
             step = attempt(what, partial(_ranked, candidate, samples), samples)
@@ -352,45 +353,3 @@ def _provenance(candidate: Candidate) -> Mapping[str, Any]:
     if not isinstance(candidate, StaticCandidate) or candidate.learning is None:
         return origin
     return {**origin, "algorithms": {key: item for key, item in vars(candidate.learning).items() if key != "steps"}}
-
-
-def _remove_manifest(folder: Path) -> Sequence[Entry]:
-    """Remove the manifest of an earlier run, so that it never describes this run's artifacts, even if this is killed.
-
-    Returns:
-        The artifacts that it lists.
-    """
-    place = folder / manifest.FILE
-    earlier: Sequence[Entry] = ()
-    with suppress(OSError, ValueError):  # there is none, or none that can be read
-        earlier = manifest.read(place).artifacts
-    attempt(f"{str(place)!r} of an earlier run cannot be removed", partial(place.unlink, missing_ok=True))
-    return earlier
-
-
-def _say_unlisted(folder: Path, earlier: Sequence[Entry], entries: Sequence[Entry]) -> None:
-    """Name what an earlier run left in this folder. It may be all that is left of a training, so it is not removed."""
-    labels = {entry.label for entry in entries}
-    left = [one.label for one in earlier if one.path and one.label not in labels and (folder / one.path).is_dir()]
-    if left:
-        note(f"{', '.join(left)} of an earlier run are still in {folder}; the manifest of this run does not list them")
-
-
-@contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Make other runs that write to this folder wait, so that their artifacts and ours do not mix."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    with suppress(OSError):  # where the disk is full or has no locks, the steps report it
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            note(f"waiting for another run that writes to {folder} …")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            with suppress(OSError):  # a run that is waiting for this file looks for a new one
-                Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +54,9 @@ class _Judge:
             if first.is_floating_point():
                 metric = SignalToQuantizationNoise(sync_on_compute=False)  # the other processes wait
                 for ours, theirs in zip(given, self.wanted, strict=True):
-                    metric.update(ours[number], theirs[number])
-                found.append(metric.compute().item())
+                    finite = theirs[number].isfinite()  # a mask may put infinity there
+                    metric.update(ours[number][finite], theirs[number][finite])
+                found.append(_bounded(metric))
         return found
 
 
@@ -66,7 +68,8 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
         samples: of the graph's inputs.
 
     Returns:
-        A candidate whose ``learning`` lists what was tried, kept and refused. Without algorithms, the candidate itself.
+        A candidate whose ``learning`` lists what was tried, kept, refused and failed; it is usable without any of them.
+        Without algorithms, the candidate itself.
     """
     names = candidate.scheme.algorithm_names
     if not names:
@@ -74,12 +77,16 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
     graph = candidate.reference
     learn, judge = (sum(map(graph.samples, calls)) for calls in (samples.learn, samples.judge))
     learning = Learning(learn, judge, samples.left_out, samples.share, samples.seed)
-    steps: list[AlgorithmStep] = []
-    if reason := _nothing_to_learn(candidate, samples, learn + judge):
-        steps = [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in names]
-    else:
-        candidate = _run(candidate, samples, names, steps)
-    return replace(candidate, learning=replace(learning, steps=tuple(steps)))
+
+    def made() -> tuple[StaticCandidate, list[AlgorithmStep]]:
+        if reason := _nothing_to_learn(candidate, samples, learn + judge):
+            return candidate, [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in names]
+        return _run(candidate, samples, names)
+
+    done = attempt(f"the algorithms of candidate {candidate.name!r} could not run; it is used without them", made)
+    failed = [AlgorithmStep(candidate.name, name, "failed", done.reason or "") for name in names]
+    result, steps = done.result or (candidate, failed)
+    return replace(result, learning=replace(learning, steps=tuple(steps)))
 
 
 def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str]) -> StaticCandidate:
@@ -100,14 +107,16 @@ def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str])
 def _nothing_to_learn(candidate: StaticCandidate, samples: Samples, count: int) -> str:
     if count < LEAST_SAMPLES or not samples.judge or not samples.learn:
         return f"{count} samples are too few to learn from; {LEAST_SAMPLES} are needed"
-    if not any(tensor.is_floating_point() for tensor in candidate.reference.module(*samples.judge[0])):
+    ((*outputs,),) = _outputs(candidate.reference.module, samples.judge[:1])
+    if not any(tensor.is_floating_point() for tensor in outputs):
         return "the target returns no floating-point tensor, so no step can be judged"
     return ""
 
 
 def _run(
-    candidate: StaticCandidate, samples: Samples, names: Sequence[str], steps: list[AlgorithmStep]
-) -> StaticCandidate:
+    candidate: StaticCandidate, samples: Samples, names: Sequence[str]
+) -> tuple[StaticCandidate, list[AlgorithmStep]]:
+    steps: list[AlgorithmStep] = []
     judge = _Judge.of(candidate, samples.judge)
     start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
     before = judge.decibels(candidate)
@@ -124,7 +133,7 @@ def _run(
         if step.outcome == "kept":
             candidate, before = result, after
     note(f"{candidate.name!r}: {'; '.join(map(_told, steps))}")
-    return candidate
+    return candidate, steps
 
 
 def _tried(
@@ -161,7 +170,15 @@ def _refusal(before: Decibels, after: Decibels) -> str:
 
 
 def _means(decibels: Decibels) -> dict[str, float]:
-    return {runtime: round(sum(min(db, EXACT_DB) for db in each) / len(each), 2) for runtime, each in decibels.items()}
+    return {runtime: round(sum(each) / len(each), 2) for runtime, each in decibels.items()}
+
+
+def _bounded(metric: SignalToQuantizationNoise) -> float:
+    """Decibels as a finite number, also where nothing but zeros is wanted, or nan is given."""
+    noise = metric.noise.item()
+    if noise == 0:
+        return EXACT_DB
+    return max(-EXACT_DB, min(metric.compute().item(), EXACT_DB)) if math.isfinite(noise) else -EXACT_DB
 
 
 def _told(step: AlgorithmStep) -> str:

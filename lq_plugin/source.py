@@ -112,21 +112,26 @@ class Source:
         return self._samples[key]
 
     def _drawn(self, graph: Graph, count: int, seed: int) -> Samples:
-        draw, total = Draw(graph, count, seed), math.inf
+        draw, every, chosen = Draw(graph, count, seed), math.inf, set[int]()
+        # The example of a batch of one is doubled, so two may be one.
+        size = 1 if graph.batch_size == 2 else graph.batch_size
 
         def choose(batches: Sequence[int | float]) -> Set[int]:
-            nonlocal total
-            total, wanted = sum(batches) * graph.batch_size, Draw.calls_for(count, graph.batch_size)
-            if math.isinf(total):
-                return set(range(wanted))
-            order = torch.randperm(int(sum(batches)), generator=torch.Generator().manual_seed(seed))
-            return set(order[:wanted].tolist())
+            nonlocal every, chosen
+            every, wanted = sum(batches), Draw.calls_for(count, size)
+            if math.isinf(every):
+                chosen = set(range(wanted))
+            else:
+                order = torch.randperm(int(every), generator=torch.Generator().manual_seed(seed))
+                chosen = set(order[:wanted].tolist())
+            return chosen
 
         def see(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             draw.add(graph.signature.flatten(args, kwargs))
 
         chosen_batches(self.model, self.data, self.target, choose, see)
-        return draw.drawn(None if math.isinf(total) else int(total))
+        total = None if math.isinf(every) else round(draw.samples_seen * every / max(1, len(chosen)))
+        return draw.drawn(total)
 
     @property
     def has_test_split(self) -> bool:

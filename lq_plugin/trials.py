@@ -12,6 +12,7 @@ from lq_plugin import checksums
 from lq_plugin.artifacts.base import FORMATS, export_one
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import StaticCandidate
+from lq_plugin.errors import EvaluationError
 from lq_plugin.evaluation.compare import Protocol, Subject, remeasured
 from lq_plugin.evaluation.judging import judged
 from lq_plugin.graph.sampling import Samples
@@ -62,7 +63,9 @@ class Trials:
     def winner(self, limits: Search) -> StaticCandidate | None:
         """Search, and return the candidate within the budget with the fewest float operators; ``None`` if none is."""
         note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float …")
-        ranking = order({each.node: each.error for each in self.sensitivity}, operations(self.candidate.graph))
+        placed = self.candidate.placed(self.entry.runtime).quantized  # others are float already where trials run
+        errors = {each.node: each.error for each in self.sensitivity if each.node in placed}
+        ranking = order(errors, operations(self.candidate.graph))
         chosen = search(ranking, self._is_within, limits)
         return None if chosen is None else self._mixed(frozenset(chosen))
 
@@ -79,14 +82,14 @@ class Trials:
         placed = self.candidate.placed(self.entry.runtime).quantized
         trial = Trial(
             candidate=self.candidate.name,
-            float_ops=tuple(placed[name].name for name in sorted(float_ops) if name in placed),
-            int8_share=round(1 - len(float_ops & placed.keys()) / len(placed), 4),
+            float_ops=tuple(placed[name].name for name in sorted(float_ops)),
+            int8_share=round(1 - len(float_ops) / len(placed), 4),
             drop=None if step.result is None else step.result.drop(self.budget),
             within=step.result is not None and step.result.status == "ok",
             seconds=round(time.perf_counter() - start, 3),
         )
         self.made.append(trial)
-        said = "within the budget" if trial.within else "over the budget"
+        said = "within the budget" if trial.within else "not measured" if step.result is None else "over the budget"
         note(f"trial {len(self.made)}: {trial.int8_share:.0%} of the operators in INT8, {said}")
         return trial.within
 
@@ -101,7 +104,10 @@ class Trials:
                 artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format, self.threads)
                 made = self.entry.exported(artifact, Path(scratch))
                 subject = replace(self.subject, folder=Path(scratch), candidate=candidate, entries=(made,))
-                metrics = dict(remeasured(subject, made, self.fp32, self.protocol).metrics)
+                found = remeasured(subject, made, self.fp32, self.protocol)
+            if found.error is not None:
+                raise EvaluationError(f"trial: {found.error}")
+            metrics = dict(found.metrics)
             self.store.keep_trial(digest, metrics)
         delta = {name: value - self.fp32.metrics[name] for name, value in metrics.items() if name in self.fp32.metrics}
         return judged(replace(self.entry, metrics=metrics, delta=delta, fp32=self.fp32, error=None), self.budget)

@@ -25,7 +25,7 @@ LAYERS = (
     "apps",
     "callbacks",
     "pipeline",
-    "functional jobs trials",
+    "functional jobs output_folder trials",
     "refinement",
     "source steps store",
     "evaluation",

@@ -32,10 +32,10 @@ class WithOutliers(nn.Module):
         return self.down(torch.relu(self.up(self.norm(x))))
 
 
-def quantized(samples: int = 64, **options: Any) -> StaticCandidate:
+def quantized(samples: int = 64, model: nn.Module | None = None, **options: Any) -> StaticCandidate:
     torch.manual_seed(0)
-    model = WithOutliers().eval()
-    made = lq_plugin.quantize(model, torch.randn(samples, 24).split(16), Scheme(**options))
+    model = WithOutliers() if model is None else model
+    made = lq_plugin.quantize(model.eval(), torch.randn(samples, 24).split(16), Scheme(**options))
     assert isinstance(made, StaticCandidate)
     return made
 
@@ -116,3 +116,38 @@ def _scrambled(candidate: StaticCandidate) -> Any:
         for tensor in graph.module.state_dict().values():
             tensor.mul_(1.001)
     return graph
+
+
+class MaskedAndSilent(WithOutliers):
+    """Gives logits of which a mask puts one at minus infinity, and an output that is zero."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(x)
+        masked = torch.cat([logits, torch.full_like(logits[:, :1], -torch.inf)], 1)
+        return masked, logits[:, :1] * 0, logits.argmax(1)
+
+
+def test_infinity_and_zeros_in_outputs_do_not_hide_what_helps() -> None:
+    candidate = quantized(model=MaskedAndSilent(), algorithms=["smoothing"])
+    (step,) = steps(candidate).values()
+    assert step.outcome == "kept", step.reason
+    assert all(step.after[runtime] > step.before[runtime] + 3 for runtime in step.before)
+
+
+def test_the_random_state_is_kept() -> None:
+    class Random(WithOutliers):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * torch.rand_like(x[:, :1])
+
+    model, batches = Random().eval(), torch.randn(64, 24).split(16)
+    before = torch.get_rng_state()
+    lq_plugin.quantize(model, batches, Scheme(algorithms="smoothing"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_judged_is_good_without_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StaticCandidate, "converted", lambda self, runtime: 1 / 0)
+    candidate = quantized(algorithms=["smoothing"])
+    (step,) = steps(candidate).values()
+    assert (step.outcome, step.reason) == ("failed", "ZeroDivisionError: division by zero")
+    assert candidate.graph is candidate.reference

@@ -8,13 +8,14 @@ import lightning as L
 import pytest
 import torch
 from tiny import Images, Tiny
-from torch import nn
+from torch import Tensor, nn
 
 from lq_plugin import Scheme
 from lq_plugin.checkpoints import LIVE, Checkpoint
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
+from lq_plugin.graph.prepare import prepare
 from lq_plugin.source import Source
 
 LIVE_WEIGHTS = Checkpoint(LIVE, 0)
@@ -107,3 +108,39 @@ def test_a_pass_is_limited_as_that_of_the_trainer(limit: float, samples: int) ->
     found = calibrate_pass(source(Tiny(), validate=limit).observed_pass, plan)
     assert found is not None
     assert found.provenance.samples == samples
+
+
+class Particular(Tiny):
+    """Its hooks need what its step returns, and all batches at the end; its step takes no number of the batch."""
+
+    def validation_step(self, batch: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"logits": self(batch[0])}
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert len(outputs["logits"]) == len(batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        raise AssertionError("not all batches have been seen")
+
+
+class Watched(Images):
+    """Keeps the exceptions that end a run."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.seen: list[BaseException] = []
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.seen.append(exception)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_samples_need_nothing_of_a_module_but_its_steps(batch_size: int) -> None:
+    data = Watched(val_samples=96, batch_size=batch_size)
+    source = Source(Particular(), None, lambda: LIVE_WEIGHTS, Data(data))
+    graph = prepare(source.float_target, [next(iter(data.val_dataloader()))[0]])
+    samples = source.samples(graph, 64, 0)
+    sizes = [sum(map(graph.samples, calls)) for calls in (samples.learn, samples.judge)]
+    assert sizes == [48, 16]
+    assert samples.share == pytest.approx(64 / 96, abs=1e-3)
+    assert data.seen == []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from rich.console import Console
 from tiny import CLASSES, SIDE, Images, Tiny
-from torch import nn
+from torch import Tensor, nn
 
-from lq_plugin import Budget, Scheme, Search, trials
+from lq_plugin import Budget, Int8Evaluation, Scheme, Search, StaticCandidate, quantize, sensitivity, trials
 from lq_plugin.artifacts import base
 from lq_plugin.checkpoints import LIVE, Checkpoint
 from lq_plugin.evaluation.compare import Protocol
@@ -19,13 +22,15 @@ from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import StaticJob
 from lq_plugin.pipeline import Plan, finish
-from lq_plugin.report import manifest
-from lq_plugin.report.manifest import Manifest
+from lq_plugin.report import manifest, table
+from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.source import Source
 from lq_plugin.store import Store
+from lq_plugin.trials import Trials
 
 UNEVEN = 3000.0
 PLAIN = Scheme(algorithms=())
+ENTRY = Entry("static", "static", "onnxruntime", "onnx")
 
 
 class OneBadLayer(Tiny):
@@ -40,16 +45,34 @@ class OneBadLayer(Tiny):
             second.weight[:, 0] /= UNEVEN
 
 
+class TwoBadLayers(OneBadLayer):
+    """Its third layer reads such a channel too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        second, third = self.net[3], self.net[5]
+        assert isinstance(second, nn.Linear) and isinstance(third, nn.Linear)  # noqa: PT018
+        with torch.no_grad():
+            second.weight[1] *= UNEVEN
+            second.bias[1] *= UNEVEN
+            third.weight[:, 1] /= UNEVEN
+
+
 def plan(
-    folder: Path, limits: Search | None, max_drop: float = 0.003, scheme: Scheme = PLAIN, mode: str | None = "min"
+    folder: Path,
+    limits: Search | None,
+    max_drop: float = 0.003,
+    scheme: Scheme = PLAIN,
+    model: type[Tiny] = OneBadLayer,
+    formats: Sequence[str] = ("onnx", "openvino"),
 ) -> Plan:
     torch.manual_seed(0)
     data = Data(loaders={"validate": Images(val_samples=64).val_dataloader()})
-    source = Source(OneBadLayer(), None, lambda: Checkpoint(LIVE, 0), data)
+    source = Source(model(), None, lambda: Checkpoint(LIVE, 0), data)
     job = StaticJob(name="static", scheme=scheme, plan=ObservationPlan(scheme), source=source, options={})
-    budget = Budget("val/loss", max_drop, relative=False, mode=mode)
+    budget = Budget("val/loss", max_drop, relative=False, mode="min")
     protocol = Protocol(["validate"], latency=None)
-    return Plan((job,), folder / "quantized", ["onnx", "openvino"], protocol, budget, limits)
+    return Plan((job,), folder / "quantized", formats, protocol, budget, limits)
 
 
 def finished(folder: Path, *args: Any, **options: Any) -> Manifest:
@@ -105,9 +128,71 @@ def test_a_killed_search_goes_on_with_the_same_winner(tmp_path: Path, monkeypatc
     assert [entry.sha256 for entry in again.artifacts] == [entry.sha256 for entry in first.artifacts]
 
 
+def printed(made: Manifest, folder: Path) -> str:
+    console = Console(file=io.StringIO(), width=400)
+    table.show(made, folder, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def test_no_winner_is_an_outcome(tmp_path: Path) -> None:
-    made = finished(tmp_path, Search(max_trials=4), max_drop=0.0, mode=None)  # any change is a drop
+    made = finished(tmp_path, Search(max_trials=1), model=TwoBadLayers, formats=["onnx"])
     assert made.selected is None
-    assert not any(trial.within for trial in made.trials)
+    assert [trial.within for trial in made.trials] == [False]
     assert {entry.status for entry in made.artifacts} == {"over_budget"}
-    assert len(made.trials) == 2  # one float, two float; the third stays INT8
+    evaluation = Int8Evaluation(search=Search())
+    for trials_made, unmet, said in (
+        (made.trials, "none of 1 trials", "1 trials found no artifact"),
+        ((), "nothing could be tried", "would try to leave such operators float"),
+        ((replace(made.trials[0], within=True),), "none of 1 trials", "in the format of its trials alone"),
+    ):
+        evaluation.manifest = replace(made, trials=trials_made)
+        assert unmet in str(evaluation.unmet)
+        assert said in printed(evaluation.manifest, tmp_path)
+    evaluation.manifest = replace(made, artifacts=tuple(replace(entry, status="ok") for entry in made.artifacts))
+    assert evaluation.unmet is None
+
+
+def test_a_trial_that_cannot_be_measured_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Store, "complete", lambda self: None)
+    monkeypatch.setattr(trials, "remeasured", lambda subject, made, *_: replace(made, error="OSError: no memory"))
+    made = finished(tmp_path, Search(max_trials=1), formats=["onnx"])
+    assert [(trial.drop, trial.within) for trial in made.trials] == [(None, False)]
+    assert "trial 1: 67% of the operators in INT8, not measured" in capsys.readouterr().out
+    assert not list((tmp_path / "store").glob("trials/*"))
+
+
+class Mixer(nn.Module):
+    """Multiplies two activations, which OpenVINO does on floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(x @ self.first(x).transpose(1, 2) @ x)
+
+
+class Recording(Trials):
+    """Notes what would be tried."""
+
+    tried: ClassVar[list[frozenset[str]]] = []
+
+    def _is_within(self, float_ops: frozenset[str]) -> bool:
+        self.tried.append(float_ops)
+        return False
+
+
+def test_only_operators_in_int8_on_the_runtime_of_the_trials_are_tried() -> None:
+    batches = torch.randn(4, 2, 8, 8).unbind()
+    candidate = quantize(Mixer().eval(), batches, PLAIN)
+    assert isinstance(candidate, StaticCandidate)
+    nothing: Any = None
+    known = replace(ENTRY, runtime="openvino")
+    for_openvino = Recording(candidate, nothing, sensitivity(candidate, batches), known, *[nothing] * 5)
+    assert for_openvino.winner(Search()) is None
+    assert {len(names) for names in Recording.tried} == {1}
+    assert frozenset[str]().union(*Recording.tried) < candidate.placed("openvino").quantized.keys()
+    assert len(candidate.united.quantized) == 4

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lq_plugin.graph.channels import is_shared
 from lq_plugin.graph.nodes import arguments, attribute, operator_type
 from lq_plugin.graph.operators import CONVOLUTIONS, MAX_POOLINGS, POOLINGS, TRANSPOSED_CONVOLUTIONS
 
@@ -93,9 +94,16 @@ class Kernel:
 
 
 def pairs(module: fx.GraphModule) -> list[Pair]:
-    """Return all pairs of a folded graph, in the graph's order."""
+    """Return all pairs of a folded graph, in the graph's order.
+
+    Layers that share their weight with another operator are left out: it is stored once.
+    """
     found = (_pair(node) for node in module.graph.nodes if _is_layer(node))
-    return [pair for pair in found if pair is not None]
+    return [
+        pair
+        for pair in found
+        if pair is not None and not any(is_shared(arguments(layer)[1]) for layer in (pair.first, pair.second))
+    ]
 
 
 def is_transposed(layer: fx.Node) -> bool:

@@ -106,10 +106,16 @@ class Int8Evaluation(FinishingCallback):
     @property
     def unmet(self) -> str | None:
         """Says that a search found no artifact within the budget; ``None`` if there is one, or there was no search."""
-        if self.search is None or self.manifest is None or not self.manifest.trials:
+        if self.search is None or self.manifest is None:
             return None
-        if any(entry.status == "ok" for entry in self.manifest.artifacts):
+        statuses = {entry.status for entry in self.manifest.artifacts}
+        if "ok" in statuses or "over_budget" not in statuses:
             return None
+        if not self.manifest.trials:
+            return (
+                "search: no artifact is within the budget, and nothing could be tried: only static candidates with "
+                "several operators in INT8 can be searched, within time_limit. Raise the budget or time_limit."
+            )
         return (
             f"search: none of {len(self.manifest.trials)} trials with more float operators is within the budget. "
             f"Raise max_trials or the budget's max_drop. {manifest.FILE} lists all trials."

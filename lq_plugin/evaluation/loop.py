@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import logging
 import warnings
@@ -163,15 +164,26 @@ class ChosenBatches(Callback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._chosen = self._choose(trainer)
-        step = pl_module.validation_step
-        pl_module.validation_step = lambda *args, **kwargs: (
-            step(*args, **kwargs) if self._position in self._chosen else None
-        )
+        if not self._chosen:
+            raise Enough
+        for hook in ("on_validation_batch_start", "validation_step", "on_validation_batch_end"):
+            setattr(pl_module, hook, self._only_for_chosen(getattr(pl_module, hook)))
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self._position += 1
-        if self._position > max(self._chosen, default=-1):
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if self._position >= max(self._chosen):  # at the end of the epoch, a module may need all of its batches
             raise Enough
+
+    def _only_for_chosen(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """What Lightning calls in place of a hook of the copy; by ``wraps`` it sees the arguments that it takes."""
+
+        @functools.wraps(hook)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return hook(*args, **kwargs) if self._position in self._chosen else None
+
+        return called
 
 
 class Enough(Exception):  # noqa: N818  (nothing is wrong)
@@ -213,12 +225,14 @@ def _datamodule_copy(data: Data, split: str) -> Any:
 def _settle(owner: Any, set_up: bool) -> None:
     """Turn off the hooks that fit has called already; ``setup`` only if all that it prepares exists.
 
-    A second ``setup`` or ``configure_model`` could split the data again, or build new layers with random weights.
+    A second ``setup`` or ``configure_model`` could split the data again, or build new layers with random weights. What
+    a datamodule does on an exception is for those of the user's own run, not for a loop that ends early.
     """
     owner.configure_callbacks = list
     owner.configure_model = lambda: None
     owner.prepare_data = lambda: None
     owner.teardown = lambda stage=None: None
+    owner.on_exception = lambda exception: None
     if set_up:
         owner.setup = lambda stage=None: None
 

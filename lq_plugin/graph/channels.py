@@ -95,7 +95,7 @@ def _readers(nodes: Mapping[str, fx.Node], placement: Placement, fixed: Set[str]
             continue
         weight, axis = placement.weights[name]
         (value,) = placement.inputs[name]
-        if not _is_made_in_integers(nodes[value], placement) and not _is_shared(nodes[weight]):
+        if not _is_made_in_integers(nodes[value], placement) and not is_shared(nodes[weight]):
             yield Reader(name, value, node.args.index(nodes[weight]), 1 - axis)
 
 
@@ -107,7 +107,7 @@ def _is_made_in_integers(value: fx.Node, placement: Placement) -> bool:
     return made is not None and made.op in _INTEGERS
 
 
-def _is_shared(weight: fx.Node) -> bool:
+def is_shared(weight: fx.Node) -> bool:
     """Whether several operators read a constant."""
     module = weight.graph.owning_module
     assert module is not None
@@ -175,7 +175,7 @@ def _takes_a_scale(node: fx.Node, own: Set[str]) -> bool:
     """
     if node.target is aten.linear.default:
         weight = arguments(node)[1]
-        return weight.op == "get_attr" and not _is_shared(weight) and node.name in own
+        return weight.op == "get_attr" and not is_shared(weight) and node.name in own
     constants = [constant for constant in arguments(node)[2:4] if isinstance(constant, fx.Node)]
     return len(arguments(node)[1]) == 1 and all(constant.op == "get_attr" for constant in constants)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lq_plugin.learning import Trial
 from lq_plugin.printing import add_row, brief, show_lines, terminal
 from lq_plugin.report.manifest import EAGER, FILE, Entry, Fp32, Manifest, Speedup
 
@@ -109,14 +110,18 @@ def _over_budget(manifest: Manifest) -> list[str]:
         over = [entry.label for entry in own if entry.status == "over_budget"]
         if over and operators:
             worst = ", ".join(f"{each.name} ({each.share:.0%})" for each in operators[:_WORST])
-            tried = sum(trial.candidate == name for trial in manifest.trials)
-            then = (
-                f"{tried} trials found no artifact within the budget"
-                if tried
-                else "Int8Evaluation(search=Search()) would look for operators to leave float"
-            )
+            then = _searched([trial for trial in manifest.trials if trial.candidate == name])
             lines.append(f"Over budget: {', '.join(over)}. INT8 costs most in {worst}; {then}")
     return lines
+
+
+def _searched(trials: Sequence[Trial]) -> str:
+    """What a search has done about it, or would do."""
+    if not trials:
+        return "Int8Evaluation(search=Search()) would try to leave such operators float"
+    if any(trial.within for trial in trials):
+        return "what a search has found is within it in the format of its trials alone"
+    return f"{len(trials)} trials found no artifact within the budget"
 
 
 def _coverage(manifest: Manifest) -> list[str]:

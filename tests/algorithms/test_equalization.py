@@ -172,8 +172,11 @@ class Branches(nn.ModuleList):
         return [branch(x) for branch in self]
 
 
-def test_what_would_change_the_function_is_left_alone() -> None:
+def test_what_would_change_the_function_or_the_size_is_left_alone() -> None:
+    shared = conv()
     between = {
+        "a weight that is read twice": [nn.ReLU(), shared],
+        "and here": [nn.ReLU(), shared],
         "a clamp that channels share": [nn.ReLU6(), conv()],
         "not homogeneous": [nn.GELU(), conv()],
         "a value with other users": [Residual(nn.ReLU(), conv())],

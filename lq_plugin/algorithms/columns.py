@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, fx
 from torch.nn.functional import pad
 
-from lq_plugin.graph.nodes import arguments
+from lq_plugin.graph.nodes import arguments, is_constant
 from lq_plugin.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, operator_of
 
 _BIASES = {**dict.fromkeys(CONVOLUTIONS | {"linear"}, 2), "addmm": 0, "matmul": None}  # positions
@@ -140,7 +140,7 @@ def product_of(node: fx.Node) -> Product | None:
     position = _BIASES[operator.name]
     bias = args[position] if position is not None and position < len(args) else None
     weight = args[operator.weight]
-    if not _is_constant(weight) or not (bias is None or _is_constant(bias)):
+    if not is_constant(weight) or not (bias is None or is_constant(bias)):
         return None
     shape, channels = weight.meta["val"].shape, node.meta["val"].shape
     (x,) = operator.activations
@@ -189,7 +189,3 @@ def _stuffed(values: Tensor, stride: Sequence[int]) -> Tensor:
     places = (slice(None), slice(None), *(slice(None, None, step) for step in stride))
     stuffed[places] = values
     return stuffed
-
-
-def _is_constant(argument: object) -> bool:
-    return isinstance(argument, fx.Node) and argument.op == "get_attr"

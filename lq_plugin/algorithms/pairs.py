@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from lq_plugin.graph.channels import is_shared
-from lq_plugin.graph.nodes import arguments, attribute, operator_type
+from lq_plugin.graph.nodes import arguments, attribute, is_constant, operator_type
 from lq_plugin.graph.operators import CONVOLUTIONS, MAX_POOLINGS, POOLINGS, TRANSPOSED_CONVOLUTIONS
 
 aten = torch.ops.aten
@@ -156,7 +156,7 @@ def _is_layer(node: fx.Node) -> bool:
         return False
     value, *constants = (*arguments(node), None)[:3]
     return _is_float(value) and all(
-        (constant is None and position == 1) or (_is_constant(constant) and bool(_tensor(constant).isfinite().all()))
+        (constant is None and position == 1) or (is_constant(constant) and bool(_tensor(constant).isfinite().all()))
         for position, constant in enumerate(constants)
     )
 
@@ -198,7 +198,7 @@ def _flattened(node: fx.Node, value: fx.Node, axis: int) -> int:
 
 def _is_clamp(node: fx.Node, value: fx.Node, axis: int) -> bool:
     """Whether an operator clamps each channel at a positive limit of its own, and from below at zero or not at all."""
-    if node.target not in _CLAMPS or not _is_constant(_limit(node)):
+    if node.target not in _CLAMPS or not is_constant(_limit(node)):
         return False
     limits, rank = clamp_limits(node), value.meta["val"].dim()
     by_channel = (1,) * axis + (value.meta["val"].shape[axis],) + (1,) * (rank - axis - 1)
@@ -207,7 +207,7 @@ def _is_clamp(node: fx.Node, value: fx.Node, axis: int) -> bool:
     if not bool((limits > 0).all() & limits.isfinite().all()):
         return False
     low = arguments(node)[1] if node.target is aten.clamp.Tensor else None
-    return low is None or (_is_constant(low) and not bool(_tensor(low).any()))
+    return low is None or (is_constant(low) and not bool(_tensor(low).any()))
 
 
 def _limit(clamp: fx.Node) -> Any:
@@ -226,11 +226,7 @@ def _spatial_dims(kind: str) -> int:
 
 
 def _are_fixed(args: Iterable[object]) -> bool:
-    return all(not isinstance(argument, fx.Node) or _is_constant(argument) for argument in args)
-
-
-def _is_constant(argument: object) -> bool:
-    return isinstance(argument, fx.Node) and argument.op == "get_attr"
+    return all(not isinstance(argument, fx.Node) or is_constant(argument) for argument in args)
 
 
 def _is_float(argument: object) -> bool:

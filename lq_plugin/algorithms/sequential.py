@@ -52,6 +52,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, fx
 
+from lq_plugin.algorithms import spilling
 from lq_plugin.algorithms.columns import Product, product_of
 from lq_plugin.algorithms.rounding import Grid, best_grid, grid, least_squares, moments, rounded
 from lq_plugin.candidate import StaticCandidate
@@ -122,7 +123,8 @@ class _Lockstep:
         candidate: the candidate whose graph runs.
         calls: samples, as calls of the graph.
         generator: draws positions.
-        wanted: results of the float graph, by node, one for each call; dropped after their last use.
+        wanted: results of the float graph, by node, one for each call; dropped after their last use, and on disk beyond
+            1 GiB.
         values: the same of the quantized graph.
         learnt: corrections by operator name.
     """
@@ -148,14 +150,20 @@ class _Lockstep:
             elif node.op == "get_attr":
                 self.wanted[node] = self.values[node] = self._constant(node)
             else:
-                self.wanted[node] = self._results(node, self.wanted)
-                self.values[node] = self._quantized(node, products.pop(node, None))
+                self.wanted[node] = self._kept(self._results(node, self.wanted))
+                quantized = self._quantized(node, products.pop(node, None))
+                self.values[node] = quantized if quantized is self.wanted[node] else self._kept(quantized)
             if node.name in self.candidate.united.outputs:
                 self.values[node] = self._rounded(node)
             for done in [node, *node.all_input_nodes]:
                 if last.get(done, node) is node:
                     del self.wanted[done], self.values[done]
         return self.learnt
+
+    def _kept(self, results: list[Any]) -> list[Any]:
+        """Results as they are kept: on disk where the activations that are still needed exceed the limit."""
+        full = spilling.in_memory((*self.wanted.values(), *self.values.values(), results)) > spilling.LIMIT
+        return spilling.on_disk(results) if full else results
 
     def _constant(self, node: fx.Node) -> list[Any]:
         value = operator.attrgetter(str(node.target))(self.candidate.graph.module)

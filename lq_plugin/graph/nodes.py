@@ -23,6 +23,11 @@ def attribute(module: fx.GraphModule, node: fx.Node) -> Tensor:
     return tensor
 
 
+def is_constant(argument: object) -> bool:
+    """Whether an argument of a node is a parameter, a buffer or another constant of the graph."""
+    return isinstance(argument, fx.Node) and argument.op == "get_attr"
+
+
 def operator_type(node: fx.Node) -> str:
     """Name of the operator that a node calls, such as ``"conv2d"`` for ``aten.conv2d.default``."""
     return _operator_type(node.target)

@@ -12,7 +12,15 @@ from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.errors import UnsupportedError, unknown_name
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.nodes import INSERTED_BY, arguments, attribute, module_path, module_stack, operator_type
+from lq_plugin.graph.nodes import (
+    INSERTED_BY,
+    arguments,
+    attribute,
+    is_constant,
+    module_path,
+    module_stack,
+    operator_type,
+)
 from lq_plugin.graph.operators import (
     CONVOLUTIONS,
     ELEMENTWISE,
@@ -245,7 +253,7 @@ def _of_its_constants(node: fx.Node, operator: Operator) -> str | None:
 def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Node]) -> str | None:
     if operator.name in RECURRENT:
         return "no static INT8 form of this operator"
-    if operator.weight is not None and not _is_constant(node.args[operator.weight]):
+    if operator.weight is not None and not is_constant(node.args[operator.weight]):
         return "its weight is computed in the forward"
     if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
         return "takes a tensor by keyword"
@@ -262,7 +270,7 @@ def _kind(node: fx.Node, operator: Operator) -> str:
         weight = arguments(node)[1].meta["val"]
         outputs = node.meta["val"].shape[1 - weight.dim()]
         return operator.name if weight.shape[1] == outputs else f"grouped {operator.name}"
-    factors = operator.name in ("matmul", "bmm") and not any(map(_is_constant, node.args))
+    factors = operator.name in ("matmul", "bmm") and not any(map(is_constant, node.args))
     return f"{operator.name} of activations" if factors else operator.name
 
 
@@ -273,7 +281,7 @@ def _dynamic_refusal(node: fx.Node, operator: Operator, rules: Runtime) -> str |
         return reason
     if operator.name not in rules.dynamic:
         return "no dynamic INT8 form of this operator"
-    if operator.name in PRODUCTS and (operator.weight is None or not _is_constant(node.args[operator.weight])):
+    if operator.name in PRODUCTS and (operator.weight is None or not is_constant(node.args[operator.weight])):
         return "none of its factors is constant"
     if _dtype(node) != torch.float32:
         return "it does not compute in float32"
@@ -287,7 +295,7 @@ def _no_form(node: fx.Node) -> str:
 
 
 def _between_convolutions(node: fx.Node, values: list[fx.Node], convolutional: Set[fx.Node]) -> str | None:
-    if any(map(_is_constant, values)):
+    if any(map(is_constant, values)):
         return "an input is a constant"
     required = any if operator_type(node) == "mul" else all
     if required(value in convolutional for value in values):
@@ -318,7 +326,7 @@ def _convolutional_values(nodes: Iterable[fx.Node]) -> Set[fx.Node]:
         operator = OPERATORS.get(node.target)
         if operator is not None and operator.name in ELEMENTWISE:
             values = list(_activations(node, operator))
-            moving = [value for value in values if not _is_constant(value)]
+            moving = [value for value in values if not is_constant(value)]
             policy = _POLICIES[operator.name]
             convolutional = moving[0] in found if len(moving) == 1 else policy(node, values, found) is None
         elif operator_type(node) in POINTWISE | QUANTIZATION_AGNOSTIC | POOLINGS:
@@ -359,12 +367,8 @@ def _origin(value: fx.Node) -> fx.Node:
 def _has_finite_constants(node: fx.Node) -> bool:
     module = node.graph.owning_module
     assert module is not None
-    constants = [attribute(module, value) for value in node.all_input_nodes if _is_constant(value)]
+    constants = [attribute(module, value) for value in node.all_input_nodes if is_constant(value)]
     return all(constant.isfinite().all() for constant in constants if isinstance(constant, torch.Tensor))
-
-
-def _is_constant(argument: object) -> bool:
-    return isinstance(argument, fx.Node) and argument.op == "get_attr"
 
 
 def _is_float(argument: object) -> bool:

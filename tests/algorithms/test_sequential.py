@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from zoo import ZOO, settled
 from zoo.pictures import images
 
 import lq_plugin
+from lq_plugin.algorithms import spilling
 from lq_plugin.algorithms.columns import product_of
 from lq_plugin.algorithms.sequential import sequential
 from lq_plugin.candidate import StaticCandidate
@@ -292,3 +295,26 @@ def test_calls_may_differ_in_length(mixed: StaticCandidate) -> None:
 
 def test_without_samples_nothing_is_corrected(mixed: StaticCandidate) -> None:
     assert sequential(mixed, [], 0) is mixed
+
+
+def test_activations_beyond_the_limit_are_spilled_to_disk(
+    mixed: StaticCandidate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spilled: list[int] = []
+    original = spilling.on_disk
+
+    def on_disk(results: Sequence[Tensor]) -> list[Tensor]:
+        made = original(results)
+        spilled.append(sum(tensor.nbytes for tensor in made))
+        assert spilling.in_memory([made]) == 0
+        return made
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(spilling, "on_disk", on_disk)
+    calls = calls_of(pictures, 2)
+    wanted = sequential(mixed, calls, 0)
+    assert not spilled
+    monkeypatch.setattr(spilling, "LIMIT", 100_000)
+    assert sequential(mixed, calls, 0).graph.digest == wanted.graph.digest
+    assert sum(spilled) > 100_000
+    assert not list(tmp_path.iterdir())

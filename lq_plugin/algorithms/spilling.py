@@ -34,6 +34,7 @@ def on_disk(results: Sequence[Any]) -> list[Any]:
 
 def _mapped(tensor: Tensor) -> Tensor:
     with tempfile.NamedTemporaryFile(prefix="lq_plugin-") as file:
-        os.posix_fallocate(file.fileno(), 0, tensor.nbytes)  # a mapped file without its blocks would end the process
+        if hasattr(os, "posix_fallocate"):  # a mapped file without its blocks would end the process on a full disk
+            os.posix_fallocate(file.fileno(), 0, tensor.nbytes)
         made = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
     return made.view(tensor.shape).copy_(tensor)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from lq_plugin.errors import ConfigError
 
 
+_MOST_TRIALS = 500  # more are not read from a manifest
+
+
 @dataclass(frozen=True)
 class Search:
     """How long to search for a mixed-precision artifact within the budget.
@@ -30,8 +33,8 @@ class Search:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_trials < 1:
-            raise ConfigError(f"max_trials: {self.max_trials} is too small. Allowed: 1 or more.")
+        if not 1 <= self.max_trials <= _MOST_TRIALS:
+            raise ConfigError(f"max_trials: {self.max_trials} is not allowed. Allowed: 1 to {_MOST_TRIALS}.")
         if self.time_limit is not None and not self.time_limit >= 0:
             raise ConfigError(f"time_limit: {self.time_limit} is not allowed. Give seconds, 0 or more, or None.")
 

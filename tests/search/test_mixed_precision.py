@@ -73,7 +73,9 @@ def test_limits_are_kept() -> None:
     assert late.tried == []
 
 
-@pytest.mark.parametrize("options", [{"max_trials": 0}, {"time_limit": -1.0}, {"time_limit": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"max_trials": 0}, {"max_trials": 501}, {"time_limit": -1.0}, {"time_limit": float("nan")}]
+)
 def test_a_search_without_room_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         Search(**options)  # type: ignore[arg-type]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from lq_plugin.errors import ConfigError
 
-
 _MOST_TRIALS = 500  # more are not read from a manifest
 
 

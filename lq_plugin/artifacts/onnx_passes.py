@@ -150,6 +150,18 @@ def transpose_integers(model: ir.Model) -> None:
         product.replace_input_with(1, floats)
 
 
+def share_equal_constants(model: ir.Model) -> None:
+    """Let layers with equal weights read one constant by one ``DequantizeLinear``.
+
+    The exporter does it for constants of up to 1024 numbers. OpenVINO (2026.4) computes layers in float that dequantize
+    the same integers separately: a transformer of six equal layers, whose scales have 1536 numbers, took 1.53 times the
+    time of NNCF's, with 6 of its 36 products in float.
+    """
+    passes = require("onnx_ir.passes.common", "onnx", "formats: 'onnx'")
+    passes.DeduplicateHashedInitializersPass(size_limit=2**40)(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+
+
 def remove_unused(model: ir.Model) -> None:
     """Remove the nodes and initializers that other passes have replaced."""
     require("onnx_ir.passes.common", "onnx", "formats: 'onnx'").RemoveUnusedNodesPass()(model)
@@ -306,5 +318,12 @@ PASSES: Mapping[str, tuple[Pass, ...]] = {
         transpose_integers,
         remove_unused,
     ),
-    "openvino": (split_biased_gemm, pad_in_convolutions, transpose_keys, omit_zero_points, remove_unused),
+    "openvino": (
+        split_biased_gemm,
+        pad_in_convolutions,
+        transpose_keys,
+        omit_zero_points,
+        share_equal_constants,
+        remove_unused,
+    ),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import commands
 import pytest
 
-QUICK = ("recipe=mnist_cnn", "data.samples=48", "trainer.max_epochs=1", "callbacks.progress=null", "export=pt2")
+QUICK = ("recipe=mnist_cnn", "data.samples=30", "trainer.max_epochs=1", "callbacks.progress=null", "export=pt2")
 PLAIN = ("quantization=none", "export=none", "evaluation=none")
 UNTIMED = ("callbacks.evaluation.latency=null",)
 TIMED = ("callbacks.evaluation.latency.rounds=1", "callbacks.evaluation.latency.seconds=0.01")

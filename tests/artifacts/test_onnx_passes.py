@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import lq_plugin
 from lq_plugin import Candidate
 from lq_plugin.artifacts import onnx as onnx_format
+from lq_plugin.artifacts import openvino as openvino_format
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.artifacts.onnx_passes import (
     PASSES,
@@ -407,3 +408,19 @@ def test_passes_keep_what_a_float_graph_computes(candidate: Candidate, tmp_path:
 def test_every_runtime_that_reads_onnx_has_its_passes() -> None:
     readers = {chosen.runtime for chosen in FORMATS.values() if "onnxscript" in chosen.packages}
     assert PASSES.keys() == readers
+
+
+def test_wide_layers_with_equal_weights_run_on_integers(tmp_path: Path) -> None:
+    class Equal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(8, 1100), nn.ReLU(), nn.Linear(1100, 8))  # over 1024 scales
+            self.second = copy.deepcopy(self.first)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    candidate = lq_plugin.quantize(Equal().eval(), [torch.randn(8, 8)])
+    artifact = lq_plugin.export(candidate, tmp_path, ["openvino"])["openvino"]
+    assert [kernel.int8 for kernel in openvino_format.kernels(artifact.path)] == [True] * 4
+    assert (artifact.path / "model.bin").stat().st_size < 2 * 8 * 1100 + 2 * 4 * 2 * 1200

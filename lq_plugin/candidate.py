@@ -183,6 +183,7 @@ class DynamicCandidate:
         scheme: what is quantized and how.
         provenance: whose weights these are.
         dynamic_dims: dynamic dimensions of the graph besides the batch, by input name.
+        varying: dimensions in which calls differed.
         measured: decisions made by measuring during export, by a digest of what was measured.
     """
 
@@ -192,13 +193,14 @@ class DynamicCandidate:
     scheme: Scheme
     provenance: Provenance
     dynamic_dims: DynamicDims = field(default_factory=dict)
+    varying: DynamicDims = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
     _placements: dict[str, Placement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @cached_property
     def graph(self) -> Graph:
         """The module's folded float graph, captured at first use."""
-        return prepare(self.module, *self.example, self.dynamic_dims)
+        return prepare(self.module, *self.example, self.dynamic_dims, self.varying)
 
     @property
     def reference(self) -> Graph:

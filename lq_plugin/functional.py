@@ -16,7 +16,7 @@ from lq_plugin.graph.calibration import Calibration, Recording, calls, uncalibra
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.prepare import prepare
+from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.sampling import Draw, Samples
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
@@ -116,13 +116,35 @@ def _calibrated(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
 ) -> tuple[Graph, Calibration, Samples]:
     """Observe all batches, and draw samples from them for the algorithms."""
+    tracked, found = TrackedTarget(dynamic_dims), None
+    while found is None:  # ends, because every further time fewer dimensions are fixed
+        found = _observed(model, batches, scheme, tracked)
+    return found
+
+
+def _observed(
+    model: nn.Module, batches: Iterable[Any], scheme: Scheme, tracked: TrackedTarget
+) -> tuple[Graph, Calibration, Samples] | None:
+    """Observe all batches; ``None`` if one differs in a dimension that the graph fixes, which is dynamic from then on.
+
+    Raises:
+        ConfigError: one differs, and the batches cannot be read once more.
+    """
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))
     first = _first(inputs)
-    graph = prepare(model, *first, dynamic_dims)
+    graph = tracked.prepared(model, *first)
     recording = Recording.start(duplicate(graph), scheme)
     draw = Draw(graph, scheme.algorithm_samples, seed=0)
     for args, kwargs in itertools.chain([first], inputs):
+        if tracked.must_widen(model, args, kwargs):
+            if isinstance(batches, Iterator):
+                raise ConfigError(
+                    f"batches: their sizes differ in the dimensions {dict(tracked.varying)}, and an iterator can be "
+                    "read only once. Give a list or a DataLoader, or name the dimensions besides the batch in "
+                    "dynamic_dims."
+                )
+            return None
         tensors = graph.signature.flatten(args, kwargs)
         recording.observe(tensors)
         if scheme.algorithm_names:

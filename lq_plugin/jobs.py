@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration, uncalibrated
-from lq_plugin.graph.capture import Call
+from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
 from lq_plugin.graph.placement import place_everywhere
@@ -46,7 +46,7 @@ class Job(ABC):
     scheme: Scheme
     source: Source
     options: Mapping[str, Any]
-    example: Call | None = None
+    example: Example | None = None
     failure: Exception | None = None
 
     def candidate(self, store: Store) -> Candidate:
@@ -58,13 +58,13 @@ class Job(ABC):
         Raises:
             LqError: it cannot be made.
         """
-        example = self.source.first_call(self.option_of) if self.example is None else self.example
+        example = self.example or Example(self.source.first_call(self.option_of))
         candidate = self._made(example, store)
-        warn_of_random_forward(self.name, self.source.float_target, example)
+        warn_of_random_forward(self.name, self.source.float_target, example.call)
         return candidate
 
     @abstractmethod
-    def _made(self, example: Call, store: Store) -> Candidate:
+    def _made(self, example: Example, store: Store) -> Candidate:
         """Make the candidate, given a call."""
 
 
@@ -81,22 +81,25 @@ class StaticJob(Job):
     plan: ObservationPlan
     calibration: Calibration | None = None
 
-    def _made(self, example: Call, store: Store) -> StaticCandidate:
+    def _made(self, example: Example, store: Store) -> StaticCandidate:
         """Combine the checkpoint's weights with a calibration, made where there is none, and run the algorithms."""
         checkpoint = self.source.checkpoint
-        graph = prepare(self.source.float_target, *example, self.plan.dynamic_dims)
-        inputs = tensors_digest({str(number): tensor for number, tensor in enumerate(graph.example)})
-        calibration = self._known(graph.digest, inputs, store)
+        graph = self._graph(example)
+        calibration = self._known(graph.digest, _inputs(graph), store)
         if calibration is None:
             place_everywhere(graph, self.scheme)  # finds patterns that match nothing before a pass is run for them
-            calibration = self._calibrated(checkpoint.global_step)
-            store.keep_calibration(calibration, inputs)
+            calibration, seen = self._calibrated(checkpoint.global_step, example)
+            graph = graph if seen.varying == example.varying else self._graph(seen)
+            store.keep_calibration(calibration, _inputs(graph))
         provenance = replace(
             calibration.provenance, checkpoint=checkpoint.name, checkpoint_global_step=checkpoint.global_step
         )
         warn_of_ranges(self.name, graph, calibration, self.scheme)
         calibration = replace(calibration, provenance=provenance)
         return self._refined(StaticCandidate(self.name, graph, calibration, self.scheme))
+
+    def _graph(self, example: Example) -> Graph:
+        return prepare(self.source.float_target, *example.call, self.plan.dynamic_dims, example.varying)
 
     def _refined(self, candidate: StaticCandidate) -> StaticCandidate:
         """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
@@ -137,12 +140,19 @@ class StaticJob(Job):
         yield "the checkpoint", (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
         yield "an earlier run", store.calibrations(digest, inputs, self.plan.digest)
 
-    def _calibrated(self, step: int) -> Calibration:
+    def _calibrated(self, step: int, example: Example) -> tuple[Calibration, Example]:
         note(f"calibrating {self.name!r} in a separate validation pass …")
-        found = calibrate_pass(self.source.observed_pass, self.plan)
+        found = calibrate_pass(self.source.observed_pass, self.plan, example)
         if found is None:
             raise CalibrationError(self.source.never_called(self.option_of))
-        return replace(found, provenance=replace(found.provenance, global_step=step, extra_pass=True))
+        calibration, seen = found
+        provenance = replace(calibration.provenance, global_step=step, extra_pass=True)
+        return replace(calibration, provenance=provenance), seen
+
+
+def _inputs(graph: Graph) -> str:
+    """Digest of the graph's example."""
+    return tensors_digest({str(number): tensor for number, tensor in enumerate(graph.example)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,14 +166,21 @@ class DynamicJob(Job):
     option_of: ClassVar[str] = "DynamicQuantization"
     dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
-    def _made(self, example: Call, store: Store) -> DynamicCandidate:
+    def _made(self, example: Example, store: Store) -> DynamicCandidate:
         checkpoint, target = self.source.checkpoint, self.source.float_copy()
         step = checkpoint.global_step
         provenance = replace(
             uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
         )
         return DynamicCandidate(
-            self.name, target, example, self.scheme, provenance, self.dynamic_dims, store.decisions()
+            self.name,
+            target,
+            example.call,
+            self.scheme,
+            provenance,
+            self.dynamic_dims,
+            example.varying,
+            store.decisions(),
         )
 
 

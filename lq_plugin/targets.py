@@ -27,6 +27,14 @@ def resolve_target(model: nn.Module, target: str | None) -> nn.Module:
     return model.get_submodule(target)
 
 
+def forward_of(module: nn.Module) -> Forward:
+    """Return the forward of a module, without ``torch.compile``, and where it is shadowed the original one."""
+    forward: Any = getattr(module, "_orig_mod", module).forward
+    while hasattr(forward, "lq_original"):
+        forward = forward.lq_original
+    return forward  # type: ignore[no-any-return]
+
+
 def never_called(model: nn.Module, target: str | None, where: str, option_of: str) -> str:
     """Return the message for a target whose forward no step calls: it names what could be chosen instead.
 

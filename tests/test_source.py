@@ -105,8 +105,7 @@ def test_a_module_without_validation_is_a_named_error() -> None:
 @pytest.mark.parametrize(("limit", "samples"), [(1.0, 16), (1, 8)])
 def test_a_pass_is_limited_as_that_of_the_trainer(limit: float, samples: int) -> None:
     plan = ObservationPlan(Scheme(observer="minmax"))
-    found = calibrate_pass(source(Tiny(), validate=limit).observed_pass, plan)
-    assert found is not None
+    found, _ = calibrate_pass(source(Tiny(), validate=limit).observed_pass, plan) or pytest.fail()
     assert found.provenance.samples == samples
 
 

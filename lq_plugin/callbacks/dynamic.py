@@ -12,12 +12,13 @@ from torch import nn
 from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
-from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.capture import private_call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.example import Example
 from lq_plugin.jobs import DynamicJob
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
-from lq_plugin.targets import Forward, never_called, replaced_forward, resolve_target
+from lq_plugin.targets import Forward, forward_of, never_called, replaced_forward, resolve_target
 
 _VALIDATION, _TRAINING = "validation", "training"
 
@@ -27,7 +28,8 @@ class DynamicQuantization(QuantizingCallback):
 
     Quantized are ``nn.Linear``, ``nn.LSTM``, ``nn.GRU``, ``nn.LSTMCell``, ``nn.GRUCell``, ``nn.RNNCell`` and, where
     asked, embeddings. Weights become INT8 ahead of time; the scale of a layer's input is computed in every call. The
-    target's first call in validation is remembered as an example of its inputs.
+    target's first call in validation is remembered as an example of its inputs. Dimensions in which later calls differ
+    from it become dynamic.
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
@@ -71,7 +73,7 @@ class DynamicQuantization(QuantizingCallback):
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self._shadow = ExitStack()
-        self._examples: dict[str, Call | None] = {}  # first call in validation and in training; None: it had none
+        self._examples: dict[str, Example | None] = {}  # of validation and of training; None: the target had no call
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, without the shadow, which only the original may end."""
@@ -106,21 +108,20 @@ class DynamicQuantization(QuantizingCallback):
         if example is None:
             raise UnsupportedError(never_called(pl_module, self.target, "validation_step", type(self).__name__))
         target = detached_copy(resolve_target(pl_module, self.target)).cpu()
-        swap.survey(target, example, self.scheme)
+        swap.survey(target, example.call, self.scheme)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Remember the target's first call in validation."""
-        if self._examples.get(_VALIDATION) is None:
-            self._remember_call(pl_module, _VALIDATION)
+        """Remember the target's first call in validation, and what differs in later ones."""
+        self._remember_calls(pl_module, _VALIDATION)
 
     def on_validation_batch_end(self, *_: Any) -> None:
         """Give the target its forward back."""
         self._shadow.close()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Remember the target's first call in training, for a run that is never validated."""
-        if not any(self._examples.values()):
-            self._remember_call(pl_module, _TRAINING)
+        """Remember the target's calls in training, for a run that is never validated."""
+        if self._examples.get(_VALIDATION) is None:
+            self._remember_calls(pl_module, _TRAINING)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the target its forward back."""
@@ -142,19 +143,24 @@ class DynamicQuantization(QuantizingCallback):
             dynamic_dims=self.dynamic_dims,
         )
 
-    def _remember_call(self, model: nn.Module, phase: str) -> None:
-        """Remember the target's next call."""
+    def _remember_calls(self, model: nn.Module, phase: str) -> None:
+        """Remember the target's calls in a batch."""
         self._examples.setdefault(phase, None)
         if self.failure is not None:
             return
 
+        target = resolve_target(model, self.target)
+
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if self._examples[phase] is None:
-                self._examples[phase] = private_call(args, kwargs)
+            known = self._examples[phase]
+            if known is None:
+                self._examples[phase] = Example(private_call(args, kwargs))
+            else:
+                self._examples[phase] = known.seeing(forward_of(target), args, kwargs)
 
         def remembered(original: Forward, *args: Any, **kwargs: Any) -> Any:
             remember(args, kwargs)
             return original(*args, **kwargs)
 
-        self._shadow.enter_context(replaced_forward(resolve_target(model, self.target), remembered))
+        self._shadow.enter_context(replaced_forward(target, remembered))

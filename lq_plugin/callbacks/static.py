@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
+from lq_plugin.graph.capture import Dims
 from lq_plugin.graph.observation import Observation, ObservationPlan, merged
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import repeats_in
@@ -157,7 +159,7 @@ class StaticQuantization(QuantizingCallback):
         if observation is not None:
             self.failure = observation.failure
         if not trainer.sanity_checking:
-            self._merge(trainer, calibration)
+            self._merge(trainer, calibration, observation is not None and observation.incomplete)
             if known is None and self.failure is not None and trainer.is_global_zero:
                 sanity.say(self)
         elif observation is not None and not observation.called:
@@ -173,12 +175,16 @@ class StaticQuantization(QuantizingCallback):
         observation, self._observation = self._observation, None
         return None if observation is None else observation.close()
 
-    def _merge(self, trainer: Any, calibration: Calibration | None) -> None:
-        """Keep what all processes observed in this pass, unless one of them failed."""
-        parts = _of_every_process(trainer, (calibration, "" if self.failure is None else str(self.failure)))
+    def _merge(self, trainer: Any, calibration: Calibration | None, incomplete: bool) -> None:
+        """Keep what all processes observed in this pass, unless one of them failed or could not observe all of it."""
+        failure, example = "" if self.failure is None else str(self.failure), self._tracked.example
+        parts = _of_every_process(
+            trainer, _Part(calibration, failure, incomplete, example.varying if example else None)
+        )
+        self._tracked.widen([part.varying for part in parts if part.varying])
         self.failure = self.failure or _failed_elsewhere(parts)
-        found = [part for part, _ in parts if part is not None]
-        if found and self.failure is None:
+        found = [part.calibration for part in parts if part.calibration is not None]
+        if found and self.failure is None and not any(part.incomplete for part in parts):
             self.calibration = merged(self.plan, found, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,8 +213,17 @@ class StaticQuantization(QuantizingCallback):
         return super().options() | {"samples": self.samples, "seed": self.seed}
 
 
-def _of_every_process(trainer: Any, own: tuple[Calibration | None, str]) -> list[tuple[Calibration | None, str]]:
-    """What each process observed, and why it could not."""
+@dataclass(frozen=True)
+class _Part:
+    """What one process observed, why it could not, and in which dimensions its calls differed."""
+
+    calibration: Calibration | None
+    failure: str
+    incomplete: bool
+    varying: Dims | None
+
+
+def _of_every_process(trainer: Any, own: _Part) -> list[_Part]:
     if trainer.world_size == 1:
         return [own]
     values = [own] * trainer.world_size
@@ -216,9 +231,9 @@ def _of_every_process(trainer: Any, own: tuple[Calibration | None, str]) -> list
     return values
 
 
-def _failed_elsewhere(parts: Sequence[tuple[Calibration | None, str]]) -> CalibrationError | None:
+def _failed_elsewhere(parts: Sequence[_Part]) -> CalibrationError | None:
     """The failure of any process; the statistics of the others would cover only part of the data."""
-    failed = {rank: failure for rank, (_, failure) in enumerate(parts) if failure}
+    failed = {rank: part.failure for rank, part in enumerate(parts) if part.failure}
     if len(parts) == 1 or not failed:
         return None
     rank, failure = next(iter(failed.items()))

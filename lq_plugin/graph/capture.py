@@ -28,6 +28,7 @@ from lq_plugin.noise import muted
 from lq_plugin.progress import note
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments and keyword arguments of a forward
+Dims = Mapping[str, Sequence[int]]  # of inputs, by their names: {"x": [2, 3], "batch.ids": [1]}
 CAPTURED_AS = "target"  # what the module is called in its graph: parameter "0.weight" is "target.0.weight" there
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def capture(
     target: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
-    dynamic_dims: Mapping[str, Sequence[int]] | None = None,
+    dynamic_dims: Dims | None = None,
+    varying: Dims | None = None,
 ) -> Graph:
     """Capture the forward of ``target`` with ``torch.export``.
 
@@ -72,6 +74,7 @@ def capture(
         args: positional arguments of one real call.
         kwargs: keyword arguments of that call.
         dynamic_dims: more dynamic dimensions, by the name of the input: ``{"x": [2, 3]}``, ``{"batch.ids": [1]}``.
+        varying: dimensions in which calls were seen to differ; those that are not the batch become dynamic too.
 
     Raises:
         CaptureError: the forward cannot be captured; the message names the line and what to do.
@@ -88,7 +91,8 @@ def capture(
         tensors = inputs.flatten(args, dict(kwargs or {}))
         if not tensors:
             raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
-        task = _Task(module, inputs, tensors, find_batch_dims(module, inputs, tensors), dynamic_dims or {})
+        batch_dims = find_batch_dims(module, inputs, tensors)
+        task = _Task(module, inputs, tensors, batch_dims, dynamic_dims or {}, varying or {})
         of_one = any(dims and t.shape[dims[0]] == 1 for t, dims in zip(tensors, task.batch_dims, strict=True))
         return _captured_of_one(task) if of_one else _captured(task)
 
@@ -101,7 +105,8 @@ class _Task:
     inputs: Signature
     tensors: Sequence[Tensor]
     batch_dims: BatchDims
-    dynamic_dims: Mapping[str, Sequence[int]]
+    dynamic_dims: Dims
+    varying: Dims
 
 
 def _captured_of_one(task: _Task) -> Graph:
@@ -161,6 +166,8 @@ def _dynamic_shapes(task: _Task, tensors: Sequence[Tensor]) -> tuple[tuple[dict[
             if not -tensor.dim() <= dim < tensor.dim():
                 raise ConfigError(f"dynamic_dims: {name!r} has {tensor.dim()} dimensions, got {dim}.")
             dims[dim % tensor.dim()] = Dim.DYNAMIC
+        for dim in task.varying.get(name, ()):
+            dims.setdefault(dim, Dim.DYNAMIC)
         shapes.append(dims)
     return (tuple(shapes),)
 

@@ -18,6 +18,7 @@ from torch import nn
 from lq_plugin import checksums
 from lq_plugin.errors import CalibrationError, LqError, as_calibration_error, is_mistake
 from lq_plugin.graph.calibration import Calibration, Recording
+from lq_plugin.graph.example import Example
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import Repeats, without_repeats
 from lq_plugin.observers import Observer
@@ -97,6 +98,8 @@ class Observation:
     Attributes:
         called: whether the target was called.
         failure: why nothing can be observed. It never stops a training.
+        incomplete: whether a call differed from those observed before it in a dimension that the graph had fixed. The
+            graph is captured again with this dimension dynamic, and a further pass is needed for all samples.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Observation:
         self._recording: Recording | None = None
         self._chosen: set[int] = set()
         self.called = False
+        self.incomplete = False
         self.failure: LqError | None = None
         see = torch.compiler.disable(self.see)  # type: ignore[no-untyped-call]
 
@@ -125,6 +129,12 @@ class Observation:
 
         self._shadow = ExitStack()
         self._shadow.enter_context(replaced_forward(target, observed))
+
+    @property
+    def example(self) -> Example:
+        """A call, and the dimensions that differed; there once the target was called without a failure."""
+        assert self._tracked.example is not None
+        return self._tracked.example
 
     def next_batch(self, repeats: Repeats | None = None) -> None:
         """Count the batches; ``repeats`` is given for one with samples that another process has too."""
@@ -141,6 +151,9 @@ class Observation:
         if self.failure is not None:
             return
         try:
+            if self._tracked.must_widen(self._target, args, kwargs) and self._recording is not None:
+                self.incomplete |= self._recording.batches > 0
+                self._recording = None
             if self._recording is None:
                 self._recording = self._started(args, kwargs)
             if self._position in self._chosen:
@@ -157,7 +170,7 @@ class Observation:
         # The digest is of the weights that are about to be observed. By the end of the pass they may have changed.
         graph = self._tracked.prepared(self._target, args, kwargs)
         recording = Recording.start(graph, self._plan.scheme)  # refuses patterns that match nothing
-        if not self._sanity_check:
+        if not self._sanity_check and not self._chosen:
             samples = graph.samples(graph.signature.flatten(args, kwargs))
             self._chosen = self._plan.chosen(self._batches, samples * self._processes)
         return recording
@@ -170,7 +183,7 @@ class Observation:
         """
         self._shadow.close()
         recording, self._recording = self._recording, None
-        if recording is None or self.failure is not None or not recording.batches:
+        if recording is None or self.failure is not None or self.incomplete or not recording.batches:
             return None
         plan = self._plan
         return recording.calibration(plan.observer.name, "validate", plan.seed, plan.digest)
@@ -204,37 +217,44 @@ def merged(plan: ObservationPlan, parts: Sequence[Calibration], global_step: int
 Begin = Callable[[nn.Module, Sequence[int | float]], Observation]  # of a model and the batches of its loaders
 
 
-def calibrate_pass(run: Callable[[Begin], object], plan: ObservationPlan) -> Calibration | None:
-    """Calibrate a target in a pass of its own.
+def calibrate_pass(
+    run: Callable[[Begin], object], plan: ObservationPlan, example: Example | None = None
+) -> tuple[Calibration, Example] | None:
+    """Calibrate a target in a pass of its own, and in another one if calls differ in further dimensions.
 
     Args:
         run: runs a pass over a copy of the model. It calls what it is given once, with that copy and the number of
             batches of every loader, and then ``next_batch`` of what that returned before each batch.
         plan: what is observed, and how.
+        example: of the target's calls; by default the first call of the pass.
 
     Returns:
-        The calibration; ``None`` where the target was not called.
+        The calibration, and the example with all dimensions that differed; ``None`` where the target was not called.
 
     Raises:
         LqError: the target cannot be observed.
     """
-    observation: Observation | None = None
+    begun: list[Observation] = []
 
     def begin(model: nn.Module, batches: Sequence[int | float]) -> Observation:
-        nonlocal observation
-        tracked = TrackedTarget(plan.dynamic_dims)
-        observation = Observation(plan, resolve_target(model, plan.target), tracked, batches)
-        return observation
+        tracked = TrackedTarget(plan.dynamic_dims, example)
+        begun.append(Observation(plan, resolve_target(model, plan.target), tracked, batches))
+        return begun[-1]
 
     run(begin)
-    calibration = None if observation is None else observation.close()
-    if observation is None or not observation.called:
+    if not begun:
+        return None
+    observation = begun[0]
+    calibration = observation.close()
+    if not observation.called:
         return None
     if observation.failure is not None:
         raise observation.failure
+    if observation.incomplete:  # ends, because every further pass has fewer fixed dimensions
+        return calibrate_pass(run, plan, observation.example)
     if calibration is None:
         raise CalibrationError(
             "calibration: the target is called in validation, but in none of the batches that were chosen to be "
             "observed. Raise samples, or choose a target that every batch goes through."
         )
-    return merged(plan, [calibration])
+    return merged(plan, [calibration]), observation.example

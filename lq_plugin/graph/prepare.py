@@ -8,17 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from lq_plugin.graph.binding import follow
-from lq_plugin.graph.capture import Call, capture
+from lq_plugin.graph.capture import Dims, capture
+from lq_plugin.graph.example import Example, placed_like
 from lq_plugin.graph.folding import fold
 from lq_plugin.graph.graph import Graph
 from lq_plugin.identity import state_tensors
+from lq_plugin.targets import forward_of
 
 
 def prepare(
     target: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
-    dynamic_dims: Mapping[str, Sequence[int]] | None = None,
+    dynamic_dims: Dims | None = None,
+    varying: Dims | None = None,
 ) -> Graph:
     """Capture the forward of ``target``, and fold it on a copy of its weights.
 
@@ -28,6 +31,7 @@ def prepare(
         args: positional arguments of one real call.
         kwargs: keyword arguments of that call.
         dynamic_dims: dynamic dimensions besides the batch, by the name of the input: ``{"x": [2, 3]}``.
+        varying: dimensions in which calls were seen to differ; those that are not the batch become dynamic too.
 
     Raises:
         CaptureError: the forward cannot be captured.
@@ -41,7 +45,7 @@ def prepare(
         >>> prepare(layer, [x]).structure == graph.structure, prepare(layer, [x]).digest == graph.digest
         (True, False)
     """
-    return fold(capture(target, args, kwargs, dynamic_dims))
+    return fold(capture(target, args, kwargs, dynamic_dims, varying))
 
 
 class TrackedTarget:
@@ -52,14 +56,15 @@ class TrackedTarget:
 
     Args:
         dynamic_dims: see :func:`prepare`.
+        example: of an earlier pass, with the dimensions that differed in it.
 
     Attributes:
         example: the call that was captured, on the CPU; copies have it too.
     """
 
-    def __init__(self, dynamic_dims: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(self, dynamic_dims: Dims | None = None, example: Example | None = None) -> None:
         self._dynamic_dims = dict(dynamic_dims or {})
-        self.example: Call | None = None
+        self.example = example
         self._captured: Graph | None = None
         self._tensors: Mapping[str, Tensor] = {}  # that the captured graph reads
 
@@ -72,7 +77,7 @@ class TrackedTarget:
 
         Args:
             target: always the same module, whatever has happened to it since.
-            args: positional arguments of the call that is captured where there is no graph of it yet.
+            args: positional arguments of the call that is captured where there is no example yet.
             kwargs: keyword arguments of that call.
 
         Raises:
@@ -81,7 +86,45 @@ class TrackedTarget:
         """
         tensors = state_tensors(target)
         if self._captured is None or not follow(self._captured, self._tensors, tensors):
-            self._captured = capture(target, args, kwargs, self._dynamic_dims)
-            self.example = self._captured.signature.call(self._captured.example)
+            self._captured = self._capture(target, args, kwargs)
         self._tensors = tensors
         return fold(self._captured)
+
+    def _capture(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Graph:
+        varying, call = self.varying, (args, kwargs)
+        if self.example is not None and varying:  # this call may have a size of 1, which would be fixed
+            call = placed_like(self.example.call, call)
+        graph = capture(target, *call, self._dynamic_dims, varying)
+        self.example = Example(graph.signature.call(graph.example), varying)
+        return graph
+
+    @property
+    def varying(self) -> Mapping[str, tuple[int, ...]]:
+        """Dimensions in which calls were seen to differ, the batch included."""
+        return {} if self.example is None else self.example.varying
+
+    def widen(self, found: Sequence[Dims]) -> None:
+        """Add the dimensions that differed in other processes."""
+        if self.example is not None:
+            self.example = self.example.wider(found)
+
+    def must_widen(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Look at a further call; return whether it differs in a dimension that the graph fixes.
+
+        The next graph has that dimension dynamic.
+        """
+        if self.example is None or self._captured is None:
+            return False
+        seen = self.example.seeing(forward_of(target), args, kwargs)
+        if seen is self.example:
+            return False
+        self.example, graph = seen, self._captured
+        fixed = any(
+            given["shape"][dim] is not None
+            for (name, given), batch in zip(graph.signature.tensors(), graph.batch_dims, strict=True)
+            for dim in seen.varying.get(name, ())
+            if dim not in batch
+        )
+        if fixed:
+            self._captured = None
+        return fixed

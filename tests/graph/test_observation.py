@@ -126,7 +126,7 @@ def test_the_sanity_check_captures_and_observes_nothing() -> None:
     assert fed(one, target, batches(2)) is None
     assert (one.called, one.failure) == (True, None)
     assert tracked.example is not None
-    assert torch.equal(tracked.example[0][0], torch.ones(BATCH, 2))
+    assert torch.equal(tracked.example.call[0][0], torch.ones(BATCH, 2))
     assert numbers(observe(plan(), target, batches(1), [1], tracked=tracked)) == (1, 1)
 
 
@@ -237,8 +237,7 @@ def test_a_pass_of_its_own_gives_a_calibration() -> None:
             one.next_batch()
             target(x)
 
-    found = calibrate_pass(run, plan(100))
-    assert found is not None
+    found, _ = calibrate_pass(run, plan(100)) or pytest.fail()
     assert found.statistics == lq_plugin.calibrate(target, batches(3), SCHEME).statistics
     assert "forward" not in target.__dict__
     assert calibrate_pass(lambda begin: begin(target, [1]), plan()) is None

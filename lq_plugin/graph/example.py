@@ -1,0 +1,73 @@
+"""What is known of a target's calls: one of them as an example, and in which dimensions others differ from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lq_plugin.graph import nesting
+from lq_plugin.graph.capture import Call, Dims, private_call
+from lq_plugin.graph.signature import describe
+from lq_plugin.graph.structure import tensors_of
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of a target, copied to the CPU.
+
+    Args:
+        call: shares nothing with the caller.
+        varying: dimensions whose size differed between the calls seen, the batch included, by the input's name.
+    """
+
+    call: Call
+    varying: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def seeing(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:
+        """Return this example, or a wider one if the inputs of a further call have other sizes.
+
+        Args:
+            forward: of the target.
+            args: positional arguments of the call.
+            kwargs: its keyword arguments. Calls of another structure change nothing.
+        """
+        own, other = _sizes(forward, *self.call), _sizes(forward, args, kwargs)
+        if own == other or {name: len(sizes) for name, sizes in own.items()} != {n: len(s) for n, s in other.items()}:
+            return self
+        found = {name: [dim for dim, size in enumerate(own[name]) if size != other[name][dim]] for name in own}
+        wider = self.wider([found])
+        # torch.export treats a size of 0 or 1 as a constant.
+        if _smallest(own, wider.varying) < 2 <= _smallest(other, wider.varying):
+            return Example(private_call(args, kwargs), wider.varying)
+        return wider
+
+    def wider(self, found: Sequence[Dims]) -> Example:
+        """Return this example with more dimensions that differ; itself if there are none."""
+        varying = {name: set(dims) for name, dims in self.varying.items()}
+        for name, dims in ((name, dims) for each in found for name, dims in each.items() if dims):
+            varying.setdefault(name, set()).update(dims)
+        union = {name: tuple(sorted(dims)) for name, dims in varying.items()}
+        return self if union == self.varying else replace(self, varying=union)
+
+
+def placed_like(call: Call, other: Call) -> Call:
+    """Return a call with its tensors on the devices of those of another call of the same structure."""
+    devices = [tensor.device for tensor in nesting.tensors(other)]
+    found = iter(devices)
+    if len(devices) != sum(1 for _ in nesting.tensors(call)):
+        return call
+    placed: Call = nesting.mapped(lambda tensor: tensor.to(next(found)), call)
+    return placed
+
+
+def _sizes(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {
+        name: given["shape"]
+        for parameter in describe(forward, args, kwargs)
+        for name, given in tensors_of(parameter.given, parameter.name)
+    }
+
+
+def _smallest(sizes: Mapping[str, Sequence[int]], varying: Dims) -> int:
+    return min((sizes[name][dim] for name, dims in varying.items() for dim in dims), default=2)

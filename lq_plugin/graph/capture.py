@@ -48,7 +48,7 @@ class _FlatForward(nn.Module):
         args, kwargs = self._inputs.call(tensors)
         results: list[Tensor] = []
         output = self.target(*args, **kwargs)
-        self._record_output(structure.flatten(output, "output", results))
+        self._record_output(structure.flatten(output, "output", results, of_output=True))
         if not any(True for _ in nesting.tensors(output)):
             raise CaptureError(
                 f"target: the forward of {type(self.target).__name__} returns no tensor. Choose a target that does."
@@ -183,7 +183,7 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
         ((kind, content), *_) = given.items()
         if kind == "tensor":
             return given | {"shape": shapes[content]}
-        if kind == "constant":
+        if kind in ("constant", "object"):
             return given
         return {kind: [[key, put(item)] for key, item in content]}
 

@@ -64,6 +64,8 @@ def _devices() -> list[int]:
 
 
 def _alike(given: Any, wanted: Any) -> bool:
+    if given is None and not isinstance(wanted, Tensor):  # it may have been dropped
+        return True
     if not isinstance(given, Tensor) or not isinstance(wanted, Tensor):
         return type(given) is type(wanted) and bool(given == wanted or given != given)  # nan is unlike itself
     if given.shape != wanted.shape or given.dtype != wanted.dtype:

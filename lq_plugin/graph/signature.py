@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lq_plugin.errors import ArtifactError, ConfigError, unknown_name
 from lq_plugin.graph import structure_json
-from lq_plugin.graph.structure import CONSTANTS, Structure, flatten, flatten_as, tensors_of, unflatten
+from lq_plugin.graph.structure import CONSTANTS, Structure, flatten, flatten_as, name_of, tensors_of, unflatten
 
 _GIVEN = {"VAR_POSITIONAL": "tuple", "VAR_KEYWORD": "dict"}  # what is captured of parameters that take any number
 _KINDS = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL", "KEYWORD_ONLY", "VAR_KEYWORD")
@@ -161,10 +161,17 @@ def describe(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
             name,
             parameter.kind.name,
             flatten(bound.arguments[name], f"argument {name}", tensors),
-            {"constant": parameter.default} if type(parameter.default) in CONSTANTS else None,
+            _constant(parameter.default),
         )
         for name, parameter in bound.signature.parameters.items()
     )
+
+
+def _constant(default: Any) -> Structure | None:
+    """Structure of a parameter's default; ``None`` where it is not a constant."""
+    if type(default) in CONSTANTS:
+        return {"constant": default}
+    return None if name_of(default) is None else {"object": default}
 
 
 def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -> None:
@@ -194,4 +201,4 @@ def _inspected(forward: Callable[..., Any]) -> inspect.Signature:
 def _default(parameter: Parameter) -> Any:
     if parameter.kind in ("VAR_POSITIONAL", "VAR_KEYWORD") or parameter.default is None:
         return inspect.Parameter.empty
-    return parameter.default["constant"]
+    return unflatten(parameter.default, ())

@@ -1,20 +1,24 @@
 """Structures: how tensors are nested in a value, as plain data.
 
 A *structure* is nested builtins: ``{"tensor": index, "dtype": "float32", "shape": [None, 3]}`` (``None`` is a dynamic
-dimension), ``{"constant": value}``, or a kind of container with its keys, ``{"dict": [[key, structure], ...]}``; the
+dimension), ``{"constant": value}``, ``{"object": value}`` for a constant of another class, such as an enum member, of
+which only the name is stored, or a kind of container with its keys, ``{"dict": [[key, structure], ...]}``; the
 kinds are those of :func:`~lq_plugin.graph.nesting.children`. Of dataclasses and named tuples, the names of the fields
 are stored, not the class: nothing has to be imported to call an artifact. An output may hold ``{"int": index}``
 too: a number that follows from the sizes of the inputs, such as ``x.shape[0]``, which the graph gives as a tensor
-without dimensions.
+without dimensions; and ``{"dropped": class name}``: an object that no graph can return, such as a cache, which is
+``None`` in the artifact's output.
 
 It corresponds to a treespec of pytree, with more in it: constants, dtypes and shapes, and kinds in place of classes.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,15 +30,34 @@ from lq_plugin.graph.nesting import NAMED, Record, children
 Structure = dict[str, Any]
 CONSTANTS = (type(None), bool, int, float, str)
 IN_ORDER = ("list", "tuple")  # kinds whose keys are positions
+_OBJECTS = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, bytes, complex)
 
 
-def flatten(value: Any, where: str, tensors: list[Tensor]) -> Structure:
+@dataclass(frozen=True)
+class Named:
+    """A constant of which only the name is known, because it was read from a file."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def name_of(value: Any) -> str | None:
+    """Return the name of a constant whose class is not a plain one; ``None`` for anything else."""
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    return repr(value) if isinstance(value, (*_OBJECTS, Named)) else None
+
+
+def flatten(value: Any, where: str, tensors: list[Tensor], of_output: bool = False) -> Structure:
     """Append the tensors of a value to a list, and return the value's structure.
 
     Args:
         value: an argument or an output.
         where: what it is called in errors; what is in it is named as in ``dynamic_dims``: ``"batch.ids"``.
         tensors: the list; indices in the structure are positions in it.
+        of_output: what cannot be recorded is dropped.
 
     Raises:
         CaptureError: ``value`` holds something that is neither a tensor, a plain container nor a constant.
@@ -52,17 +75,31 @@ def flatten(value: Any, where: str, tensors: list[Tensor]) -> Structure:
         return {"int": len(tensors) - 1}
     if type(value) in CONSTANTS:
         return {"constant": value}
+    if name_of(value) is not None:
+        return {"object": value}
     opened = children(value)
+    if opened is None and of_output:
+        return {"dropped": type(value).__name__}
     if opened is None:
         raise CaptureError(
             f"{where}: a graph can neither take nor return a {type(value).__name__}. Allowed: tensors, None, bool, "
-            "int, float, str, and list, tuple, dict, named tuple or dataclass of them. Choose as target a submodule "
-            "whose forward takes and returns such values."
+            "int, float, str, enum members, and list, tuple, dict, named tuple or dataclass of them. Choose as target "
+            "a submodule whose forward takes and returns such values."
         )
     kind, items = opened
     if not all(type(key) in (str, int, bool) for key, _ in items):
         raise CaptureError(f"{where}: the keys of a dict must be str, int or bool, got {[key for key, _ in items]!r}.")
-    return {kind: [[key, flatten(item, f"{where}.{key}", tensors)] for key, item in items]}
+    return {kind: [[key, flatten(item, f"{where}.{key}", tensors, of_output)] for key, item in items]}
+
+
+def dropped(structure: Structure, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the class of everything that was dropped from an output."""
+    ((kind, content), *_) = structure.items()
+    if kind == "dropped":
+        yield name, content
+    elif isinstance(content, list):
+        for key, item in content:
+            yield from dropped(item, f"{name}.{key}")
 
 
 def flatten_as(structure: Structure, value: Any, where: str) -> Iterator[Tensor]:
@@ -78,6 +115,12 @@ def flatten_as(structure: Structure, value: Any, where: str) -> Iterator[Tensor]
         if type(value) is not type(content) or value != content:
             raise ArtifactError(
                 f"argument {where}: given {value!r}, but the graph was captured with the constant {content!r}, "
+                "which is fixed in it. Capture again with the other value to get an artifact for it."
+            )
+    elif kind == "object":
+        if name_of(value) != name_of(content):
+            raise ArtifactError(
+                f"argument {where}: given {value!r}, but the graph was captured with the constant {name_of(content)}, "
                 "which is fixed in it. Capture again with the other value to get an artifact for it."
             )
     elif kind in IN_ORDER:
@@ -105,8 +148,10 @@ def unflatten(structure: Structure, tensors: Sequence[Any]) -> Any:
         return tensors[content]
     if kind == "int":
         return int(tensors[content])
-    if kind == "constant":
+    if kind in ("constant", "object"):
         return content
+    if kind == "dropped":
+        return None
     items = {key: unflatten(item, tensors) for key, item in content}
     if kind in IN_ORDER:
         return list(items.values()) if kind == "list" else tuple(items.values())
@@ -122,7 +167,7 @@ def tensors_of(structure: Structure, name: str) -> Iterator[tuple[str, Structure
     ((kind, content), *_) = structure.items()
     if kind == "tensor":
         yield name, structure
-    elif kind != "constant":
+    elif kind not in ("constant", "object"):
         for key, item in content:
             yield from tensors_of(item, f"{name}.{key}")
 

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from lq_plugin.graph.nesting import NAMED
-from lq_plugin.graph.structure import CONSTANTS, IN_ORDER, Structure, named_tuple_of
+from lq_plugin.graph.structure import CONSTANTS, IN_ORDER, Named, Structure, name_of, named_tuple_of
 
 _CONTAINERS = (*IN_ORDER, *NAMED, "dict", "ordered_dict")
 _DEEPEST = 64  # levels of nesting; no forward takes or returns as many
 
 
 def encoded(data: Any) -> Any:
-    """Write constants that JSON has no number for as ``{"float": "inf"}``."""
+    """Write constants that JSON has no number for as ``{"float": "inf"}``, and of other objects the name."""
     if isinstance(data, dict):
+        if data.keys() == {"object"}:
+            return {"object": name_of(data["object"])}
         constant = data.get("constant")
         if isinstance(constant, float) and not math.isfinite(constant):
             return {"float": str(constant)}
@@ -32,6 +34,8 @@ def decoded(data: Any) -> Any:
     if isinstance(data, dict):
         if data.get("float") in ("inf", "-inf", "nan"):
             return {"constant": float(data["float"])}
+        if data.keys() == {"object"} and isinstance(data["object"], str):
+            return {"object": Named(data["object"])}
         return {key: decoded(item) for key, item in data.items()}
     return [decoded(item) for item in data] if isinstance(data, list) else data
 
@@ -44,7 +48,7 @@ def check(data: Any, depth: int = 0, of_output: bool = False) -> None:
     """
     if not isinstance(data, dict) or depth >= _DEEPEST:
         raise ValueError("the signature is malformed (it has no structure, or one that is nested too deeply)")
-    if _is_tensor(data) or is_constant(data) or (of_output and _is_size(data)):
+    if _is_tensor(data) or is_constant(data) or (of_output and (_is_size(data) or _is_dropped(data))):
         return
     if len(data) != 1:
         raise ValueError("the signature is malformed (it has no structure)")
@@ -69,7 +73,15 @@ def _are_keys(kind: str, keys: list[Any]) -> bool:
 
 def is_constant(data: Any) -> bool:
     """Return whether data is the structure of a constant."""
-    return isinstance(data, dict) and data.keys() == {"constant"} and type(data["constant"]) in CONSTANTS
+    if not isinstance(data, dict):
+        return False
+    if data.keys() == {"object"}:
+        return isinstance(data["object"], Named)
+    return data.keys() == {"constant"} and type(data["constant"]) in CONSTANTS
+
+
+def _is_dropped(data: Structure) -> bool:
+    return data.keys() == {"dropped"} and isinstance(data["dropped"], str)
 
 
 def _is_size(data: Structure) -> bool:

@@ -53,7 +53,7 @@ def test_every_algorithm_is_listed_with_what_it_gave(content: Manifest) -> None:
     )
     (section,) = sections(replace(content, steps=steps))
     assert section.rows == [
-        ("static", "equalization", "kept", "9.0", "12.0", "3.2", ""),
+        ("static", "equalization", "kept", "9.5", "12.0", "3.2", ""),
         ("static", "smoothing", "refused", "12.5", "12.6", "1.0", "+0.10 dB on a"),
         ("static", "sequential", "not tried", "–", "–", "0.0", "the time limit of 4 s was reached"),
     ]

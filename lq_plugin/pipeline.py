@@ -7,20 +7,18 @@ interrupted continues by running again. A step that fails is recorded, and only 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lq_plugin import selection
-from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, formats_of, read
-from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.artifacts.base import formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
-from lq_plugin.errors import ArtifactError, UnsupportedError, is_mistake
+from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
 from lq_plugin.evaluation.judging import judged, select
-from lq_plugin.graph.sampling import Samples
+from lq_plugin.exporting import exported
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
@@ -32,8 +30,8 @@ from lq_plugin.search.mixed_precision import Search
 from lq_plugin.search.sensitivity import ranked
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt
-from lq_plugin.store import Store, remove
-from lq_plugin.trials import Trials, fastest_of
+from lq_plugin.store import Store
+from lq_plugin.trials import trials_for
 
 UNJUDGED = (
     "no artifact was judged: there is no validation metric, and the test split is never used to judge. Log one in "
@@ -109,25 +107,41 @@ def finish(plan: Plan, store: Store) -> Finished:
         LqError: a user error, or the reason why there is no candidate; only where nothing was trained.
     """
     if plan.folder is None:
-        candidates = _candidates(plan, store)
-        store.complete()
-        return Finished(candidates)
-    with only_run_in(plan.folder):
-        candidates = _candidates(plan, store)
-        earlier = remove_manifest(plan.folder)
-        entries = [
-            _exported(job, candidates[job.name], name, plan.folder, store, plan.threads)
-            for job in plan.jobs
-            for name in formats_of(job.scheme.method, plan.formats)
-        ]
-        say_unlisted(plan.folder, earlier, entries)
-        finished = _with_manifest(plan, Finished(candidates), entries)
-        if plan.protocol is not None:
-            finished = _evaluated(plan, finished, entries)
-        if plan.search is not None:
-            finished = _searched(plan, finished, store)
+        finished = Finished(_candidates(plan, store))
+    else:
+        with only_run_in(plan.folder):
+            finished = _delivered(_Run(plan, plan.folder, store))
     store.complete()
     return finished
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A plan whose artifacts and manifest go to a folder."""
+
+    plan: Plan
+    folder: Path
+    store: Store
+
+    def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
+        return exported(job, candidate, format_name, self.folder, self.store, self.plan.threads)
+
+
+def _delivered(run: _Run) -> Finished:
+    plan = run.plan
+    candidates = _candidates(plan, run.store)
+    earlier = remove_manifest(run.folder)
+    entries = [
+        run.exported(job, candidates[job.name], name)
+        for job in plan.jobs
+        for name in formats_of(job.scheme.method, plan.formats)
+    ]
+    say_unlisted(run.folder, earlier, entries)
+    finished = _with_manifest(run, Finished(candidates), entries)
+    if plan.protocol is None:
+        return finished
+    finished = _evaluated(run, plan.protocol, finished, entries)
+    return finished if plan.search is None else _searched(run, plan.protocol, plan.search, finished)
 
 
 def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
@@ -152,56 +166,15 @@ def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
         raise (mistakes or errors)[0]
 
 
-def _exported(
-    job: Job, candidate: Step[Candidate], format_name: str, folder: Path, store: Store, threads: int | None
-) -> Entry:
-    """Make one artifact and record the outcome."""
-    entry = Entry(job.name, job.scheme.method, FORMATS[format_name].runtime, format_name)
-    path = folder / job.name / format_name
-
-    def export() -> Artifact:
-        assert candidate.result is not None
-        return _export(candidate.result, path, format_name, store, threads)
-
-    step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError,))
-    if step.result is not None:
-        return entry.exported(step.result, folder)
-    if path.exists():  # an artifact of an earlier run would pass for one of this run
-        attempt(f"{str(path)!r} of an earlier run cannot be removed", partial(remove, path))
-    if candidate.result is not None and isinstance(step.error, UnsupportedError):
-        return replace(entry, status="unsupported", error=str(step.error))
-    return replace(entry, status="failed", error=step.reason)
-
-
-def _export(candidate: Candidate, path: Path, format_name: str, store: Store, threads: int | None = None) -> Artifact:
-    """Take an artifact from the store, or make it and keep it there."""
-    chosen, label = FORMATS[format_name], f"{candidate.name}/{format_name}"
-    if candidate.scheme.method in chosen.refuses:
-        return export_one(candidate, path, format_name)  # says why not
-    digest = None if chosen.load is None else artifact_digest(candidate, format_name, chosen.packages, threads)
-    if digest is not None and store.take_artifact(digest, path):
-        with suppress(ArtifactError):
-            artifact = read(path)
-            note(f"{label} taken from a run that was interrupted")
-            return artifact
-        store.drop_artifact(digest)
-    note(f"exporting {label} …")
-    artifact = export_one(candidate, path, format_name, threads)
-    if digest is not None:  # else it is made of more than the graph
-        store.keep_artifact(digest, path)
-    return artifact
-
-
-def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Finished:
+def _evaluated(run: _Run, protocol: Protocol, finished: Finished, entries: Sequence[Entry]) -> Finished:
     """Evaluate, judge and select; a model that cannot be evaluated does not stop the others."""
-    assert plan.protocol is not None
     comparisons: list[Comparison] = []
     measured: dict[str, Entry] = {}
-    subjects = attempt("nothing can be evaluated", partial(_subjects, plan, finished.candidates, entries))
+    subjects = attempt("nothing can be evaluated", partial(_subjects, run, finished.candidates, entries))
     failure = subjects.reason
     for subject in subjects.result or ():
         labels = ", ".join(entry.label for entry in subject.entries)
-        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, plan.protocol, note))
+        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, protocol, note))
         failure = step.reason or failure
         if step.result is None:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
@@ -210,102 +183,72 @@ def _evaluated(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Fini
             measured |= {entry.label: entry for entry in step.result.entries}
     if not comparisons:
         left = [measured.get(entry.label, entry) for entry in entries]
-        return replace(_with_manifest(plan, finished, left, budget=plan.budget), unjudged=failure)
-    budget, reason, mistake = _budget(plan, comparisons[0].judged_by)
+        return replace(_with_manifest(run, finished, left, budget=run.plan.budget), unjudged=failure)
+    budget, reason, mistake = _budget(run.plan, comparisons[0].judged_by)
     judgements = [judged(measured.get(entry.label, entry), budget, reason) for entry in entries]
-    finished = replace(finished, sensitivity=_sensitivity(plan, finished.candidates, judgements))
-    finished = _with_manifest(plan, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
+    finished = replace(finished, sensitivity=_sensitivity(run.plan, finished, judgements))
+    finished = _with_manifest(run, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
     return replace(finished, unjudged=mistake)
 
 
-def _sensitivity(
-    plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]
-) -> dict[str, Sequence[Sensitivity]]:
-    """Rank the operators of static candidates that are over the budget or that algorithms ran for."""
-    found = {}
+def _sensitivity(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Mapping[str, Sequence[Sensitivity]]:
+    """Rank the operators of static candidates that are over the budget or that algorithms ran for; each only once."""
+    found = dict(finished.sensitivity)
     for job in plan.jobs:
-        candidate = candidates[job.name].result
-        over = any(entry.candidate == job.name and entry.status == "over_budget" for entry in entries)
-        if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate):
+        candidate = finished.candidates[job.name].result
+        if job.name in found or not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate):
             continue
+        over = any(entry.candidate == job.name and entry.status == "over_budget" for entry in entries)
         if over or (candidate.learning is not None and candidate.learning.judged):
-            what = f"the operators of {job.name!r} cannot be ranked"
-            samples = attempt(what, partial(job.samples, candidate.reference))
-            step = attempt(what, partial(_ranked, candidate, samples), samples)
+            step = attempt(f"the operators of {job.name!r} cannot be ranked", partial(_ranked, job, candidate))
             if step.result:
                 found[job.name] = step.result
     return found
 
 
-def _ranked(candidate: StaticCandidate, samples: Step[Samples]) -> Sequence[Sensitivity]:
-    assert samples.result is not None
-    return ranked(candidate, samples.result.judge) if samples.result.judge else ()
+def _ranked(job: StaticJob, candidate: StaticCandidate) -> Sequence[Sensitivity]:
+    samples = job.samples(candidate.reference)
+    return ranked(candidate, samples.judge) if samples.judge else ()
 
 
-def _searched(plan: Plan, finished: Finished, store: Store) -> Finished:
+def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished) -> Finished:
     """Search mixed precision for each static candidate that is over the budget; export and evaluate the winners."""
-    known, made = finished.manifest, list[Trial]()
-    if plan.search is None or known is None or known.budget is None:
+    known = finished.manifest
+    if known is None or known.budget is None:
         return finished
-    candidates = dict(finished.candidates)
-    for job in plan.jobs:
-        trials = _trials(plan, finished, job, store)
+    made, winners = list[Trial](), dict[str, Step[Candidate]]()
+    for job in run.plan.jobs:
+        candidate = finished.candidates[job.name].result
+        trials = trials_for(job, candidate, known, run.folder, protocol, run.store, run.plan.threads)
         if trials is not None:
-            step = attempt(f"the search for {job.name!r} failed", partial(trials.winner, plan.search))
+            step = attempt(f"the search for {job.name!r} failed", partial(trials.winner, search))
             made += trials.made
-            candidates[job.name] = Step(step.result) if step.result is not None else candidates[job.name]
-    found = [job for job in plan.jobs if candidates[job.name] is not finished.candidates[job.name]]
-    finished = replace(finished, candidates=candidates, trials=tuple(made))
-    entries = {entry.label: entry for entry in known.artifacts}
-    for job in found:
-        for entry in [each for each in known.artifacts if each.candidate == job.name]:
-            made_anew = _exported(job, candidates[job.name], entry.format, _folder(plan), store, plan.threads)
-            entries[entry.label] = made_anew
-    left = list(entries.values())
-    if found:
-        return _evaluated(plan, finished, left)
-    return _with_manifest(plan, finished, left, fp32=known.fp32, budget=known.budget)
-
-
-def _trials(plan: Plan, finished: Finished, job: Job, store: Store) -> Trials | None:
-    """Prepare the search for a candidate; ``None`` if there is nothing to search for."""
-    known, candidate = finished.manifest, finished.candidates[job.name].result
-    sensitivity = finished.sensitivity.get(job.name)
-    if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate) or not sensitivity:
-        return None
-    assert known is not None
-    entry = fastest_of(known.artifacts, job.name)
-    if entry is None or entry.status != "over_budget" or known.budget is None or plan.protocol is None:
-        return None
-    return Trials(
-        candidate,
-        job.samples(candidate.reference),
-        sensitivity,
-        entry,
-        Subject(job.source.model, job.source.target, job.source.data, candidate, _folder(plan), ()),
-        known.fp32_of(entry),
-        plan.protocol,
-        known.budget,
-        store,
-        plan.threads,
+            winners |= {job.name: Step(step.result)} if step.result is not None else {}
+    finished = replace(
+        finished,
+        candidates={**finished.candidates, **winners},
+        sensitivity={name: found for name, found in finished.sensitivity.items() if name not in winners},
+        trials=tuple(made),
     )
+    if not winners:
+        return _with_manifest(run, finished, known.artifacts, fp32=known.fp32, budget=known.budget)
+    jobs = {job.name: job for job in run.plan.jobs}
+    entries = [
+        run.exported(jobs[name], winners[name], entry.format) if (name := entry.candidate) in winners else entry
+        for entry in known.artifacts
+    ]
+    return _evaluated(run, protocol, finished, entries)
 
 
-def _folder(plan: Plan) -> Path:
-    assert plan.folder is not None
-    return plan.folder
-
-
-def _subjects(plan: Plan, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:
+def _subjects(run: _Run, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:
     """Group the artifacts by target and weights: one FP32 model is measured for each group."""
-    assert plan.folder is not None
     subjects: dict[tuple[str | None, str], Subject] = {}
-    for job in plan.jobs:
+    for job in run.plan.jobs:
         candidate, source = candidates[job.name].result, job.source
         made = [entry for entry in entries if entry.candidate == job.name and entry.path is not None]
         if candidate is None or not made:
             continue
-        first = Subject(source.model, source.target, source.data, candidate, plan.folder, ())
+        first = Subject(source.model, source.target, source.data, candidate, run.folder, ())
         known = subjects.get((source.target, source.digest), first)
         # A static candidate has its graph already; a dynamic one may have none.
         serving = candidate if isinstance(candidate, StaticCandidate) else known.candidate
@@ -322,10 +265,9 @@ def _budget(plan: Plan, logged: Sequence[str]) -> tuple[Budget, str | None, str 
 
 
 def _with_manifest(
-    plan: Plan, finished: Finished, entries: Sequence[Entry], fp32: Fp32 | None = None, budget: Budget | None = None
+    run: _Run, finished: Finished, entries: Sequence[Entry], fp32: Fp32 | None = None, budget: Budget | None = None
 ) -> Finished:
     """Write the manifest with what is known so far."""
-    assert plan.folder is not None
     candidates = {name: step.result for name, step in finished.candidates.items() if step.result is not None}
     learnt = [one.learning for one in candidates.values() if isinstance(one, StaticCandidate) and one.learning]
     made = Manifest(
@@ -338,12 +280,12 @@ def _with_manifest(
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
         trials=finished.trials,
         environment=environment(),
-        seed=plan.seed,
-        config=replace(plan.config, quantization={job.name: job.options for job in plan.jobs}),
+        seed=run.plan.seed,
+        config=replace(run.plan.config, quantization={job.name: job.options for job in run.plan.jobs}),
     )
-    place = plan.folder / manifest.FILE
+    place = run.folder / manifest.FILE
     message = f"{str(place)!r} cannot be written; its content is in ArtifactExport.manifest"
-    attempt(message, partial(manifest.write, plan.folder, made))
+    attempt(message, partial(manifest.write, run.folder, made))
     return replace(finished, manifest=made)
 
 

@@ -6,6 +6,7 @@ for markup and ``:car:`` for an emoji, and a terminal obeys their control charac
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from contextlib import suppress
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+MISSING = "–"
 LONGEST = 4000  # characters of one line: a message may be megabytes long, and it is whole in the manifest
 _SPACE = re.compile(r"\s+")
 
@@ -74,6 +76,24 @@ def show_lines(console: Console, *lines: Any) -> None:
 def add_row(table: Table, *cells: Any) -> None:
     """Add a row whose cells are shown as they are."""
     table.add_row(*(Text(plain(cell)) for cell in cells))
+
+
+def figure(value: float | None, form: str = ".4f", scale: float = 1.0, unit: str = "") -> str:
+    """Return a number as text; what is missing or no number as a dash, and infinity as it is.
+
+    Args:
+        value: the number.
+        form: as ``format`` takes it.
+        scale: what it is multiplied by.
+        unit: what stands behind it.
+
+    Example:
+        >>> figure(0.125, ".1f", 100, " %"), figure(float("nan")), figure(float("inf"))
+        ('12.5 %', '–', 'inf')
+    """
+    if value is None or math.isnan(value):
+        return MISSING
+    return str(value) if math.isinf(value) else f"{value * scale:{form}}{unit}"
 
 
 class _Lenient:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lq_plugin import checksums
 from lq_plugin.artifacts.base import FORMATS, export_one
 from lq_plugin.artifacts.digest import artifact_digest
-from lq_plugin.candidate import StaticCandidate
-from lq_plugin.errors import EvaluationError
-from lq_plugin.evaluation.compare import Protocol, Subject, remeasured
+from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.evaluation.compare import Protocol, Subject, validated
 from lq_plugin.evaluation.judging import judged
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.identity import tensors_digest
+from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.progress import note
 from lq_plugin.refinement import repeated
-from lq_plugin.report.manifest import Entry, Fp32
+from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.search.cost import operations
 from lq_plugin.search.mixed_precision import Search, order, search
 from lq_plugin.selection import Budget
@@ -96,21 +96,14 @@ class Trials:
     def _measured(self, candidate: StaticCandidate) -> Entry:
         """A trial's artifact, evaluated on validation data; a stored result is used if nothing has changed."""
         digest = self._digest(candidate)
-        known = self.store.trial(digest)
-        if known is not None:
-            metrics = known
-        else:
+        metrics: Mapping[str, float] | None = self.store.trial(digest)
+        if metrics is None:
             with tempfile.TemporaryDirectory() as scratch:
                 artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format, self.threads)
                 made = self.entry.exported(artifact, Path(scratch))
-                subject = replace(self.subject, folder=Path(scratch), candidate=candidate, entries=(made,))
-                found = remeasured(subject, made, self.fp32, self.protocol)
-            if found.error is not None:
-                raise EvaluationError(f"trial: {found.error}")
-            metrics = dict(found.metrics)
+                metrics = validated(replace(self.subject, folder=Path(scratch)), made, self.protocol)
             self.store.keep_trial(digest, metrics)
-        delta = {name: value - self.fp32.metrics[name] for name, value in metrics.items() if name in self.fp32.metrics}
-        return judged(replace(self.entry, metrics=metrics, delta=delta, fp32=self.fp32, error=None), self.budget)
+        return judged(replace(self.entry.compared(metrics, self.fp32), error=None), self.budget)
 
     def _digest(self, candidate: StaticCandidate) -> str:
         """A digest of what a trial's result depends on: the artifact, and the data, known by FP32's metrics on them."""
@@ -119,7 +112,46 @@ class Trials:
         return checksums.of_json([artifact, example, sorted(self.fp32.metrics.items())])
 
 
-def fastest_of(entries: Sequence[Entry], candidate: str) -> Entry | None:
+def trials_for(
+    job: Job,
+    candidate: Candidate | None,
+    known: Manifest,
+    folder: Path,
+    protocol: Protocol,
+    store: Store,
+    threads: int | None,
+) -> Trials | None:
+    """Prepare the search for a candidate; ``None`` if there is nothing to search for.
+
+    Args:
+        job: whose candidate it is.
+        candidate: only a static one whose operators were ranked can be searched.
+        known: what was measured; its fastest artifact must be over the budget.
+        folder: of the run.
+        protocol: how artifacts are evaluated.
+        store: keeps the results of trials.
+        threads: number of threads that runtimes use.
+    """
+    sensitivity, entry = known.sensitivity.get(job.name), _fastest_of(known.artifacts, job.name)
+    if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate) or not sensitivity:
+        return None
+    if entry is None or entry.status != "over_budget" or known.budget is None:
+        return None
+    return Trials(
+        candidate,
+        job.samples(candidate.reference),
+        sensitivity,
+        entry,
+        Subject(job.source.model, job.source.target, job.source.data, candidate, folder, ()),
+        known.fp32_of(entry),
+        protocol,
+        known.budget,
+        store,
+        threads,
+    )
+
+
+def _fastest_of(entries: Sequence[Entry], candidate: str) -> Entry | None:
     """Return a candidate's fastest artifact that is a graph and was judged; the first one if none was timed."""
     judged_ones = [
         entry

@@ -25,7 +25,7 @@ LAYERS = (
     "apps",
     "callbacks",
     "pipeline",
-    "functional jobs output_folder trials",
+    "exporting functional jobs output_folder trials",
     "refinement",
     "source steps store",
     "evaluation",

@@ -15,7 +15,7 @@ import torch
 from tiny import Images, Tiny, images
 from torch.utils.data import DataLoader
 
-from lq_plugin import Scheme, pipeline
+from lq_plugin import Scheme, exporting, pipeline
 from lq_plugin.artifacts import base
 from lq_plugin.artifacts.base import Artifact
 from lq_plugin.checkpoints import LIVE, Checkpoint
@@ -111,7 +111,9 @@ def test_a_run_that_is_killed_after_a_step_continues_there(
         with pytest.raises(SystemExit, match="killed"):
             finish(plan(tmp_path / "killed"), Store(tmp_path / "store"))
     exported: list[str] = []
-    monkeypatch.setattr(pipeline, "export_one", lambda c, p, f, n: (exported.append(f), base.export_one(c, p, f, n))[1])
+    monkeypatch.setattr(
+        exporting, "export_one", lambda c, p, f, n: (exported.append(f), base.export_one(c, p, f, n))[1]
+    )
     capsys.readouterr()
     finish(plan(tmp_path / "again"), Store(tmp_path / "store"))  # another folder, as Hydra's is at every start
     assert "calibrating" not in capsys.readouterr().out
@@ -130,7 +132,7 @@ def test_exports_know_the_number_of_threads_that_latency_is_measured_with(
         given.append(threads)
         raise UnsupportedError("target: nothing in it can be quantized.")
 
-    monkeypatch.setattr(pipeline, "export_one", refused)
+    monkeypatch.setattr(exporting, "export_one", refused)
     measured = Protocol(["validate"], latency=Latency(threads=3))
     finish(replace(plan(tmp_path), jobs=jobs()[1:], protocol=measured), Store(tmp_path / "store"))
     assert given == [3, 3]  # onnx and torch

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import Tiny, images
 
-from lq_plugin import Scheme, pipeline, quantize
+from lq_plugin import Scheme, exporting, quantize
 from lq_plugin.artifacts.base import Artifact, export_one
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.coverage import Measured
@@ -211,14 +211,14 @@ def test_in_place_of_a_damaged_artifact_another_is_made(
     def export(candidate: StaticCandidate, path: Path, format_name: str, threads: int | None) -> Artifact:
         made.append(path)
         shutil.copytree(artifact, path, dirs_exist_ok=True)
-        return pipeline.read(path)
+        return exporting.read(path)
 
-    monkeypatch.setattr(pipeline, "export_one", export)
+    monkeypatch.setattr(exporting, "export_one", export)
     place = tmp_path / "quantized" / "static" / "onnx"
 
     def exported() -> int:
         """How often it was made by now; it is whole."""
-        pipeline._export(candidate, place, "onnx", store)
+        exporting.artifact_of(candidate, place, "onnx", store)
         assert content(place) == content(artifact)
         return len(made)
 

@@ -11,20 +11,36 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from rich.console import Console
-from tiny import CLASSES, SIDE, Images, Tiny
+from tiny import CLASSES, SIDE, Images, Tiny, images, trainer
 from torch import Tensor, nn
 
-from lq_plugin import Budget, Int8Evaluation, Scheme, Search, StaticCandidate, quantize, sensitivity, trials
+from lq_plugin import (
+    ArtifactExport,
+    Budget,
+    Int8Evaluation,
+    Scheme,
+    Search,
+    StaticCandidate,
+    pipeline,
+    quantize,
+    sensitivity,
+    trials,
+)
+from lq_plugin.apps.train import outcome
 from lq_plugin.artifacts import base
+from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.checkpoints import LIVE, Checkpoint
+from lq_plugin.errors import EvaluationError
+from lq_plugin.evaluation import kernels
 from lq_plugin.evaluation.compare import Protocol
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import StaticJob
-from lq_plugin.pipeline import Plan, finish
+from lq_plugin.pipeline import Finished, Plan, finish
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.source import Source
+from lq_plugin.steps import Step
 from lq_plugin.store import Store
 from lq_plugin.trials import Trials
 
@@ -91,14 +107,34 @@ def test_without_a_search_the_manifest_says_which_layer_hurts(tmp_path: Path) ->
     assert made.trials == ()
 
 
-def test_a_search_leaves_the_bad_layer_float_and_exports_the_winner(tmp_path: Path) -> None:
+def test_a_search_leaves_the_bad_layer_float_and_exports_the_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+    count = kernels.counted
+    monkeypatch.setattr(
+        kernels, "counted", lambda entry, folder: (counted.append(entry.label), count(entry, folder))[1]
+    )
     made = finished(tmp_path, Search(max_trials=6))
+    assert counted == ["static/onnx", "static/openvino"] * 2  # before and after the search, and not in its trials
     assert {entry.status for entry in made.artifacts} == {"ok"}
     for entry in made.artifacts:
         assert [op.op for op in entry.quantized_ops] == ["linear", "linear"]
         assert ("net.3.linear_1", "chosen to stay float") in {(op.name, op.reason) for op in entry.float_ops}
     assert [(trial.float_ops, trial.within) for trial in made.trials] == [(("net.3.linear_1",), True)]
     assert made.trials[0].int8_share == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_the_operators_of_a_candidate_are_ranked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [images(32)[:][0]]
+    candidate = quantize(OneBadLayer().eval().net, batches, PLAIN)
+    found = {"static": sensitivity(candidate, batches)}
+    over, asked = [replace(ENTRY, status="over_budget")], plan(tmp_path, None)
+    evaluated = Finished({"static": Step(candidate)})
+    monkeypatch.setattr(pipeline, "_ranked", lambda job, candidate: found["static"])
+    assert pipeline._sensitivity(asked, evaluated, over) == found
+    monkeypatch.setattr(pipeline, "_ranked", lambda job, candidate: pytest.fail("it is ranked already"))
+    assert pipeline._sensitivity(asked, replace(evaluated, sensitivity=found), over) == found
 
 
 def test_algorithms_learn_anew_for_every_trial(tmp_path: Path) -> None:
@@ -135,7 +171,7 @@ def printed(made: Manifest, folder: Path) -> str:
     return console.file.getvalue()
 
 
-def test_no_winner_is_an_outcome(tmp_path: Path) -> None:
+def test_no_winner_is_an_outcome(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = finished(tmp_path, Search(max_trials=1), model=TwoBadLayers, formats=["onnx"])
     assert made.selected is None
     assert [trial.within for trial in made.trials] == [False]
@@ -149,15 +185,34 @@ def test_no_winner_is_an_outcome(tmp_path: Path) -> None:
         evaluation.manifest = replace(made, trials=trials_made)
         assert unmet in str(evaluation.unmet)
         assert said in printed(evaluation.manifest, tmp_path)
+    assert_said_once(evaluation, tmp_path, caplog)
     evaluation.manifest = replace(made, artifacts=tuple(replace(entry, status="ok") for entry in made.artifacts))
     assert evaluation.unmet is None
+
+
+def assert_said_once(evaluation: Int8Evaluation, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning where the user's own code fits, and the error of a command."""
+    exporter = ArtifactExport(["onnx"])
+    exporter.folder, exporter.manifest = folder, evaluation.manifest
+    own = trainer(folder, exporter, evaluation)
+    for expected in ([evaluation.unmet], []):
+        caplog.clear()
+        evaluation.teardown(own, None, "fit")
+        assert [record.getMessage() for record in caplog.records if record.name == "lq_plugin"] == expected
+        own.callbacks.append(RunContext({}))  # as commands do
+    with pytest.raises(EvaluationError, match="none of 1 trials"):
+        outcome(own, [])
 
 
 def test_a_trial_that_cannot_be_measured_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Store, "complete", lambda self: None)
-    monkeypatch.setattr(trials, "remeasured", lambda subject, made, *_: replace(made, error="OSError: no memory"))
+
+    def failing(*_: Any) -> Any:
+        raise OSError("no memory")
+
+    monkeypatch.setattr(trials, "validated", failing)
     made = finished(tmp_path, Search(max_trials=1), formats=["onnx"])
     assert [(trial.drop, trial.within) for trial in made.trials] == [(None, False)]
     assert "trial 1: 67% of the operators in INT8, not measured" in capsys.readouterr().out

@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lq_plugin.errors import LqError
-from lq_plugin.printing import add_row, line, plain, show_lines, terminal
+from lq_plugin.printing import add_row, figure, line, plain, show_lines, terminal
 from lq_plugin.report.board import Leaderboard
-from lq_plugin.report.leaderboard import distinctions, leaderboard, save
-from lq_plugin.report.page import figure
+from lq_plugin.report.details import Section
+from lq_plugin.report.leaderboard import details, distinctions, leaderboard, save
 
 SHOWN = 20
+SHORT = 14  # characters of a cell that a narrow terminal does not break
 EXAMPLE = """\
 examples:
   lq-report multirun/2026-03-01/12-00-00
@@ -27,6 +28,9 @@ examples:
 The results go to leaderboard.json, .csv (one line per artifact) and .html (one page that needs no
 network). Marks: ★ the fastest artifact within its budget, ● on the Pareto front of accuracy, latency and size.
 "vs FP32": against the fastest FP32 runtime.
+
+The page also shows, for each run, what INT8 costs in which operator (a bar plot), what each algorithm gave, and the
+trials of a search for mixed precision (a curve). For a single run these tables are printed, too.
 """
 
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show(board: Leaderboard, console: Console | None = None) -> None:
-    """Print the first artifacts of a leaderboard, every failed job and the notes.
+    """Print the first artifacts of a leaderboard, every failed job, the notes, and the details of a single run.
 
     Args:
         board: what to print.
@@ -64,6 +68,25 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
     ]
     lines += [f"Run {job.run}: failed. {job.error}" for job in board.failed]
     show_lines(console, *lines, *board.notes)
+    known = details(board)
+    if len({job.run for job in board.jobs}) == 1:
+        for section in next(iter(known.values()), []):
+            show_section(section, console)
+    elif known:
+        show_lines(console, "What INT8 costs in each run, its algorithms and its searches: in the page.")
+
+
+def show_section(section: Section, console: Console) -> None:
+    """Print a table about one run, and what it leaves out."""
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    table.title = Text(plain(section.title))
+    for number, (column, side) in enumerate(section.columns.items()):
+        short = all(len(row[number]) <= SHORT for row in section.rows)
+        table.add_column(Text(plain(column)), justify=side, no_wrap=short, overflow="fold")
+    for row in section.rows:
+        add_row(table, *row)
+    console.print(table)
+    show_lines(console, *([section.more] if section.more else []))
 
 
 def _table(board: Leaderboard) -> Table:

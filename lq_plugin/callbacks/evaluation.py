@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lq_plugin import selection
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.export import ArtifactExport
-from lq_plugin.callbacks.finishing import FinishingCallback, Origin
+from lq_plugin.callbacks.finishing import FinishingCallback, Origin, is_of_a_command
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Protocol
 from lq_plugin.evaluation.latency import Latency
@@ -100,8 +100,6 @@ class Int8Evaluation(FinishingCallback):
         """Take the manifest, and the reason why artifacts were not judged."""
         self.manifest = finished.manifest
         self.error = finished.unjudged if finished.error is None else reason_of(finished.error)
-        if self.unmet is not None:
-            logger.warning("%s", self.unmet)
 
     @property
     def unmet(self) -> str | None:
@@ -122,7 +120,7 @@ class Int8Evaluation(FinishingCallback):
         )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Print the table, now that no progress bar writes to the terminal any more."""
+        """Print the table, now that no progress bar writes to the terminal any more, and warn of an unmet budget."""
         if stage == "fit" and self.manifest is not None:
             folder = _exporter(trainer).folder
             assert folder is not None
@@ -130,6 +128,8 @@ class Int8Evaluation(FinishingCallback):
                 table.show(self.manifest, folder)
             except Exception:  # training is over, and all of it is in the manifest
                 logger.exception("the table cannot be shown; see %s", folder / manifest.FILE)
+            if self.unmet is not None and not is_of_a_command(trainer):  # which ends with it as its error
+                logger.warning("%s", self.unmet)
 
     def expected_budget(self, trainer: Any) -> Budget:
         """Return the budget as known before a fit, with the checkpoint's monitored metric where it names none."""

@@ -113,6 +113,11 @@ def context_of(trainer: Any) -> RunContext:
     return next((callback for callback in trainer.callbacks if isinstance(callback, RunContext)), RunContext({}))
 
 
+def is_of_a_command(trainer: Any) -> bool:
+    """Whether a command runs this Trainer, which turns what went wrong into its last line and exit code."""
+    return any(isinstance(callback, RunContext) for callback in trainer.callbacks)
+
+
 def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
     """Do what the callbacks of a Trainer ask for, and hand them the results.
 

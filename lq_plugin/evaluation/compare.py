@@ -144,18 +144,18 @@ def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -
     return Comparison(fp32, measured, tuple(judged_by))
 
 
-def remeasured(subject: Subject, entry: Entry, fp32: Fp32, protocol: Protocol) -> Entry:
-    """Return an artifact's entry with its metrics on validation data alone, beside FP32 figures measured before.
+def validated(subject: Subject, entry: Entry, protocol: Protocol) -> Mapping[str, float]:
+    """Return an artifact's metrics on validation data, and nothing else: no fidelity, no kernels, no latency.
 
     Args:
         subject: the model and its data.
-        entry: the artifact.
-        fp32: the FP32 figures.
+        entry: the artifact, reloaded from disk.
         protocol: which metrics.
+
+    Raises:
+        Exception: whatever its runtime, or the user's validation step, raises.
     """
-    return _measured(
-        subject, entry, fp32, replace(protocol, splits=("validate",), latency=None), _example(subject), None
-    )
+    return _merged(_score(subject, replace(protocol, splits=("validate",)), subject.load(entry)))
 
 
 def _measured(
@@ -172,11 +172,8 @@ def _measured(
         found = _score(subject, protocol, module)
     except Exception as error:
         return replace(entry, error=f"{type(error).__name__}: {error}")
-    metrics = _merged(found)
     entry = replace(
-        kernels.counted(entry, subject.path(entry)),
-        metrics=metrics,
-        delta={name: value - fp32.metrics[name] for name, value in metrics.items() if name in fp32.metrics},
+        kernels.counted(entry, subject.path(entry)).compared(_merged(found), fp32),
         sqnr_db=next((score.sqnr_db for score in found.values()), None),
         error=timing.error if timing else None,
     )

@@ -142,6 +142,11 @@ class Leaderboard:
         return *self.artifacts, *self.fp32, *self.failed
 
     @property
+    def manifests(self) -> dict[str, Manifest]:
+        """The manifest of every run that has artifacts, by the name of the run."""
+        return {row.run: row.manifest for row in self.artifacts}
+
+    @property
     def ranked(self) -> list[Row]:
         """The artifacts for a reader: winners, then what is within the budget, what is over it, what was not timed."""
         return sorted(

@@ -16,6 +16,7 @@ from lq_plugin.printing import plain
 from lq_plugin.report import page
 from lq_plugin.report.board import Leaderboard, Row, columns
 from lq_plugin.report.decoder import encode
+from lq_plugin.report.details import Section, sections
 from lq_plugin.report.files import MISSING
 from lq_plugin.report.limits import LONGEST_VALUE
 from lq_plugin.report.manifest import replace_file
@@ -62,6 +63,12 @@ def distinctions(board: Leaderboard) -> dict[str, str]:
     }
 
 
+def details(board: Leaderboard) -> dict[str, list[Section]]:
+    """Return what INT8 costs and what was done about it, by run; without the runs that know nothing of it."""
+    found = {run: sections(manifest) for run, manifest in board.manifests.items()}
+    return {run: known for run, known in found.items() if known}
+
+
 def write(folder: str | os.PathLike[str]) -> Path:
     """Write the leaderboard of every run below a folder into it; see :func:`leaderboard` and :func:`save`."""
     return save(leaderboard(folder), folder)
@@ -87,7 +94,7 @@ def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
     }
     replace_file(base.with_suffix(".json"), json.dumps(encode(content), indent=1, allow_nan=False))
     replace_file(base.with_suffix(".csv"), _csv(board.artifacts))
-    return replace_file(base.with_suffix(".html"), page.render(board, distinctions(board)))
+    return replace_file(base.with_suffix(".html"), page.render(board, distinctions(board), details(board)))
 
 
 def _differing(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -209,6 +209,11 @@ class Entry:
         value, change = (computable(of.get(budget.metric or "")) for of in (self.metrics, self.delta))
         return None if value is None or change is None else computable(budget.drop(value - change, value))
 
+    def compared(self, metrics: Mapping[str, float], fp32: Fp32) -> Entry:
+        """Return it with its metrics, and their differences from FP32."""
+        delta = {name: value - fp32.metrics[name] for name, value in metrics.items() if name in fp32.metrics}
+        return replace(self, metrics=metrics, delta=delta, fp32=fp32)
+
     def exported(self, artifact: Artifact, root: Path) -> Entry:
         """Return it with the data of its artifact.
 

@@ -11,13 +11,14 @@ from types import ModuleType
 from typing import Any
 
 from lq_plugin.errors import require
-from lq_plugin.printing import plain
+from lq_plugin.printing import figure, plain
 from lq_plugin.report.board import Leaderboard, Row
+from lq_plugin.report.details import Section
+from lq_plugin.report.plots import STYLE, Axis, decades, steps
 
 TEMPLATE = "leaderboard.html.jinja"
 WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 20, 48  # margins, where the ticks' labels are
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Plot:
     marks: Sequence[Mark]
 
 
-def render(board: Leaderboard, distinctions: Mapping[str, str]) -> str:
+def render(board: Leaderboard, distinctions: Mapping[str, str], details: Mapping[str, Sequence[Section]]) -> str:
     """Return the page.
 
     Args:
         board: what to show.
         distinctions: what sets each run apart.
+        details: what INT8 costs in each run, and what was done about it.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -78,6 +80,8 @@ def render(board: Leaderboard, distinctions: Mapping[str, str]) -> str:
         metrics=list(dict.fromkeys(name for row in (*board.fp32, *board.artifacts) for name in row.entry.metrics)),
         cpus=list(dict.fromkeys(row.cpu for row in board.artifacts)),
         plots=plots(numbered, board.fp32),
+        details=details,
+        style=STYLE,
         size=(WIDTH, HEIGHT),
         area=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
     )
@@ -94,20 +98,14 @@ def _template(jinja2: ModuleType) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = figure
+    environment.filters |= {"figure": figure, "zip": zip}
     return environment.get_template(TEMPLATE)
 
 
 def _text(value: Any) -> Any:
     """Every text as it is: a browser, too, obeys characters that change the direction of writing."""
-    return plain(value, keep="\n\t") if isinstance(value, str) else value
-
-
-def figure(value: Any, form: str = ".4f", scale: float = 1.0, unit: str = "") -> str:
-    """Return a number as text; what is missing or no number as a dash, and infinity as it is."""
-    if value is None or math.isnan(value):
-        return MISSING
-    return str(value) if math.isinf(value) else f"{value * scale:{form}}{unit}"
+    is_markup = hasattr(value, "__html__")  # made by us: an SVG
+    return plain(value, keep="\n\t") if isinstance(value, str) and not is_markup else value
 
 
 def plots(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> list[Plot]:
@@ -127,14 +125,14 @@ def _plot(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> Plot:
     first = rows[0][1]
     metric, mode = first.budget.metric, first.budget.mode
     points = [(row, None) for row in fp32] + [(row, number) for number, row in reversed(rows)]
-    across = _Axis([math.log10(row.entry.median or 1) for row, _ in points], LEFT, WIDTH - RIGHT)
+    across = Axis([math.log10(row.entry.median or 1) for row, _ in points], LEFT, WIDTH - RIGHT)
     # Accuracy is a cost here: better is up, whatever the metric's direction.
-    up = _Axis([row.accuracy or 0.0 for row, _ in points], TOP, HEIGHT - BOTTOM)
+    up = Axis([row.accuracy or 0.0 for row, _ in points], TOP, HEIGHT - BOTTOM)
     return Plot(
         title=f"{first.cpu}, batch size {first.batch_size}, threads: {first.threads}",
         vertical=str(metric) if mode else f"difference of {metric} from FP32",
-        xticks=[(across.at(math.log10(t)), f"{t:g}") for t in _decades(10**across.low, 10**across.high)],
-        yticks=[(up.at(t), _shown(t, mode)) for t in _steps(up.low, up.high)],
+        xticks=[(across.at(math.log10(t)), f"{t:g}") for t in decades(10**across.low, 10**across.high)],
+        yticks=[(up.at(t), _shown(t, mode)) for t in steps(up.low, up.high)],
         marks=[
             Mark(
                 across.at(math.log10(row.entry.median or 1)), up.at(row.accuracy or 0.0), _kind(row), number, _told(row)
@@ -142,32 +140,6 @@ def _plot(rows: Sequence[tuple[int, Row]], fp32: Sequence[Row]) -> Plot:
             for row, number in points
         ],
     )
-
-
-class _Axis:
-    """Values to pixels, with some room at both ends."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        room = 0.06 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 0.05
-        self.low, self.high = min(values) - room, max(values) + room
-        self.start, self.end = start, end
-
-    def at(self, value: float) -> float:
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
-
-
-def _decades(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20, … between two positive numbers, or even steps where these are too few."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-    ticks = [digit * 10.0**n for n in exponents for digit in (1, 2, 5) if low <= digit * 10.0**n <= high]
-    return ticks if len(ticks) > 2 else _steps(low, high)
-
-
-def _steps(low: float, high: float) -> list[float]:
-    """About five round numbers between two numbers."""
-    power = 10.0 ** math.floor(math.log10((high - low) / 5))
-    step = next(power * digit for digit in (1, 2, 5, 10) if power * digit * 5 >= high - low)
-    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _kind(row: Row) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage.manifests import good
 from tiny import Tiny, fit
 
 from lq_plugin import ArtifactExport, Budget, Int8Evaluation, StaticQuantization
@@ -72,6 +73,28 @@ def test_a_long_table_is_cut_and_says_so(runs: Path, tmp_path: Path, capsys: pyt
     assert printed.count(". why") == SHOWN + 3  # a line for each error
     assert len([line for line in printed.splitlines() if "[red]" in line and line.rstrip().endswith(" ok")]) == SHOWN
     assert "… and 3 more in the files." in printed
+
+
+def test_a_single_run_tells_what_int8_costs_and_what_was_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in ("0", "1"):
+        (tmp_path / run / "quantized").mkdir(parents=True)
+        (tmp_path / run / "quantized" / "manifest.json").write_text(json.dumps(good()))
+    main([str(tmp_path / "0")])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "net.0 conv2d 90.0 % 90.0 %" in printed
+    assert "static smoothing refused 9.0 9.1 0.0 too little" in printed
+    assert "1 1 50.0 % 2.00 % within 1.5" in printed
+    assert "Trial 1 was chosen; it leaves float: net.0." in printed
+    page = (tmp_path / "0" / "leaderboard.html").read_text("utf-8")
+    assert page.count('<svg class="plot" role="img"') == 2
+    assert "<details open>" in page
+    main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "90.0 %" not in printed
+    assert "What INT8 costs in each run, its algorithms and its searches: in the page." in printed
+    assert (tmp_path / "leaderboard.html").read_text("utf-8").count("<details>") == 2
 
 
 @pytest.mark.parametrize(

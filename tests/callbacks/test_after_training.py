@@ -21,7 +21,15 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 import lq_plugin
-from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization, pipeline
+from lq_plugin import (
+    ArtifactExport,
+    Budget,
+    DynamicQuantization,
+    Int8Evaluation,
+    Latency,
+    StaticQuantization,
+    exporting,
+)
 from lq_plugin.callbacks.finishing import RunContext
 
 QUICK = Latency(rounds=1, seconds=0.01)
@@ -234,7 +242,7 @@ def test_the_manifest_of_an_earlier_run_is_gone_before_anything_new_is_made(
 
     fit(tmp_path, Tiny(), DynamicQuantization(), ArtifactExport(["pt2"]), enable_checkpointing=False)
     assert manifest(tmp_path)["artifacts"]
-    monkeypatch.setattr(pipeline, "export_one", killed)
+    monkeypatch.setattr(exporting, "export_one", killed)
     with pytest.raises(SystemExit, match="killed"):
         fit(tmp_path, Tiny(), DynamicQuantization(), ArtifactExport(["pt2"]), enable_checkpointing=False)
     assert [path.name for path in (tmp_path / "quantized").iterdir()] == ["dynamic"]

@@ -19,11 +19,12 @@ from typing import Any
 
 from rich.console import Console
 
-from lq_plugin.apps.report import show
+from lq_plugin.apps.report import show, show_section
 from lq_plugin.coverage import FloatOp, QuantizedOp
+from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
-from lq_plugin.report.leaderboard import leaderboard, save
+from lq_plugin.report.leaderboard import details, leaderboard, save
 from lq_plugin.report.manifest import Config, Entry, Fp32, Kernels, LatencyRecord, Manifest, Speedup
 from lq_plugin.selection import Budget
 
@@ -59,7 +60,7 @@ RAW = ("NaN", "-Infinity", "1e999", "1" * 5000, "[" * 20_000 + "]" * 20_000, '{"
 
 
 def cases() -> Iterator[Case]:
-    """Return about 550 cases, the same ones every time: ``(name, prepare(folder), read(folder))``."""
+    """Return about 640 cases, the same ones every time: ``(name, prepare(folder), read(folder))``."""
     written = {
         **{f"manifest-{name}": partial(_put, "quantized/manifest.json", text) for name, text in _manifests()},
         **{f"failure-{name}": partial(_put, "failure.json", text) for name, text in _failures()},
@@ -81,7 +82,10 @@ def read(folder: Path) -> None:
     """Make every form of the report."""
     board = leaderboard(folder)
     printed = io.StringIO()
-    show(board, Console(file=printed, width=200))
+    console = Console(file=printed, width=200)
+    show(board, console)
+    for section in (each for found in details(board).values() for each in found):
+        show_section(section, console)
     page = save(board, folder / "out")
     assert [row.label for row in board.artifacts if row.run == GOOD] == ["static/onnx", "static/pt2"]
     assert len({job.run for job in board.jobs}) > 1
@@ -125,6 +129,9 @@ def good() -> dict[str, Any]:
         selected="static/onnx",
         budget=Budget("val/acc", 0.1, relative=True, mode="max"),
         calibration={"static": {"checkpoint": "a.ckpt", "samples": 48}},
+        steps=(AlgorithmStep("static", "smoothing", "refused", "too little", {"torch": 9.0}, {"torch": 9.1}),),
+        sensitivity={"static": (Sensitivity("net.0", "conv2d", "conv2d", 0.1, 0.9),)},
+        trials=(Trial("static", ("net.0",), 0.5, 0.02, True, 1.5),),
         environment=environment(),
         seed=0,
         config=Config(quantization={"static": {"skip": ["op:add"]}}, run={"model": {"_target_": "m.Net", "width": 8}}),
@@ -171,6 +178,14 @@ def _manifests() -> Iterator[tuple[str, bytes]]:
         changed = _changed(("artifacts", 0, "metrics", "val/acc"), value)
         changed["artifacts"][0]["delta"]["val/acc"] = delta
         yield f"figures-{n}", _json(changed)
+    shown: dict[Keys, tuple[str, str]] = {
+        ("sensitivity", "static", 0): ("name", "share"),
+        ("steps", 0): ("reason", "seconds"),
+        ("trials", 0): ("candidate", "drop"),
+    }
+    for at, (text_of, figure_of) in shown.items():
+        yield f"nasty-{at[0]}", _json(_changed((*at, text_of), NASTY))
+        yield f"figure-{at[0]}", _json(_changed((*at, figure_of), 1e308))
     for key in ("candidate", "method", "runtime", "error"):
         yield f"nasty-{key}", _json(_changed(("artifacts", 0, key), NASTY))
     yield "nasty-metric", _json(good()).replace(b'"val/acc"', json.dumps(NASTY).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
 from lq_plugin.graph import nesting, signature, structure
+from lq_plugin.graph.assertions import checks_left_out, remove_checks
 from lq_plugin.graph.batch import BatchDims, doubled, find_batch_dims
 from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.integers import integers_of_graph
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import attention_in_parts, isolated, recurrent_layers_whole
@@ -137,6 +141,9 @@ def _captured(task: _Task) -> Graph:
     flat = _FlatForward(task.module, task.inputs, outputs.append)
     program = _export(flat, tensors, _dynamic_shapes(task, tensors))
     module = program.module(check_guards=False)
+    remove_checks(module)
+    for name, kind in structure.dropped(outputs[-1], "output"):
+        _say_dropped(name, kind)
     return Graph(
         module=module,
         signature=Signature(_with_shapes(task.inputs.parameters, _input_shapes(program)), outputs[-1]),
@@ -145,6 +152,11 @@ def _captured(task: _Task) -> Graph:
         modules=tuple(name for name, _ in task.module.named_modules() if name),
         structure=structure_digest(module),
     )
+
+
+@functools.cache
+def _say_dropped(name: str, kind: str) -> None:
+    note(f"{name}: a graph cannot return a {kind}; artifacts give None in its place")
 
 
 def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -195,10 +207,11 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
         muted(),
         recurrent_layers_whole(),
         attention_in_parts(),
+        checks_left_out(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
         try:
-            program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+            program = _exported(flat, tensors, shapes)
             # Makes in-place operators functional, decomposes nothing else but recurrent cells.
             functional: ExportedProgram = program.run_decompositions(_cells())
         except CaptureError:
@@ -209,6 +222,15 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
                 explanation(flat.target, error, flat.names)
             ) from None  # else pages of tracing frames are printed
     return functional
+
+
+def _exported(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    try:
+        return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+    except GuardOnDataDependentSymNode:
+        with contextlib.suppress(Exception), integers_of_graph(flat.target):
+            return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+        raise
 
 
 def _cells() -> dict[Any, Any]:

@@ -1,0 +1,123 @@
+"""Checks of data in a forward: ``assert x.isfinite().all()``, ``if (x < 0).any(): raise …``. No runtime has these.
+
+They are left out of the graph: where the truth of a tensor decides only whether an error is raised, it is answered so
+that none is. The bytecode at the place that asks tells such a check from a branch.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lq_plugin.progress import note
+
+_OF_TORCH = str(Path(torch.__file__).parent)  # its own checks are of shapes, and are answered as ever
+_REAL = (Tensor, nn.Parameter)  # while a forward is captured, everything else has no values
+
+
+_aten = torch.ops.aten
+_CHECKS = {
+    _aten._assert_scalar.default,
+    _aten._assert_async.default,
+    _aten._assert_async.msg,
+    _aten.sym_constrain_range.default,
+    _aten.sym_constrain_range_for_size.default,
+}  # what torch.export itself adds where a number comes from data
+
+
+def remove_checks(module: fx.GraphModule) -> None:
+    """Remove operators that only check numbers from a graph, and what is computed for them alone."""
+    checks = [node for node in module.graph.nodes if node.target in _CHECKS]
+    for node in checks:
+        module.graph.erase_node(node)
+    if checks:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+
+
+@contextmanager
+def checks_left_out() -> Iterator[None]:
+    """Answer checks of data so that they raise nothing, while a forward is captured."""
+    truth = torch.SymBool.__bool__
+
+    def of_tensor(self: Tensor) -> bool:
+        passing = None if type(self) in _REAL else _passing(sys._getframe(1))
+        return super(Tensor, self).__bool__() if passing is None else passing
+
+    def of_number(self: Any) -> bool:
+        passing = None if self.node.has_hint() else _passing(sys._getframe(1))
+        return truth(self) if passing is None else passing
+
+    replaced: list[tuple[Any, Callable[..., bool]]] = [(Tensor, of_tensor), (torch.SymBool, of_number)]
+    before = [vars(owner).get("__bool__") for owner, _ in replaced]
+    for owner, function in replaced:
+        owner.__bool__ = function
+    try:
+        yield
+    finally:
+        for (owner, _), original in zip(replaced, before, strict=True):
+            if original is None:
+                del owner.__bool__
+            else:
+                owner.__bool__ = original
+
+
+def _passing(frame: Any) -> bool | None:
+    """The truth value for which the code that asks does not raise; ``None`` where it is not a check."""
+    code: CodeType = frame.f_code
+    if code.co_filename.startswith(_OF_TORCH):
+        return None
+    found = passing_value(code, frame.f_lasti)
+    if found is not None:
+        _say(f"{code.co_filename}:{frame.f_lineno}")
+    return found
+
+
+@functools.cache
+def _say(place: str) -> None:
+    note(f"the check of data in {place} is left out of the graph")
+
+
+@functools.cache
+def passing_value(code: CodeType, asking: int) -> bool | None:
+    """Find the truth value for which a piece of code does not raise.
+
+    Args:
+        code: a function's.
+        asking: offset of the instruction that asks whether something is true, or that calls what asks.
+
+    Returns:
+        ``None`` where both values, or neither, lead straight to a ``raise``.
+    """
+    instructions = list(dis.get_instructions(code))
+    places = {instruction.offset: number for number, instruction in enumerate(instructions)}
+    number = places.get(asking)
+    if number is None:
+        return None
+    if "JUMP" not in instructions[number].opname:  # a call, or an instruction of its own for the truth value
+        number += 1
+    jump = instructions[number]
+    if not jump.opname.startswith("POP_JUMP") or not jump.opname.endswith(("IF_TRUE", "IF_FALSE")):
+        return None
+    goes_on, jumps = _raises(instructions[number + 1 :]), _raises(instructions[places[jump.argval] :])
+    jumps_if = jump.opname.endswith("IF_TRUE")
+    return None if goes_on == jumps else jumps_if if goes_on else not jumps_if
+
+
+def _raises(instructions: list[dis.Instruction]) -> bool:
+    """Whether instructions lead to a ``raise`` without a branch or a return."""
+    for instruction in instructions:
+        if instruction.opname == "RAISE_VARARGS":
+            return True
+        if "JUMP" in instruction.opname or instruction.opname.startswith(("RETURN", "YIELD", "FOR_ITER", "SEND")):
+            return False
+    return False

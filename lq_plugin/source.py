@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from lq_plugin.checkpoints import Checkpoint, with_weights
@@ -19,7 +18,7 @@ from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
-from lq_plugin.graph.sampling import Draw, Samples
+from lq_plugin.graph.sampling import Draw, Samples, drawn_batches
 from lq_plugin.identity import weights_digest
 from lq_plugin.targets import Forward, never_called, resolve_target
 
@@ -118,12 +117,7 @@ class Source:
 
         def choose(batches: Sequence[int | float]) -> Set[int]:
             nonlocal every, chosen
-            every, wanted = sum(batches), Draw.calls_for(count, size)
-            if math.isinf(every):
-                chosen = set(range(wanted))
-            else:
-                order = torch.randperm(int(every), generator=torch.Generator().manual_seed(seed))
-                chosen = set(order[:wanted].tolist())
+            every, chosen = sum(batches), drawn_batches(batches, Draw.calls_for(count, size), seed)
             return chosen
 
         def see(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -62,12 +62,13 @@ def pieces(graph: Graph, calls: Sequence[Sequence[Tensor]], samples: int = SAMPL
     left = samples
     for tensors in calls:
         batch = graph.samples(tensors)
-        for first in range(0, batch, PIECE) if _is_divisible(graph, tensors, batch) else (None,):
+        size = PIECE if graph.is_divisible(tensors) else max(batch, 1)
+        for first in range(0, batch, size):
             if left <= 0:
                 return
-            size = batch if first is None else min(PIECE, batch - first, left)
-            yield tensors if first is None else _narrowed(graph, tensors, first, size)
-            left -= size
+            piece = torch.arange(first, min(first + min(size, left), batch))
+            yield graph.selected(tensors, piece)
+            left -= len(piece)
 
 
 def weighted_values(
@@ -90,22 +91,6 @@ def weighted_values(
         with isolated():
             weighted = _weighted(graph.module, names, tensors, generator)
         yield weighted
-
-
-def _is_divisible(graph: Graph, tensors: Sequence[Tensor], batch: int) -> bool:
-    """Whether a call can be split into samples: every batch dimension is dynamic and has the size of the batch."""
-    return all(
-        tensor.shape[dims[0]] == batch and structure["shape"][dims[0]] is None
-        for tensor, dims, (_, structure) in zip(tensors, graph.batch_dims, graph.signature.tensors(), strict=True)
-        if dims
-    )
-
-
-def _narrowed(graph: Graph, tensors: Sequence[Tensor], first: int, size: int) -> list[Tensor]:
-    return [
-        tensor.narrow(dims[0], first, size) if dims else tensor
-        for tensor, dims in zip(tensors, graph.batch_dims, strict=True)
-    ]
 
 
 def power(values: Tensor) -> float:

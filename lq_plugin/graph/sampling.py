@@ -35,6 +35,24 @@ class Samples:
     seed: int = 0
 
 
+def drawn_batches(batches: Sequence[int | float], wanted: int, seed: int) -> set[int]:
+    """Draw batches of a pass, the same ones for the same seed; the first ones where their number is not known.
+
+    Args:
+        batches: number of batches of every loader; infinite where not known.
+        wanted: how many to draw, of all loaders together.
+        seed: of a private generator.
+
+    Returns:
+        Their indices in the pass, which goes through one loader after the other.
+    """
+    every = sum(batches)
+    if math.isinf(every):
+        return set(range(wanted))
+    order = torch.randperm(int(every), generator=torch.Generator().manual_seed(seed))
+    return set(order[:wanted].tolist())
+
+
 @dataclass
 class Draw:
     """Keeps a bounded random draw of samples from the calls that it is shown; the same seed gives the same samples.
@@ -101,7 +119,7 @@ class Draw:
 
     def _parts(self, call: GraphCall) -> int:
         """Into how many parts a call can be split: its samples, or one, the whole call."""
-        return self.graph.samples(call) if self.graph.takes_any_batch else 1
+        return self.graph.samples(call) if self.graph.is_divisible(call) else 1
 
     def _is_finite(self, call: GraphCall, number: int) -> bool:
         part = self.graph.selected(call, torch.tensor([number]))

@@ -27,7 +27,6 @@ from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import calls
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.learning import Sensitivity
-from lq_plugin.qparams import rounded_activation, rounded_weight
 
 
 def sensitivity(
@@ -112,11 +111,9 @@ class _Rounding(fx.Interpreter):
     def _integers(self, source: fx.Node, node: fx.Node) -> Any:
         placed, value = self.candidate.united, self.env[source]
         if source.name in placed.inputs.get(node.name, ()):
-            bounds = self.candidate.ranges[placed.scales[source.name]]
-            return rounded_activation(value, bounds, placed.activation_spec)
-        weight, axis = placed.weights.get(node.name, ("", 0))
-        if source.name == weight:
-            return rounded_weight(value, placed.weight_spec, axis, self.candidate.weight_scales.get(node.name))
+            return self.candidate.rounded_activation(source.name, value)
+        if node.name in placed.weights and source.name == placed.weights[node.name][0]:
+            return self.candidate.rounded_weight(node.name, value)
         return value
 
 

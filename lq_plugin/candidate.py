@@ -20,6 +20,7 @@ from lq_plugin.graph.placement import Placement, place, place_dynamic, place_eve
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.learning import Learning
 from lq_plugin.observers import Observer, Range, Statistic
+from lq_plugin.qparams import rounded_activation, rounded_weight
 from lq_plugin.scheme import Scheme
 
 DynamicDims = Mapping[str, Sequence[int]]  # dynamic dimensions besides the batch, by the name of the input
@@ -149,6 +150,20 @@ class StaticCandidate:
         assert isinstance(self.scheme.observer, Observer)
         every = replace(self.calibration, statistics=self.statistics)
         return {**every.ranges(self.scheme.observer), **self.learnt_ranges}
+
+    def rounded_activation(self, name: str, values: Tensor) -> Tensor:
+        """Return a value of the graph as quantized operators read it, quantized and dequantized.
+
+        Args:
+            name: of the value; one that :attr:`united` quantizes.
+            values: its float32 elements.
+        """
+        return rounded_activation(values, self.ranges[self.united.scales[name]], self.united.activation_spec)
+
+    def rounded_weight(self, operator: str, weight: Tensor) -> Tensor:
+        """Return the weight of an operator that :attr:`united` quantizes, quantized and dequantized."""
+        _, axis = self.united.weights[operator]
+        return rounded_weight(weight, self.united.weight_spec, axis, self.weight_scales.get(operator))
 
     @property
     def plain(self) -> StaticCandidate:

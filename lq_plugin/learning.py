@@ -39,7 +39,8 @@ class Learning:
     Args:
         samples: how many samples they learnt from.
         judged: how many samples were held out to judge them.
-        left_out: how many samples were drawn but not used, because they hold nan or infinity.
+        left_out: how many samples were drawn but not used, because they hold nan or infinity, or are in a
+            call that the graph does not take.
         share: the share of all validation samples that was drawn; ``None`` if their number is not known.
         seed: of the draw and of the algorithms.
         steps: every requested algorithm, in the order in which they run.

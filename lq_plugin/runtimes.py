@@ -30,8 +30,8 @@ class Runtime:
         dynamic: operators that it computes on integers with a scale from each batch.
         dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
         stays_float: operators that are not worth INT8 on it, and why. ``"grouped conv_transpose2d"`` are those with
-            groups of channels, ``"matmul of activations"`` are products without a constant factor. docs/kernels.md
-            has the same table.
+            groups of channels, ``"matmul of activations"`` are products without a constant factor, ``"partial mean"``
+            is one that leaves some of an image's positions. docs/kernels.md has the same table.
         activations: which integers its kernels take for activations if the scheme does not say.
     """
 
@@ -50,9 +50,10 @@ RUNTIMES: Mapping[str, Runtime] = {
         dynamic=PRODUCTS | {"lstm", "gru"},
         # Around a float kernel, quantize/dequantize pairs and integer weights only cost: a decoder of transposed
         # convolutions took 2.1 times as long (1.32, one thread) and lost 7.7 dB; a U-Net took the same time.
-        stays_float=dict.fromkeys(
-            TRANSPOSED_CONVOLUTIONS, "onnxruntime has no INT8 kernel for transposed convolutions"
-        ),
+        stays_float={
+            **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, "onnxruntime has no INT8 kernel for transposed convolutions"),
+            "partial mean": "onnxruntime has no INT8 kernel for a mean over some of the positions",
+        },
     ),
     "openvino": Runtime(
         fuses=POINTWISE,

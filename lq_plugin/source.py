@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from lq_plugin.checkpoints import Checkpoint, with_weights
-from lq_plugin.errors import CalibrationError
+from lq_plugin.errors import ArtifactError, CalibrationError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.loaders import chosen_batches, observed_pass
 from lq_plugin.evaluation.loop import Data
@@ -19,9 +18,9 @@ from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
-from lq_plugin.graph.sampling import Draw, Samples
+from lq_plugin.graph.sampling import Draw, Samples, drawn_batches
 from lq_plugin.identity import weights_digest
-from lq_plugin.targets import Forward, never_called, resolve_target
+from lq_plugin.targets import never_called, resolve_target
 
 
 class Source:
@@ -86,14 +85,16 @@ class Source:
         """
         seen: list[Call] = []
 
-        def remember(original: Forward, *args: Any, **kwargs: Any) -> Any:
+        def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             if not seen:
                 seen.append(private_call(args, kwargs))
-            return original(*args, **kwargs)
+
+        def every(batches: Sequence[int | float]) -> Set[int]:
+            return set(range(int(sum(batches))))
 
         if "validate" in loop.splits_of(self.model, self.data):
-            one_batch = self.data.limited("validate", 1)
-            loop.run(self.model, one_batch, "validate", target=self.target, forward=remember)
+            one_batch = self.data.limited("validate", 1)  # of each loader
+            chosen_batches(self.model, one_batch, self.target, every, remember)
         if not seen:
             raise CalibrationError(self.never_called(option_of))
         return seen[0]
@@ -113,25 +114,31 @@ class Source:
 
     def _drawn(self, graph: Graph, count: int, seed: int) -> Samples:
         draw, every, chosen = Draw(graph, count, seed), math.inf, set[int]()
+        refused: ArtifactError | None = None
         # The example of a batch of one is doubled, so two may be one.
         size = 1 if graph.batch_size == 2 else graph.batch_size
 
         def choose(batches: Sequence[int | float]) -> Set[int]:
             nonlocal every, chosen
-            every, wanted = sum(batches), Draw.calls_for(count, size)
-            if math.isinf(every):
-                chosen = set(range(wanted))
-            else:
-                order = torch.randperm(int(every), generator=torch.Generator().manual_seed(seed))
-                chosen = set(order[:wanted].tolist())
+            every, chosen = sum(batches), drawn_batches(batches, Draw.calls_for(count, size), seed)
             return chosen
 
         def see(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            draw.add(graph.signature.flatten(args, kwargs))
+            nonlocal refused
+            try:
+                tensors = graph.signature.flatten(args, kwargs)
+            except ArtifactError as error:
+                refused = error
+                draw.leave_out(args, kwargs)
+            else:
+                draw.add(tensors)
 
         chosen_batches(self.model, self.data, self.target, choose, see)
         total = None if math.isinf(every) else round(draw.samples_seen * every / max(1, len(chosen)))
-        return draw.drawn(total)
+        samples = draw.drawn(total)
+        if refused is not None and not samples.learn:  # it says why there is nothing to learn from
+            raise refused
+        return samples
 
     @property
     def has_test_split(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lq_plugin import Scheme
 from lq_plugin.checkpoints import LIVE, Checkpoint
-from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.errors import ArtifactError, CalibrationError, ConfigError
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
 from lq_plugin.graph.prepare import prepare
@@ -143,3 +143,32 @@ def test_samples_need_nothing_of_a_module_but_its_steps(batch_size: int) -> None
     assert sizes == [48, 16]
     assert samples.share == pytest.approx(64 / 96, abs=1e-3)
     assert data.seen == []
+
+
+def test_the_first_call_needs_nothing_of_a_module_but_its_steps() -> None:
+    (image,), _ = source(Particular()).first_call("StaticQuantization")
+    assert len(image) == 8
+
+
+class Growing(Tiny):
+    """The images of its second batch have another size, which its graph does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0] if batch_idx != 1 else nn.functional.pad(batch[0], (1, 1, 1, 1)))
+
+
+def test_a_call_that_does_not_fit_is_left_out_and_counted() -> None:
+    data = Images(val_samples=96)
+    made = Source(Growing(), None, lambda: LIVE_WEIGHTS, Data(data))
+    images = next(iter(data.val_dataloader()))[0]
+    graph = prepare(made.float_target, [images])
+    samples = made.samples(graph, 96, 0)
+    kept = sum(map(graph.samples, (*samples.learn, *samples.judge)))
+    assert (kept, samples.left_out) == (96 - len(images), len(images))
+    larger = prepare(made.float_target, [nn.functional.pad(images, (2, 2, 2, 2))])
+    with pytest.raises(ArtifactError):
+        made.samples(larger, 96, 1)

@@ -60,7 +60,6 @@ from lq_plugin.graph.graph import duplicate
 from lq_plugin.graph.nodes import arguments, attribute
 from lq_plugin.graph.rewriting import put_constant, rewritten
 from lq_plugin.graph.torch_patches import isolated
-from lq_plugin.qparams import rounded_activation, rounded_weight
 
 FEWEST_SAMPLES = 32  # with fewer, least squares overfits: 16 images did worse than a factor and a bias (mobile CNN)
 _COLUMNS = 6000  # drawn for a layer of up to 256 inputs; in proportion for more inputs
@@ -180,9 +179,7 @@ class _Lockstep:
         return results
 
     def _rounded(self, node: fx.Node) -> list[Tensor]:
-        placement = self.candidate.united
-        bounds = self.candidate.ranges[placement.scales[node.name]]
-        return [rounded_activation(value, bounds, placement.activation_spec) for value in self.values[node]]
+        return [self.candidate.rounded_activation(node.name, value) for value in self.values[node]]
 
     def _quantized(self, node: fx.Node, product: Product | None) -> list[Any]:
         """A node's results in the quantized graph; a layer is corrected before it runs."""
@@ -194,11 +191,8 @@ class _Lockstep:
         if product is not None:
             return self._corrected(node, product, read)
         if node.name in placement.weights:
-            name, axis = placement.weights[node.name]
-            (weight,) = (s for s in sources if s.name == name)
-            scale = self.candidate.weight_scales.get(node.name)
-            made = rounded_weight(self.values[weight][0], placement.weight_spec, axis, scale)
-            read[weight] = [made] * len(self.calls)
+            (weight,) = (s for s in sources if s.name == placement.weights[node.name][0])
+            read[weight] = [self.candidate.rounded_weight(node.name, self.values[weight][0])] * len(self.calls)
         return self._results(node, read)
 
     def _corrected(self, node: fx.Node, product: Product, read: dict[fx.Node, list[Any]]) -> list[Tensor]:

@@ -46,27 +46,27 @@ class Graph:
 
     def samples(self, tensors: Sequence[Tensor]) -> int:
         """How many samples a call with these inputs has."""
-        sizes = (tensor.shape[dims[0]] for tensor, dims in zip(tensors, self.batch_dims, strict=True) if dims)
-        return next(sizes, 1)
+        return next(iter(self._batches(tensors)), 1)
 
-    @property
-    def takes_any_batch(self) -> bool:
-        """Whether every batch dimension is dynamic, so that a call can be split into samples."""
-        batches = [
-            structure["shape"][dims[0]]
-            for (_, structure), dims in zip(self.signature.tensors(), self.batch_dims, strict=True)
-            if dims
-        ]
-        return bool(batches) and all(size is None for size in batches)
+    def is_divisible(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether a call can be split into samples: its batch dimensions are all dynamic and of the same size."""
+        structures = (structure for _, structure in self.signature.tensors())
+        pairs = zip(structures, self.batch_dims, strict=True)
+        dynamic = (not dims or structure["shape"][dims[0]] is None for structure, dims in pairs)
+        return all(dynamic) and len(set(self._batches(tensors))) < 2
+
+    def _batches(self, tensors: Sequence[Tensor]) -> list[int]:
+        """Size of the batch dimension of each input that has one."""
+        return [tensor.shape[dims[0]] for tensor, dims in zip(tensors, self.batch_dims, strict=True) if dims]
 
     def selected(self, tensors: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, ...]:
-        """Return some samples of a call; the whole call if the graph takes only one batch size.
+        """Return some samples of a call; the whole call if it cannot be divided.
 
         Args:
             tensors: the flat inputs.
             samples: indices of the samples in the call.
         """
-        if not self.takes_any_batch:
+        if not self.is_divisible(tensors):
             return tuple(tensors)
         return tuple(
             tensor.index_select(dims[0], samples.to(tensor.device)) if dims else tensor

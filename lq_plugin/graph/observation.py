@@ -21,6 +21,7 @@ from lq_plugin.graph.calibration import Calibration, Recording
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import Repeats, without_repeats
+from lq_plugin.graph.sampling import drawn_batches
 from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme, as_dict
 from lq_plugin.targets import Forward, replaced_forward, resolve_target
@@ -71,17 +72,13 @@ class ObservationPlan:
         return (calibration.provenance.digest, calibration.provenance.observed) == (graph_digest, self.digest)
 
     def chosen(self, batches: Sequence[int | float], batch_size: int) -> set[int]:
-        """Choose which batches of a pass are observed; the first ones where their number is not known.
+        """Choose which batches of a pass are observed.
 
         Args:
             batches: number of batches of every loader; infinite where not known.
             batch_size: samples in one batch, of all processes together.
         """
-        wanted, total = math.ceil(self.samples / max(batch_size, 1)), sum(batches)
-        if math.isinf(total):
-            return set(range(wanted))
-        order = torch.randperm(int(total), generator=torch.Generator().manual_seed(self.seed))
-        return set(order[:wanted].tolist())
+        return drawn_batches(batches, math.ceil(self.samples / max(batch_size, 1)), self.seed)
 
 
 class Observation:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from lq_plugin.graph.nodes import arguments, is_constant
 from lq_plugin.graph.recurrent import OPERATORS as OPERATORS_OF_LAYERS
 
 aten = torch.ops.aten
@@ -95,3 +96,22 @@ def operator_of(node: fx.Node) -> Operator | None:
         if isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.meta["val"].dim() == 2:
             return Operator("matmul", weight=1, channel_axis=1)
     return operator
+
+
+def kind_of(node: fx.Node, operator: Operator) -> str:
+    """The operator's type, with "grouped", "partial" or "of activations" where the choice of kernels depends on it."""
+    if operator.name == "mean":
+        return operator.name if _is_over_all_positions(node) else f"partial {operator.name}"
+    if operator.name in TRANSPOSED_CONVOLUTIONS:
+        weight = arguments(node)[1].meta["val"]
+        outputs = node.meta["val"].shape[1 - weight.dim()]
+        return operator.name if weight.shape[1] == outputs else f"grouped {operator.name}"
+    factors = operator.name in ("matmul", "bmm") and not any(map(is_constant, node.args))
+    return f"{operator.name} of activations" if factors else operator.name
+
+
+def _is_over_all_positions(mean: fx.Node) -> bool:
+    """Whether a mean is over all dimensions but the first two: samples and channels."""
+    value, dims, *_ = arguments(mean)
+    rank = value.meta["val"].dim()
+    return rank > 2 and sorted(dim % rank for dim in dims or range(rank)) == list(range(2, rank))

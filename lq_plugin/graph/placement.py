@@ -32,9 +32,9 @@ from lq_plugin.graph.operators import (
     PRODUCTS,
     QUANTIZATION_AGNOSTIC,
     RECURRENT,
-    TRANSPOSED_CONVOLUTIONS,
     UNLISTED,
     Operator,
+    kind_of,
     operator_of,
 )
 from lq_plugin.qparams import QuantSpec
@@ -96,7 +96,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
             or ("chosen to stay float" if node.name in keep_float else None)
             or _of_its_constants(node, operator)
             or _static_refusal(node, operator, convolutional)
-            or rules.stays_float.get(_kind(node, operator))
+            or rules.stays_float.get(kind_of(node, operator))
             or rules.stays_float.get(operator.name)
         )
 
@@ -262,16 +262,6 @@ def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Nod
         return "an input is a number or not float32"
     policy = _POLICIES.get(operator.name)
     return policy(node, values, convolutional) if policy is not None else None
-
-
-def _kind(node: fx.Node, operator: Operator) -> str:
-    """The operator's type, with "grouped" or "of activations" added where the choice of kernels depends on it."""
-    if operator.name in TRANSPOSED_CONVOLUTIONS:
-        weight = arguments(node)[1].meta["val"]
-        outputs = node.meta["val"].shape[1 - weight.dim()]
-        return operator.name if weight.shape[1] == outputs else f"grouped {operator.name}"
-    factors = operator.name in ("matmul", "bmm") and not any(map(is_constant, node.args))
-    return f"{operator.name} of activations" if factors else operator.name
 
 
 def _dynamic_refusal(node: fx.Node, operator: Operator, rules: Runtime) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
@@ -67,12 +68,8 @@ def without_repeats(tensors: Sequence[Tensor], graph: Graph, repeats: Repeats | 
         return tensors
     if not repeats.unique:
         return None
-    left = []
-    for tensor, dims, (_, structure) in zip(tensors, graph.batch_dims, graph.signature.tensors(), strict=True):
-        if not dims:
-            left.append(tensor)
-        elif tensor.shape[dims[0]] == repeats.samples and structure["shape"][dims[0]] is None:
-            left.append(tensor.narrow(dims[0], 0, repeats.unique))
-        else:
-            return None
-    return left
+    if not any(graph.batch_dims):  # no input has samples
+        return tensors
+    if graph.samples(tensors) != repeats.samples or not graph.is_divisible(tensors):
+        return None
+    return graph.selected(tensors, torch.arange(repeats.unique))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lq_plugin.graph.graph import Graph
 
@@ -23,7 +25,8 @@ class Samples:
     Args:
         learn: samples to learn from.
         judge: samples that are held out to judge what was learnt.
-        left_out: how many more were drawn and left out, because they hold nan or infinity.
+        left_out: how many more were drawn and left out, because they hold nan or infinity, or are in a call that the
+            graph does not take.
         share: the share of all samples that was drawn; ``None`` if their number is not known.
         seed: of the draw.
     """
@@ -33,6 +36,24 @@ class Samples:
     left_out: int = 0
     share: float | None = None
     seed: int = 0
+
+
+def drawn_batches(batches: Sequence[int | float], wanted: int, seed: int) -> set[int]:
+    """Draw batches of a pass, the same ones for the same seed; the first ones where their number is not known.
+
+    Args:
+        batches: number of batches of every loader; infinite where not known.
+        wanted: how many to draw, of all loaders together.
+        seed: of a private generator.
+
+    Returns:
+        Their indices in the pass, which goes through one loader after the other.
+    """
+    every = sum(batches)
+    if math.isinf(every):
+        return set(range(wanted))
+    order = torch.randperm(int(every), generator=torch.Generator().manual_seed(seed))
+    return set(order[:wanted].tolist())
 
 
 @dataclass
@@ -56,6 +77,7 @@ class Draw:
     seed: int
     _calls: list[GraphCall] = field(default_factory=list)
     _seen: int = 0
+    _left_out: int = 0
     samples_seen: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +101,13 @@ class Draw:
                 kept = tuple(tensor.detach().cpu().clone() for tensor in self.graph.selected(tensors, order))
             self._calls[place : place + 1] = [kept]
 
+    def leave_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Count the samples of a call that the graph does not take: as many as its first tensor has."""
+        sizes = (leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+        count = next(sizes, 1)
+        self._left_out += count
+        self.samples_seen += count
+
     def drawn(self, total: int | None = None) -> Samples:
         """Return the samples, some of them held out.
 
@@ -87,7 +116,7 @@ class Draw:
         """
         learn: list[GraphCall] = []
         judge: list[GraphCall] = []
-        left_out = position = 0
+        left_out, position = self._left_out, 0
         for call in self._calls:
             finite = [number for number in range(self._parts(call)) if self._is_finite(call, number)]
             left_out += self._parts(call) - len(finite)
@@ -101,7 +130,7 @@ class Draw:
 
     def _parts(self, call: GraphCall) -> int:
         """Into how many parts a call can be split: its samples, or one, the whole call."""
-        return self.graph.samples(call) if self.graph.takes_any_batch else 1
+        return self.graph.samples(call) if self.graph.is_divisible(call) else 1
 
     def _is_finite(self, call: GraphCall, number: int) -> bool:
         part = self.graph.selected(call, torch.tensor([number]))

@@ -1,16 +1,18 @@
 """Sensitivity: which operators cost accuracy in INT8, from one pass over a few samples.
 
-What: each operator runs once in float and once with quantized inputs and weight. The squared difference of the results
-is weighted by the diagonal Fisher estimate (see algorithms/fisher.py). This gives the error at the outputs as a share
-of their power. Errors of single operators add up.
+What: each operator runs once in float and once with quantized inputs and weight. The difference of the results is
+carried to the outputs by gradients of random projections (see :func:`~lq_plugin.algorithms.fisher.costs`). This gives
+the error at the outputs as a share of their power. Errors of single operators add up.
 
-When: to choose which operators stay float. The estimate assumes that the errors of an operator's elements are
-independent. If they are correlated, it is too low, as for a convolution whose error is the same at all positions of an
-image that is averaged later. Rank correlation with exhaustive measurement (Spearman): .67 for a ResNet of the tests
-that ends in a mean, .82 to 1.0 for the others.
+When: to choose which operators stay float. The estimate is right to first order. Rank correlation with exhaustive
+measurement (Spearman, mean of 5 seeds, 32 samples): .98 on average over the 23 models of the tests' zoo, .88 for the
+worst of them, .98 for the ResNet that ends in a mean. Squared errors weighted by the diagonal Fisher estimate, which
+takes errors at different positions for independent, had .89, .40 and .77. A 6-layer text encoder whose operators cost
+nearly the same has .95 and had .99 with the diagonal, because signed sums over few samples are noisier.
 
-Cost: for each sample, one forward and four backward passes, and each quantized operator once more. For a 6-layer text
-encoder this is a tenth of the cost of exhaustive measurement, with nearly the same ranking (Spearman .97).
+Cost: for each sample, two forward and eight backward passes, and each quantized operator once more. For the 6-layer
+text encoder this is a third of the time of exhaustive measurement (36 operators, one thread), 1.6 times as long as with
+the diagonal; for the zoo together, 1.25 times.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from lq_plugin.algorithms.fisher import Weighted, pieces, power, weighted_values
+from lq_plugin.algorithms.fisher import costs, pieces, power
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import calls
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.learning import Sensitivity
-from lq_plugin.qparams import rounded_activation, rounded_weight
 
 
 def sensitivity(
@@ -112,44 +114,39 @@ class _Rounding(fx.Interpreter):
     def _integers(self, source: fx.Node, node: fx.Node) -> Any:
         placed, value = self.candidate.united, self.env[source]
         if source.name in placed.inputs.get(node.name, ()):
-            bounds = self.candidate.ranges[placed.scales[source.name]]
-            return rounded_activation(value, bounds, placed.activation_spec)
-        weight, axis = placed.weights.get(node.name, ("", 0))
-        if source.name == weight:
-            return rounded_weight(value, placed.weight_spec, axis, self.candidate.weight_scales.get(node.name))
+            return self.candidate.rounded_activation(source.name, value)
+        if node.name in placed.weights and source.name == placed.weights[node.name][0]:
+            return self.candidate.rounded_weight(node.name, value)
         return value
 
 
 class _Judging(_Rounding):
-    """Computes what the error of each operator costs, all in one run.
+    """Computes the error of each operator's result, all in one run.
 
     Args:
         candidate: whose graph runs.
-        weighted: what errors of the operators' results cost, by the names of their nodes.
     """
 
-    def __init__(self, candidate: StaticCandidate, weighted: Mapping[str, Weighted]) -> None:
+    def __init__(self, candidate: StaticCandidate) -> None:
         super().__init__(candidate)
-        self.weighted = weighted
-        self.costs: dict[str, float] = {}
+        self.errors: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.name in self.weighted:
-            error = (self.rounded(n) - result).square().nan_to_num(0.0, 0.0, 0.0)
-            self.costs[n.name] = (error * self.weighted[n.name].weight).double().sum().item()
+        if n.name in self.candidate.united.quantized and isinstance(result, Tensor) and result.is_floating_point():
+            self.errors[n.name] = (self.rounded(n) - result).nan_to_num(0.0, 0.0, 0.0)
         return result
 
 
 def _estimated(candidate: StaticCandidate, tensors: Sequence[Sequence[Tensor]], seed: int) -> dict[str, float]:
-    graph, names = candidate.graph, candidate.united.quantized.keys()
+    graph, generator = candidate.graph, torch.Generator().manual_seed(seed)
     found = []
-    for piece, weighted in zip(pieces(graph, tensors), weighted_values(graph, names, tensors, seed), strict=True):
+    for piece in pieces(graph, tensors):
         with isolated():
-            judging = _Judging(candidate, weighted)
+            judging = _Judging(candidate)
             judging.run(*(tensor.detach().clone() for tensor in piece))
-        found.append((graph.samples(piece), judging.costs))
-    return _averaged(names, found)
+        found.append((graph.samples(piece), costs(graph, judging.errors, piece, generator)))
+    return _averaged(candidate.united.quantized, found)
 
 
 def _exhaustive(candidate: StaticCandidate, tensors: Sequence[Sequence[Tensor]]) -> dict[str, float]:
@@ -158,18 +155,18 @@ def _exhaustive(candidate: StaticCandidate, tensors: Sequence[Sequence[Tensor]])
     for piece in pieces(graph, tensors):
         with isolated():
             wanted = _Rounding(candidate).run(*(tensor.detach().clone() for tensor in piece))
-            costs = {
+            noises = {
                 name: _noise(_Rounding(candidate, name).run(*(tensor.detach().clone() for tensor in piece)), wanted)
                 for name in names
             }
-        found.append((graph.samples(piece), costs))
+        found.append((graph.samples(piece), noises))
     return _averaged(names, found)
 
 
 def _averaged(names: Iterable[str], found: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """Average the costs of operators over calls, weighted by their number of samples."""
     samples = sum(size for size, _ in found)
-    return {name: sum(size * costs.get(name, 0.0) for size, costs in found) / samples for name in names}
+    return {name: sum(size * each.get(name, 0.0) for size, each in found) / samples for name in names}
 
 
 def _noise(given: Sequence[Any], wanted: Sequence[Any]) -> float:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from lq_plugin.errors import ConfigError
+
+from ..splits import InMemory
 
 FOLDER = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 SPLITS = {"train": 20000, "val": 2000, "test": 10000}
@@ -20,10 +21,8 @@ SPLIT_SEED = 0
 MEAN, STD = 0.2860, 0.3530
 _MARGIN = 2  # from 28 to 32 pixels
 
-Images = DataLoader[tuple[Tensor, ...]]
 
-
-class FashionData(LightningDataModule):
+class FashionData(InMemory):
     """Fashion-MNIST: normalized tensors of shape ``(N, 1, 32, 32)`` and labels.
 
     Training and validation images are drawn from the 60,000 training images, the same for every seed; the test images
@@ -39,14 +38,8 @@ class FashionData(LightningDataModule):
     """
 
     def __init__(self, folder: str = FOLDER, batch_size: int = 128, samples: int | None = None) -> None:
-        super().__init__()
-        for name, value in (("batch_size", batch_size), ("samples", samples)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: {value} is out of range. Allowed: 1 and above.")
+        super().__init__(batch_size, samples)
         self.folder = Path(folder)
-        self.batch_size = batch_size
-        self.samples = samples
-        self.splits: dict[str, TensorDataset] = {}
 
     def setup(self, stage: str) -> None:
         """Read the images on first use; later stages use them from memory."""
@@ -57,15 +50,6 @@ class FashionData(LightningDataModule):
             parts = {"train": (images[train], labels[train]), "val": (images[val], labels[val])}
             parts["test"] = (_read(self.folder, "t10k-images-idx3"), _read(self.folder, "t10k-labels-idx1"))
             self.splits = {name: _prepared(*part, self.samples) for name, part in parts.items()}
-
-    def train_dataloader(self) -> Images:
-        return DataLoader(self.splits["train"], batch_size=self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> Images:
-        return DataLoader(self.splits["val"], batch_size=self.batch_size)
-
-    def test_dataloader(self) -> Images:
-        return DataLoader(self.splits["test"], batch_size=self.batch_size)
 
 
 def _prepared(images: Tensor, labels: Tensor, samples: int | None) -> TensorDataset:

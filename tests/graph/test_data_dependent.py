@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
 
 from lq_plugin.errors import CaptureError
 from lq_plugin.graph.capture import capture
@@ -76,6 +77,23 @@ def test_nothing_of_torch_stays_replaced() -> None:
     assert "__bool__" not in vars(Tensor)
     assert torch.SymBool.__bool__.__module__ == "torch"
     assert "int" not in globals()
+
+
+class Measuring(nn.Module):
+    """Makes a metric in its forward, whose default state is a copied tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        MeanSquaredError()
+        return self.layer(x)
+
+
+def test_a_tensor_is_copied_while_a_forward_is_captured() -> None:
+    module, x = Measuring(), torch.randn(3, 4)
+    assert torch.equal(capture(module, [x]).module(x)[0], module(x))
 
 
 class Masked(nn.Module):

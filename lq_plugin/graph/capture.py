@@ -96,7 +96,8 @@ def capture(
     """
     with isolated():
         module = detached_copy(target, share_tensors=True)
-        inputs = Signature(signature.describe(module.forward, args, dict(kwargs or {})), {"constant": None})
+        like = signature.without_data(module.forward, args, kwargs or {})
+        inputs = Signature(signature.describe(module.forward, args, kwargs or {}), {"constant": None}, like)
         tensors = inputs.flatten(args, dict(kwargs or {}))
         if not tensors:
             raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
@@ -151,7 +152,9 @@ def _captured(task: _Task) -> Graph:
         _say_dropped(name, kind)
     return Graph(
         module=module,
-        signature=Signature(_with_shapes(task.inputs.parameters, _input_shapes(program)), outputs[-1]),
+        signature=Signature(
+            _with_shapes(task.inputs.parameters, _input_shapes(program)), outputs[-1], task.inputs.like
+        ),
         example=tuple(tensor.cpu() for tensor in tensors),
         batch_dims=task.batch_dims,
         modules=tuple(name for name, _ in task.module.named_modules() if name),

@@ -229,3 +229,18 @@ def test_a_compiled_module_is_captured_without_its_compilation() -> None:
 
 def test_modules_are_named_as_below_the_target() -> None:
     assert "blocks.0.excite.reduce" in capture(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)]).modules
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_a_scattered_mean_is_a_sum_and_a_count(include_self: bool) -> None:
+    class Scattered(nn.Module):
+        def forward(self, x: Tensor, index: Tensor) -> Tensor:
+            return x[:, :4].scatter_reduce(1, index, x, "mean", include_self=include_self)
+
+    module, x = Scattered(), torch.randn(3, 6)
+    index = torch.tensor([[0, 1, 1, 3, 3, 3]] * 3)
+    graph = capture(module, [x, index])
+    assert not any(
+        node.target is torch.ops.aten.scatter_reduce.two and node.args[4] == "mean" for node in graph.module.graph.nodes
+    )
+    assert torch.allclose(graph.module(x, index)[0], module(x, index))

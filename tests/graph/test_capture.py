@@ -134,15 +134,15 @@ def test_capture_works_within_autocast_and_stays_in_float32() -> None:
 
 
 def test_the_names_of_values_are_the_same_in_every_capture() -> None:
-    model = settled(ZOO["mobilenet"])
-    images = ZOO["mobilenet"].batch(torch.Generator().manual_seed(0), 2)
+    model = settled(ZOO["blocks"])
+    images = ZOO["blocks"].batch(torch.Generator().manual_seed(0), 2)
     assert names(prepare(model, [images])) == names(prepare(copy.deepcopy(model), [images]))
 
 
 def test_the_names_of_values_and_the_digest_are_the_same_in_another_process() -> None:
     code = (
         "import torch; from zoo import ZOO, settled; from lq_plugin.graph.prepare import prepare\n"
-        "prepare(settled(ZOO['resnet']), [torch.ones(5, 3, 32, 32)])  # other names were in use already\n"
+        "prepare(settled(ZOO['blocks']), [torch.ones(5, 3, 32, 32)])  # other names were in use already\n"
         "graph = prepare(settled(ZOO['mobilenet']), [torch.ones(5, 3, 32, 32)])\n"
         "print(graph.digest, *(node.name for node in graph.module.graph.nodes))"
     )

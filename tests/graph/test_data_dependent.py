@@ -76,7 +76,7 @@ def test_nothing_of_torch_stays_replaced() -> None:
     capture(Checked(asserted), [torch.randn(3, 4)])
     assert "__bool__" not in vars(Tensor)
     assert torch.SymBool.__bool__.__module__ == "torch"
-    assert "int" not in globals()
+    assert not {"int", "len"} & globals().keys()
 
 
 class Measuring(nn.Module):
@@ -115,3 +115,20 @@ def test_a_number_from_data_is_computed_by_the_graph() -> None:
     for lengths in (torch.tensor([1, 2, 2]), torch.tensor([5, 3, 1])):
         assert torch.equal(graph(x, lengths)[0], module(x, lengths))
     assert "int" not in globals()
+
+
+class Counted(nn.Module):
+    def __init__(self, count: Callable[[Tensor], int]) -> None:
+        super().__init__()
+        self.count, self.layer = count, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(self.count(x), 8))
+
+
+@pytest.mark.parametrize("count", [lambda x: len(x), lambda x: int(x.shape[0])])
+def test_a_counted_batch_stays_dynamic(count: Callable[[Tensor], int]) -> None:
+    module, x = Counted(count), torch.randn(3, 2, 4)
+    graph = capture(module, [x])
+    assert graph.signature.tensors()[0][1]["shape"] == [None, 2, 4]
+    assert torch.equal(graph.module(x[:2])[0], module(x[:2]))

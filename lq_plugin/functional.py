@@ -22,8 +22,9 @@ from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
-from lq_plugin.refinement import refined
+from lq_plugin.refinement import refined, unrefined
 from lq_plugin.scheme import Scheme
+from lq_plugin.steps import attempt
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "static") -> Calibration:
@@ -56,8 +57,8 @@ def quantize(
 ) -> Candidate:
     """Make a candidate from a trained model; artifacts are exported from it.
 
-    Static: capture, calibrate, and run the scheme's algorithms. Dynamic: nothing is calibrated, and only the first
-    batch is used, as an example.
+    Static: capture, calibrate, and run the scheme's algorithms. Dynamic: nothing is calibrated; the algorithms learn
+    from the first batches, until they hold ``scheme.algorithm_samples`` samples, and the others are not read.
 
     Args:
         model: any module; it is neither changed nor switched to another mode.
@@ -98,12 +99,33 @@ def _quantize_static(
 def _quantize_dynamic(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
 ) -> DynamicCandidate:
-    example = private_call(*_first(iter(calls(batches))))
+    inputs = iter(calls(batches))
+    first = _first(inputs)
+    example = private_call(*first)
     module = detached_copy(model).cpu()
     swap.check_patterns(module, scheme)
     swap.run(detached_copy(module), example)
     warn_of_random_forward(name, module, example)
-    return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dynamic_dims)
+    candidate = DynamicCandidate(name, module, example, scheme, uncalibrated(module), dynamic_dims)
+    if not scheme.algorithm_names:
+        return candidate
+    if reason := candidate.unlearnable:
+        return unrefined(candidate, reason)
+    drawn = attempt(
+        f"samples for the algorithms of candidate {name!r} could not be drawn; it is used without them",
+        lambda: _first_samples(candidate.graph, scheme, itertools.chain([example], inputs)),
+    )
+    return refined(candidate, drawn.result or Samples((), ()))
+
+
+def _first_samples(graph: Graph, scheme: Scheme, inputs: Iterator[Call]) -> Samples:
+    """As many samples as the algorithms get, without reading on: batches may have no end."""
+    draw = Draw(graph, scheme.algorithm_samples, seed=0)
+    for args, kwargs in inputs:
+        draw.add(graph.signature.flatten(args, kwargs))
+        if draw.samples_seen >= scheme.algorithm_samples:
+            break
+    return draw.drawn(draw.samples_seen)
 
 
 _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, DynamicDims], Candidate]] = {

@@ -7,12 +7,28 @@ the layer's outputs one step earlier. Scales stay as they are: a weight at the e
 So the learnt weights lie on the very grid that every format finds for them, and become the same integers in each. An
 artifact has the same operators and is as fast as without.
 
-When: weights of 7 bits (``targets_cpu="any"``, CPUs without VNNI), and recurrent layers. With weights of 8 bits, the
-error of the activations is mostly larger by far, and nothing is gained.
+When: above all weights of 7 bits (``targets_cpu="any"``, CPUs without VNNI), and recurrent layers. With 8 bits, the
+error of the activations is often so much larger that a step gains less than the margin and is refused.
 
-Cost: one run of the float model, and a factorization for each matrix: see the table.
+Cost: one run of the float model, and a factorization of each matrix: 1 to 4 CPU seconds for the models below, judging
+included, with 192 samples and one thread. Matrices with more than 5,792 inputs are left as they are.
 
-Measured: MEASURED
+Measured on reloaded artifacts with 192 samples to learn from and 192 others. SQNR in dB; "refused" where 64 held-out
+samples gained less than .3 dB:
+
+| model | bits | onnxruntime | torch |
+| --- | --- | --- | --- |
+| LSTM 2×128, temperatures, trained | 8 | 68.8 → 70.2 | 68.7 → 70.2 |
+| the same | 7 | 67.5 → 69.9 | 67.5 → 70.2 |
+| LSTM 64, random weights and inputs | 8, 7 | 43.0, 41.2: refused | 42.9, 41.2: refused |
+| GRU 2×96 in both directions, random weights | 8 | 40.9 → 41.4 | 35.4 → 35.7 |
+| the same | 7 | 39.2 → 40.9 | 34.6 → 35.6 |
+| the same, trained | 7 | 48.4 → 48.9 | 36.1 → 36.9 |
+| MLP 2×256, trained | 8 | 36.9: refused | 36.9: refused |
+| the same | 7 | 36.2 → 36.6 | 36.2 → 36.6 |
+| encoder, 2 layers of 64, trained | 8, 7 | 30.4, 30.0: refused | 30.9, 30.7: refused |
+
+Learning the ranges too, or correcting biases, gained no more than .25 dB on these.
 
 Not learnt: weights that something else reads too (a table that is tied to the last linear layer), weights that are
 parametrized, and those that only a graph has as a layer, such as the projections of ``nn.MultiheadAttention``.

@@ -15,7 +15,7 @@ import torch
 
 from lq_plugin import cpu
 from lq_plugin.artifacts import onnx, onnx_gru, onnx_lstm
-from lq_plugin.artifacts.onnx_recurrent import PREFIX
+from lq_plugin.artifacts.onnx_recurrent import PREFIX, with_onnx_layers
 from lq_plugin.coverage import Coverage, FloatOp, Measured
 from lq_plugin.errors import UnsupportedError, require
 from lq_plugin.graph.placement import Placement
@@ -66,12 +66,26 @@ def _with_grus(
     """Use integer GRUs where they are faster, and return the decisions; each is measured once."""
     if not names:
         return model, {}
-    made = onnx_gru.with_integer_grus(model, names, candidate.scheme.weights)
+    narrow = [name for name in names if onnx_gru.is_narrow(model.graph.node(name))]
+    made = onnx_gru.with_integer_grus(_as_trained(model, narrow, candidate, (1,)), names, candidate.scheme.weights)
     digest = _digest_of_measuring(made, candidate, threads)
     if digest not in candidate.measured:
         candidate.measured[digest] = _measure(model, made, candidate, threads)
     decision = candidate.measured[digest]
-    return made if decision.int8 else model, {digest: decision}
+    return made if decision.int8 else _as_trained(model, names, candidate, (1, 2)), {digest: decision}
+
+
+def _as_trained(model: ir.Model, grus: list[str], candidate: DynamicCandidate, positions: tuple[int, ...]) -> ir.Model:
+    """Return a copy in which products that stay float have their weights as trained: learnt ones are rounded."""
+    if candidate.float_graph is None:
+        return model
+    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
+    made: Any = model.clone()
+    trained = with_onnx_layers(candidate.float_graph).module
+    for node in map(made.graph.node, grus):
+        for weight in (node.inputs[position] for position in positions):
+            weight.const_value = ir.tensor(trained.get_buffer(weight.name).numpy(), name=weight.name)
+    return made  # type: ignore[no-any-return]
 
 
 def _narrow(gru: ir.Node) -> str | None:

@@ -75,7 +75,7 @@ def rows(matrices: Iterator[Any]) -> Counter[bytes]:
     return Counter(row.tobytes() for matrix in matrices for row in matrix)
 
 
-@pytest.mark.parametrize(("bits", "granularity"), [(8, "per_channel"), (7, "per_channel"), (7, "per_tensor")])
+@pytest.mark.parametrize(("bits", "granularity"), [(8, "per_channel"), (7, "per_tensor")])
 def test_what_was_learnt_becomes_the_same_integers_in_every_format(
     bits: int, granularity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +145,25 @@ def moments_by_steps(layer: Any, x: Tensor, lengths: Tensor, starts: tuple[Tenso
                 outputs.append(torch.stack(steps).flip(0) if direction else torch.stack(steps))
             inputs = torch.cat(outputs, 1)
     return found
+
+
+@pytest.mark.parametrize(("speedup", "trained"), [(0.0, ["w0"]), (100.0, ["w0", "r0"])])
+def test_products_that_stay_float_keep_their_trained_weights(
+    speedup: float, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_gru, "LEAST_SPEEDUP", speedup)
+    monkeypatch.setattr(onnx_gru, "_SECONDS", 0.0)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 12)).eval(), torch.randn(5, 32, 3)
+    learnt = weight_rounding(candidate(model, x, algorithms=()), [(x,)], 0)
+    assert not torch.equal(learnt.module.get_parameter("1.weight_hh_l0"), model.get_parameter("1.weight_hh_l0"))
+    made = onnx.load(lq_plugin.export(learnt, tmp_path, ["onnx"])["onnx"].path / "model.onnx")
+    arrays = [onnx.numpy_helper.to_array(each) for each in made.graph.initializer]
+    floats = {tuple(sorted(array.flatten().tolist())) for array in arrays if array.dtype == np.float32}
+    wanted = {"w0": "1.weight_ih_l0", "r0": "1.weight_hh_l0"}
+    for part, name in wanted.items():
+        values = tuple(sorted(model.get_parameter(name).flatten().tolist()))
+        assert (values in floats) == (part in trained)
 
 
 def perceptron() -> nn.Module:

@@ -159,6 +159,8 @@ def share_equal_constants(model: ir.Model) -> None:
     """
     library, passes = (require(name, "onnx", "formats: 'onnx'") for name in ("onnx_ir", "onnx_ir.passes.common"))
     for value in model.graph.initializers.values():
+        if value.const_value is None:
+            continue
         numbers = value.const_value.numpy()
         if (
             not numbers.flags.c_contiguous

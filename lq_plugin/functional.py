@@ -16,6 +16,7 @@ from lq_plugin.graph.calibration import Calibration, Recording, calls, uncalibra
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.parts import parts_named
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.sampling import Draw, Samples
 from lq_plugin.graph.signature import check_inputs
@@ -133,7 +134,8 @@ def _observed(
     assert isinstance(scheme.observer, Observer)
     inputs = iter(calls(batches))
     first = _first(inputs)
-    graph = tracked.prepared(model, *first)
+    with parts_named(model, *first):
+        graph = tracked.prepared(model, *first)
     recording = Recording.start(duplicate(graph), scheme)
     draw = Draw(graph, scheme.algorithm_samples, seed=0)
     for args, kwargs in itertools.chain([first], inputs):

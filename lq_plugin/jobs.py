@@ -13,6 +13,7 @@ from lq_plugin.graph.calibration import Calibration, uncalibrated
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
+from lq_plugin.graph.parts import parts_named
 from lq_plugin.graph.placement import place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.sampling import Samples
@@ -99,7 +100,8 @@ class StaticJob(Job):
         return self._refined(StaticCandidate(self.name, graph, calibration, self.scheme))
 
     def _graph(self, example: Example) -> Graph:
-        return prepare(self.source.float_target, *example.call, self.plan.dynamic_dims, example.varying)
+        with parts_named(self.source.float_target, *example.call, self.source.target):
+            return prepare(self.source.float_target, *example.call, self.plan.dynamic_dims, example.varying)
 
     def _refined(self, candidate: StaticCandidate) -> StaticCandidate:
         """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
@@ -181,6 +183,7 @@ class DynamicJob(Job):
             self.dynamic_dims,
             example.varying,
             store.decisions(),
+            self.source.target,
         )
 
 

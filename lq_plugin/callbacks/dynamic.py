@@ -33,7 +33,9 @@ class DynamicQuantization(QuantizingCallback):
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
-        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default.
+        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default;
+            ``"auto"`` for the LightningModule where its forward can be captured or nothing in it can, else the largest
+            of its submodules that can be.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [1]}`` for sequences of any length.
@@ -89,7 +91,7 @@ class DynamicQuantization(QuantizingCallback):
         """Check the layers of the target."""
         super().on_fit_start(trainer, pl_module)
         try:
-            swap.check_layers(resolve_target(pl_module, self.target), self.scheme)
+            swap.check_layers(resolve_target(pl_module, self.path), self.scheme)
         except UnsupportedError as error:
             self.failure = error
 
@@ -106,8 +108,8 @@ class DynamicQuantization(QuantizingCallback):
     def _check(self, pl_module: Any) -> None:
         example = self._examples[_VALIDATION]
         if example is None:
-            raise UnsupportedError(never_called(pl_module, self.target, "validation_step", type(self).__name__))
-        target = detached_copy(resolve_target(pl_module, self.target)).cpu()
+            raise UnsupportedError(never_called(pl_module, self.path, "validation_step", type(self).__name__))
+        target = detached_copy(resolve_target(pl_module, self.path)).cpu()
         swap.survey(target, example.call, self.scheme)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -126,6 +128,14 @@ class DynamicQuantization(QuantizingCallback):
     def on_train_batch_end(self, *_: Any) -> None:
         """Give the target its forward back."""
         self._shadow.close()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Decide what ``target="auto"`` takes, after the first pass in which the model was called."""
+        example = self._examples.get(_VALIDATION)
+        if self.undecided and self.failure is None and example is not None:
+            call = self.choose(detached_copy(pl_module).cpu(), example.call)
+            if self.path is not None:
+                self._examples = {_VALIDATION: Example(private_call(*call))}
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
@@ -149,7 +159,7 @@ class DynamicQuantization(QuantizingCallback):
         if self.failure is not None:
             return
 
-        target = resolve_target(model, self.target)
+        target = resolve_target(model, self.path)
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

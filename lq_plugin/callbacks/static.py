@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
-from lq_plugin.graph.capture import Dims
+from lq_plugin.graph.capture import Call, Dims
 from lq_plugin.graph.observation import Observation, ObservationPlan, merged
+from lq_plugin.graph.parts import Choice, chosen
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import repeats_in
 from lq_plugin.jobs import StaticJob, calibration_in
@@ -33,7 +35,9 @@ class StaticQuantization(QuantizingCallback):
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
-        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default.
+        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default;
+            ``"auto"`` for the LightningModule where its forward can be captured, else the largest of its submodules
+            that can be.
         samples: how many samples to observe in each validation pass, rounded up to whole batches.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
@@ -116,7 +120,7 @@ class StaticQuantization(QuantizingCallback):
     @property
     def plan(self) -> ObservationPlan:
         """What is observed in each validation pass, and how."""
-        return ObservationPlan(self.scheme, self.target, self.samples, self.seed, self.dynamic_dims)
+        return ObservationPlan(self.scheme, self.path, self.samples, self.seed, self.dynamic_dims)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there is a validation to observe."""
@@ -141,7 +145,7 @@ class StaticQuantization(QuantizingCallback):
         """Start observing the target."""
         self._stop()  # a pass may have ended without a hook
         if self.failure is None:
-            target, batches = resolve_target(pl_module, self.target), numbers_of_batches(trainer)
+            target, batches = resolve_target(pl_module, self.path), numbers_of_batches(trainer)
             self._observation = Observation(
                 self.plan, target, self._tracked, batches, trainer.world_size, trainer.sanity_checking
             )
@@ -158,14 +162,35 @@ class StaticQuantization(QuantizingCallback):
         known, observation, calibration = self.failure, self._observation, self._stop()
         if observation is not None:
             self.failure = observation.failure
+            self._decide(trainer, pl_module, observation)
         if not trainer.sanity_checking:
             self._merge(trainer, calibration, observation is not None and observation.incomplete)
             if known is None and self.failure is not None and trainer.is_global_zero:
                 sanity.say(self)
         elif observation is not None and not observation.called:
             self.failure = UnsupportedError(
-                never_called(pl_module, self.target, "validation_step", type(self).__name__)
+                never_called(pl_module, self.path, "validation_step", type(self).__name__)
             )
+
+    def _decide(self, trainer: Any, model: Any, observation: Observation) -> None:
+        """Decide what ``target="auto"`` takes, after the first pass in which the model was called."""
+        if not self.undecided or not observation.called:
+            return
+        if observation.failure is None:
+            self.take(Choice())
+        elif observation.parts:
+            part = observation.parts[0]
+            self.take(chosen(part, observation.failure))
+            self._track_anew()
+            self.failure = self._checked(model, part.call) if trainer.sanity_checking else None
+
+    def _checked(self, model: Any, call: Call) -> Exception | None:
+        """Return why a part cannot be observed, before training; see :class:`Observation`."""
+        target = resolve_target(model, self.path)
+        observation = Observation(self.plan, target, self._tracked, [], sanity_check=True)
+        with closing(observation):
+            observation.see(*call)
+        return observation.failure
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""

@@ -131,11 +131,26 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Decide what ``target="auto"`` takes, after the first pass in which the model was called."""
-        example = self._examples.get(_VALIDATION)
-        if self.undecided and self.failure is None and example is not None:
-            call = self.choose(detached_copy(pl_module).cpu(), example.call)
-            if self.path is not None:
-                self._examples = {_VALIDATION: Example(private_call(*call))}
+        if self.undecided and self.failure is None and self._examples.get(_VALIDATION) is not None:
+            try:
+                self._decide(detached_copy(pl_module).cpu())
+            except Exception as error:
+                self.failure = as_calibration_error(error)
+
+    def _decide(self, model: nn.Module) -> None:
+        phase = next(phase for phase, example in self._examples.items() if example is not None)
+        example = self._examples[phase]
+        assert example is not None
+        call = self.choose(model, example.call)
+        if self.path is not None:
+            self._examples = {phase: Example(private_call(*call))}
+
+    def decide(self, whole: Source) -> None:
+        """Decide what ``target="auto"`` takes, where this was not done in validation."""
+        if any(self._examples.values()):  # a run that is never validated
+            self._decide(whole.float_target)
+        else:
+            super().decide(whole)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks import ranks, sanity
@@ -95,10 +97,8 @@ class QuantizingCallback(FinishingCallback):
         """Take what ``target="auto"`` has found, and say so where it is a part."""
         self.choice = choice
         if choice.target is not None:
-            note(
-                f"{self.name!r}: target='auto' takes {choice.target!r} ({choice.share:.0%} of the parameters), because "
-                f"not all can be captured: {choice.reason}"
-            )
+            said = f"{self.name!r}: target='auto' takes {choice.target!r} ({choice.share:.0%} of the parameters)"
+            rank_zero_only(note)(f"{said}, because not all can be captured: {choice.reason}")
 
     def choose(self, model: Any, call: Call) -> Call:
         """Decide what ``target="auto"`` takes, and return the first call of it.
@@ -150,13 +150,16 @@ class QuantizingCallback(FinishingCallback):
         if self.undecided and self.failure is None:
             whole = origin.source(None, self.checkpoint)
             what = f"{self.name!r}: target='auto' finds nothing to quantize"
-            step = attempt(what, lambda: self._chosen_after_training(whole))
-            self.failure = step.error
+            self.failure = attempt(what, lambda: self.decide(whole)).error
         source = origin.source(self.path, self.checkpoint)
         return replace(plan, jobs=(*plan.jobs, self.job(source)))
 
-    def _chosen_after_training(self, whole: Source) -> None:
-        """Decide what ``target="auto"`` takes where no validation has."""
+    def decide(self, whole: Source) -> None:
+        """Decide what ``target="auto"`` takes, where this was not done in validation.
+
+        Args:
+            whole: the LightningModule.
+        """
         self.choose(whole.float_target, whole.first_call(type(self).__name__))
 
     @abstractmethod

@@ -168,9 +168,7 @@ class StaticQuantization(QuantizingCallback):
             if known is None and self.failure is not None and trainer.is_global_zero:
                 sanity.say(self)
         elif observation is not None and not observation.called:
-            self.failure = UnsupportedError(
-                never_called(pl_module, self.path, "validation_step", type(self).__name__)
-            )
+            self.failure = UnsupportedError(never_called(pl_module, self.path, "validation_step", type(self).__name__))
 
     def _decide(self, trainer: Any, model: Any, observation: Observation) -> None:
         """Decide what ``target="auto"`` takes, after the first pass in which the model was called."""

@@ -47,8 +47,8 @@ def explanation(target: nn.Module, error: Exception, names: Sequence[str]) -> st
         )
     if small := _TOO_SMALL.search(text):
         return (
-            f"{OF_DIMENSIONS}{small[2]} is {small[1]} in the first batch, which torch.export treats as a constant. Give "
-            "a first batch in which it is 2 or more."
+            f"{OF_DIMENSIONS}{small[2]} is {small[1]} in the first batch, which torch.export treats as a constant. "
+            "Give a first batch in which it is 2 or more."
         )
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     scripted = _scripted_parts(target)

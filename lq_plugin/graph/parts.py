@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.errors import CaptureError, LqError
+from lq_plugin.graph import nesting
 from lq_plugin.graph.capture import Call, capture
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import ANOTHER_TARGET, OF_DIMENSIONS
@@ -48,8 +49,8 @@ class Part:
 def parts(target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Part]:
     """Yield the submodules that can be captured, those with most parameters first, and none that lies in another.
 
-    A copy of the module is run once for their inputs. Left out are submodules that are called in different ways, because
-    an artifact takes one, and those that multiply nothing. The same module and call give the same parts.
+    A copy of the module is run once for their inputs. Left out are submodules that are called in different ways,
+    because an artifact takes one, and those that multiply nothing. The same module and call give the same parts.
 
     Args:
         target: the module, which cannot be captured as a whole; it is not changed.
@@ -59,6 +60,7 @@ def parts(target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     try:
         with isolated(), muted():
             module = detached_copy(target, share_tensors=True)
+            args, kwargs = nesting.mapped(lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs)))
             calls = _calls(module, args, kwargs)
     except LqError:  # it cannot be copied
         return

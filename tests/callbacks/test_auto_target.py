@@ -1,0 +1,154 @@
+"""``target="auto"`` takes the whole module where it can be captured, otherwise its largest part that can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from tiny import CLASSES, SIDE, Images, Tiny, fit, trainer
+from torch import Tensor, nn
+
+import lq_plugin
+from lq_plugin import ArtifactExport, DynamicQuantization, StaticQuantization
+from lq_plugin.callbacks.quantizing import QuantizingCallback
+from lq_plugin.callbacks.untrained import without_training
+from lq_plugin.checkpoints import read_file
+from lq_plugin.errors import ConfigError
+from lq_plugin.store import Store
+
+
+class Branching(Tiny):
+    """Cannot be captured, but its parts can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net(x * 2 if x.sum() > 1e6 else x))
+
+
+class Nothing(Tiny):
+    """Nothing of it can be captured: its only layer is called in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential()
+        self.head = nn.Linear(SIDE * SIDE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return self.head(flat * 2 if x.sum() > 1e6 else flat) + self.head(flat[:, None])[:, 0]
+
+
+def static(**options: Any) -> StaticQuantization:
+    return StaticQuantization(target="auto", algorithms=(), **options)
+
+
+def dynamic(**options: Any) -> DynamicQuantization:
+    return DynamicQuantization(target="auto", **options)
+
+
+def manifest(folder: Path) -> Any:
+    return json.loads((folder / "quantized" / "manifest.json").read_text())
+
+
+def test_the_part_that_is_taken_is_observed_exported_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = static(), dynamic()
+    fit(tmp_path, Branching(), one, other, ArtifactExport(["pt2", "onnx"]), enable_checkpointing=False)
+    written = manifest(tmp_path)
+    made = {f"{entry['candidate']}/{entry['format']}": entry["status"] for entry in written["artifacts"]}
+    assert made == dict.fromkeys(["static/pt2", "static/onnx", "dynamic/onnx", "dynamic/torch"], "not_evaluated") | {
+        "dynamic/pt2": "unsupported"
+    }
+    for name in ("static", "dynamic"):
+        options = written["config"]["quantization"][name]
+        assert options["target"] == "auto"
+        assert options["taken"]["target"] == "net"
+        assert 0.9 < options["taken"]["share"] < 1
+        assert "forward of Branching cannot be captured" in options["taken"]["reason"]
+    assert "extra_pass" not in {key for key, value in written["calibration"]["static"].items() if value is True}
+    loaded = lq_plugin.load(tmp_path / "quantized/static/pt2")
+    assert loaded(torch.ones(2, 1, 8, 8)).shape == (2, CLASSES)
+    assert capsys.readouterr().out.replace("\n", " ").count("target='auto' takes 'net'") == 2
+
+
+@pytest.mark.parametrize(("make", "expected"), [(static, "static"), (dynamic, "dynamic")])
+def test_the_whole_is_taken_where_it_can_be_captured(make: Any, expected: str, tmp_path: Path) -> None:
+    callback = make()
+    fit(tmp_path, Tiny(), callback, ArtifactExport(["onnx"]), enable_checkpointing=False)
+    assert (callback.path, callback.undecided, callback.failure) == (None, False, None)
+    options = manifest(tmp_path)["config"]["quantization"][expected]
+    assert options["taken"] == {"target": None, "share": 1.0, "reason": ""}
+
+
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_without_training_the_same_part_is_taken_and_its_calibration_is_reused(sanity: int, tmp_path: Path) -> None:
+    callback = static(checkpoint="last")
+    used = fit(tmp_path, Branching(), callback, num_sanity_val_steps=sanity, max_epochs=2)
+    path = Path(used.checkpoint_callback.best_model_path)
+    for again in (static(), dynamic()):
+        later = trainer(tmp_path / again.name, again, ArtifactExport(["pt2"]))
+        store = Store(tmp_path / f"{again.name}.store")
+        without_training(later, Branching(), Images(), lambda _: read_file(path), store)
+        assert again.choice == callback.choice
+        assert again.choice.target == "net"
+    assert callback.candidate is not None
+    assert callback.candidate.provenance.extra_pass is False
+
+
+def test_nothing_to_take_is_a_failure_of_a_graph_alone(tmp_path: Path) -> None:
+    one, other = static(), dynamic()
+    fit(tmp_path, Nothing(), one, other, ArtifactExport(["pt2"]), enable_checkpointing=False)
+    assert "forward of Nothing cannot be captured" in str(one.failure)
+    assert (other.path, other.failure) == (None, None)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_run_without_validation_chooses_by_a_call_in_training(tmp_path: Path) -> None:
+    callback = dynamic()
+    fit(tmp_path, Branching(), callback, limit_val_batches=0, enable_checkpointing=False)
+    assert callback.path == "net"
+    assert callback.candidate is not None
+
+
+def test_a_part_that_does_not_allow_what_is_asked_stops_the_run_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="skip: 'op:bmm' matches no operator"):
+        fit(tmp_path, Branching(), static(skip=["op:bmm"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"skip": ["op:linear", "net"]}, "skip: 'net' names a part of the target"),
+        ({"only": ["net.*"]}, r"only: 'net\.\*' names a part"),
+        ({"dynamic_dims": {"x": [1]}}, "dynamic_dims: 'x' names a part"),
+    ],
+)
+@pytest.mark.parametrize("callback", [StaticQuantization, DynamicQuantization])
+def test_options_that_name_something_in_the_target_need_its_name(
+    callback: type[QuantizingCallback], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        callback(target="auto", **options)  # type: ignore[call-arg]
+
+
+def test_one_failed_capture_is_told_in_full_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callbacks: list[Callback] = [StaticQuantization(), StaticQuantization("again"), DynamicQuantization()]
+    fit(tmp_path, Nothing(), *callbacks, ArtifactExport(["onnx", "openvino"]), enable_checkpointing=False)
+    told = [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]
+    assert len([text for text in told if "cannot be captured by torch.export" in text]) == 1
+    assert "'again' of StaticQuantization cannot be made; training continues, with the other candidates. The" in (
+        caplog.text
+    )
+    for name in ("onnx", "openvino"):
+        assert f"dynamic/{name} failed: no graph could be captured, see above." in told
+    errors = [entry["error"] for entry in manifest(tmp_path)["artifacts"] if entry["format"] != "torch"]
+    assert len(errors) == 6
+    assert all("What you can do" in error for error in errors)

@@ -98,7 +98,7 @@ def test_without_training_the_same_part_is_taken_and_its_calibration_is_reused(s
         store = Store(tmp_path / f"{again.name}.store")
         without_training(later, Branching(), Images(), lambda _: read_file(path), store)
         assert again.choice == callback.choice
-        assert again.choice.target == "net"
+        assert again.path == "net"
     assert callback.candidate is not None
     assert callback.candidate.provenance.extra_pass is False
 
@@ -136,7 +136,7 @@ def test_options_that_name_something_in_the_target_need_its_name(
     callback: type[QuantizingCallback], options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        callback(target="auto", **options)  # type: ignore[call-arg]
+        callback(target="auto", **options)
 
 
 def test_one_failed_capture_is_told_in_full_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq_plugin.callbacks.finishing import Origin
 from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
@@ -112,6 +113,10 @@ class DynamicQuantization(QuantizingCallback):
         target = detached_copy(resolve_target(pl_module, self.path)).cpu()
         swap.survey(target, example.call, self.scheme)
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Watch what ``target="auto"`` may take."""
+        self.watch(pl_module)
+
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Remember the target's first call in validation, and what differs in later ones."""
         self._remember_calls(pl_module, _VALIDATION)
@@ -131,11 +136,16 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Decide what ``target="auto"`` takes, after the first pass in which the model was called."""
-        if self.undecided and self.failure is None and self._examples.get(_VALIDATION) is not None:
-            try:
+        calls = self.watched()
+        if not self.undecided or self.failure is not None:
+            return
+        try:
+            if self._examples.get(_VALIDATION) is not None:
                 self._decide(detached_copy(pl_module).cpu())
-            except Exception as error:
-                self.failure = as_calibration_error(error)
+            elif calls:
+                self._examples = {_VALIDATION: Example(private_call(*self.choose_among(pl_module, calls)))}
+        except Exception as error:
+            self.failure = as_calibration_error(error)
 
     def _decide(self, model: nn.Module) -> None:
         phase = next(phase for phase, example in self._examples.items() if example is not None)
@@ -145,16 +155,17 @@ class DynamicQuantization(QuantizingCallback):
         if self.path is not None:
             self._examples = {phase: Example(private_call(*call))}
 
-    def decide(self, whole: Source) -> None:
+    def decide(self, whole: Source, origin: Origin) -> None:
         """Decide what ``target="auto"`` takes, where this was not done in validation."""
         if any(self._examples.values()):  # a run that is never validated
             self._decide(whole.float_target)
         else:
-            super().decide(whole)
+            super().decide(whole, origin)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
         self._shadow.close()
+        self.watched()
 
     def job(self, source: Source) -> DynamicJob:
         """Return how the candidate is made: from the checkpoint's weights and a call."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,10 @@ from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks import ranks, sanity
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import ConfigError
+from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.capture import Call
+from lq_plugin.graph.choosing import Choice, OutermostCalls, choose, choose_among, outermost
 from lq_plugin.graph.copying import module_names
-from lq_plugin.graph.parts import Choice, choose
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
@@ -48,6 +49,7 @@ class QuantizingCallback(FinishingCallback):
     """
 
     choice: Choice | None = None
+    _outermost: OutermostCalls | None = None
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class QuantizingCallback(FinishingCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, without graphs and modules, because not all of them can be pickled."""
-        return super().__getstate__() | {"candidate": None}
+        return super().__getstate__() | {"candidate": None, "_outermost": None}
 
     def _check_auto(self) -> None:
         """Refuse with ``target="auto"`` the options that name something in a target, which is not known yet."""
@@ -114,6 +116,31 @@ class QuantizingCallback(FinishingCallback):
         self.take(choice)
         return first
 
+    def choose_among(self, model: Any, calls: Iterable[tuple[str, Call]]) -> Call:
+        """Decide what ``target="auto"`` takes of a model whose own forward is never called.
+
+        Args:
+            model: the LightningModule, or a copy.
+            calls: see :func:`~lq_plugin.graph.choosing.choose_among`.
+
+        Raises:
+            LqError: nothing of it can be captured.
+        """
+        choice, first = choose_among(model, calls, else_whole=self.scheme.method == "dynamic")
+        self.take(choice)
+        return first
+
+    def watch(self, model: Any) -> None:
+        """Keep, in a pass, the first calls of what steps may call in place of the model's own forward."""
+        self.watched()  # a pass may have ended without a hook
+        if self.undecided and self.failure is None:
+            self._outermost = OutermostCalls(model)
+
+    def watched(self) -> Sequence[tuple[str, Call]]:
+        """Stop watching, and return the calls."""
+        outermost_calls, self._outermost = self._outermost, None
+        return () if outermost_calls is None else outermost_calls.close()
+
     @property
     def error(self) -> str | None:
         """Why there is no candidate, as manifests record it."""
@@ -150,17 +177,29 @@ class QuantizingCallback(FinishingCallback):
         if self.undecided and self.failure is None:
             whole = origin.source(None, self.checkpoint)
             what = f"{self.name!r}: target='auto' finds nothing to quantize"
-            self.failure = attempt(what, lambda: self.decide(whole)).error
+            self.failure = attempt(what, lambda: self.decide(whole, origin)).error
         source = origin.source(self.path, self.checkpoint)
         return replace(plan, jobs=(*plan.jobs, self.job(source)))
 
-    def decide(self, whole: Source) -> None:
+    def decide(self, whole: Source, origin: Origin) -> None:
         """Decide what ``target="auto"`` takes, where this was not done in validation.
 
         Args:
             whole: the LightningModule.
+            origin: of its submodules.
         """
-        self.choose(whole.float_target, whole.first_call(type(self).__name__))
+        own = type(self).__name__
+        try:
+            call = whole.first_call(own)
+        except CalibrationError:  # the forward is never called
+            self.choose_among(whole.model, self._calls_after_training(origin))
+        else:
+            self.choose(whole.model, call)
+
+    def _calls_after_training(self, origin: Origin) -> Iterator[tuple[str, Call]]:
+        for name in outermost(origin.module):
+            with suppress(CalibrationError):  # it is not called either
+                yield name, origin.source(name, self.checkpoint).first_call(type(self).__name__)
 
     @abstractmethod
     def job(self, source: Source) -> Job:

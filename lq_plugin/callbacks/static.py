@@ -11,12 +11,12 @@ import torch
 
 from lq_plugin.callbacks import sanity
 from lq_plugin.callbacks.quantizing import QuantizingCallback
-from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError
+from lq_plugin.errors import CalibrationError, ConfigError, LqError, UnsupportedError
 from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.capture import Call, Dims
+from lq_plugin.graph.choosing import Choice, chosen
 from lq_plugin.graph.observation import Observation, ObservationPlan, merged
-from lq_plugin.graph.parts import Choice, chosen
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import repeats_in
 from lq_plugin.jobs import StaticJob, calibration_in
@@ -144,6 +144,7 @@ class StaticQuantization(QuantizingCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Start observing the target."""
         self._stop()  # a pass may have ended without a hook
+        self.watch(pl_module)
         if self.failure is None:
             target, batches = resolve_target(pl_module, self.path), numbers_of_batches(trainer)
             self._observation = Observation(
@@ -159,28 +160,46 @@ class StaticQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop observing, and keep the statistics of this pass."""
-        known, observation, calibration = self.failure, self._observation, self._stop()
+        known, observation, calibration, calls = self.failure, self._observation, self._stop(), self.watched()
         if observation is not None:
             self.failure = observation.failure
-            self._decide(trainer, pl_module, observation)
+            self._decide(trainer, pl_module, observation, calls)
+            if trainer.sanity_checking and self.failure is None and not (observation.called or self.choice):
+                own = type(self).__name__
+                self.failure = UnsupportedError(never_called(pl_module, self.path, "validation_step", own))
         if not trainer.sanity_checking:
             self._merge(trainer, calibration, observation is not None and observation.incomplete)
             if known is None and self.failure is not None and trainer.is_global_zero:
                 sanity.say(self)
-        elif observation is not None and not observation.called:
-            self.failure = UnsupportedError(never_called(pl_module, self.path, "validation_step", type(self).__name__))
 
-    def _decide(self, trainer: Any, model: Any, observation: Observation) -> None:
-        """Decide what ``target="auto"`` takes, after the first pass in which the model was called."""
-        if not self.undecided or not observation.called:
+    def _decide(self, trainer: Any, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> None:
+        """Decide what ``target="auto"`` takes, after the first pass in which the model or a part of it was called."""
+        if not self.undecided or not (observation.called or calls):
             return
-        if observation.failure is None:
+        if observation.called and observation.failure is None:
             self.take(Choice())
-        elif observation.parts:
-            part = observation.parts[0]
-            self.take(chosen(part, observation.failure))
-            self._track_anew()
-            self.failure = self._checked(model, part.call) if trainer.sanity_checking else None
+            return
+        try:
+            call = self._taken(model, observation, calls)
+        except LqError as error:
+            self.failure = error
+            return
+        self._track_anew()
+        self.failure = self._checked(model, call) if trainer.sanity_checking else None
+
+    def _taken(self, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> Call:
+        """Take a part, and return its first call.
+
+        Raises:
+            LqError: there is none.
+        """
+        if observation.failure is None:
+            return self.choose_among(model, calls)
+        if not observation.parts:
+            raise observation.failure
+        part = observation.parts[0]
+        self.take(chosen(part, observation.failure))
+        return part.call
 
     def _checked(self, model: Any, call: Call) -> Exception | None:
         """Return why a part cannot be observed, before training; see :class:`Observation`."""
@@ -193,6 +212,7 @@ class StaticQuantization(QuantizingCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
         self._stop()
+        self.watched()
 
     def _stop(self) -> Calibration | None:
         observation, self._observation = self._observation, None

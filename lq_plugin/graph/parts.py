@@ -69,8 +69,8 @@ def parts(target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 
 def _captured(module: nn.Module, calls: Mapping[str, Call]) -> Iterator[Part]:
-    sizes = {name: _size(module.get_submodule(name)) for name in calls}
-    total, found = max(_size(module), 1), list[str]()
+    sizes = {name: size(module.get_submodule(name)) for name in calls}
+    total, found = max(size(module), 1), list[str]()
     names = iter(sorted(calls, key=lambda name: -sizes[name]))  # stable: a module stands before what is in it
     for _ in range(ATTEMPTS):
         name = next((each for each in names if not each.startswith(tuple(f"{one}." for one in found))), None)
@@ -121,7 +121,8 @@ def _parameters(module: nn.Module) -> Iterator[Tensor]:
     return (parameter for parameter in module.parameters() if not nn.parameter.is_lazy(parameter))
 
 
-def _size(module: nn.Module) -> int:
+def size(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
     return sum(parameter.numel() for parameter in _parameters(module))
 
 
@@ -176,51 +177,3 @@ def parts_of_failure(
     """Return the parts to name, where another target is a way out of an error."""
     out = isinstance(error, CaptureError) and not str(error).startswith(OF_DIMENSIONS)
     return named_parts(target, args, kwargs) if out else ()
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What ``target="auto"`` takes.
-
-    Args:
-        target: path of the submodule; ``None`` for the whole module.
-        share: of the whole module's parameters.
-        reason: why it is not the whole.
-    """
-
-    target: str | None = None
-    share: float = 1.0
-    reason: str = ""
-
-
-def choose(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], else_whole: bool = False
-) -> tuple[Choice, Call]:
-    """Take the whole module where it can be captured, otherwise its largest submodule that can be.
-
-    Args:
-        model: the module.
-        args: positional arguments of one real call.
-        kwargs: keyword arguments of that call.
-        else_whole: take the whole where nothing of it can be captured either.
-
-    Returns:
-        The choice, and the first call of what is taken.
-
-    Raises:
-        CaptureError: nothing of it can be captured.
-    """
-    try:
-        capture(model, args, kwargs)
-    except CaptureError as error:
-        part = next(parts(model, args, kwargs), None)
-        if part is not None:
-            return chosen(part, error), part.call
-        if not else_whole:
-            raise
-    return Choice(), (args, kwargs)
-
-
-def chosen(part: Part, error: Exception) -> Choice:
-    """Return the choice of a part, with the reason in one line."""
-    return Choice(part.name, part.share, str(error).partition("\n")[0])

@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tiny import CLASSES, SIDE, Images, Tiny, fit, trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lq_plugin
 from lq_plugin import ArtifactExport, DynamicQuantization, StaticQuantization
 from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.callbacks.untrained import without_training
-from lq_plugin.checkpoints import read_file
+from lq_plugin.checkpoints import LIVE, Checkpoint, read_file
 from lq_plugin.errors import ConfigError
 from lq_plugin.store import Store
 
@@ -30,6 +31,31 @@ class Branching(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.net(x * 2 if x.sum() > 1e6 else x))
+
+
+class Guarded(nn.Module):
+    """Cannot be captured, but what is in it can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x * 2 if x.sum() > 1e6 else x)
+
+
+class Around(Tiny):
+    """Its steps call two of its modules, and never its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models, self.net = nn.ModuleList([Guarded()]), nn.Sequential(nn.Linear(8, CLASSES))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(self.models[0](batch[0])), batch[1])
+
+    def evaluate(self, split: str, batch: Any) -> None:
+        self.log(f"{split}/loss", F.cross_entropy(self.net(self.models[0](batch[0])), batch[1]))
 
 
 class Nothing(Tiny):
@@ -101,6 +127,22 @@ def test_without_training_the_same_part_is_taken_and_its_calibration_is_reused(s
         assert again.path == "net"
     assert callback.candidate is not None
     assert callback.candidate.provenance.extra_pass is False
+
+
+def test_a_model_whose_own_forward_is_never_called_gives_what_its_steps_call(tmp_path: Path) -> None:
+    one, other = static(), dynamic()
+    used = fit(tmp_path, Around(), one, other, ArtifactExport(["pt2"]), enable_checkpointing=False)
+    assert one.choice == other.choice
+    assert one.choice is not None
+    assert one.choice.target == "models.0.encoder"
+    assert 0.9 < one.choice.share < 1
+    assert one.candidate is not None
+    assert one.candidate.provenance.extra_pass is False
+    assert all("forward" not in vars(module) for module in used.lightning_module.modules())
+    again, later = static(), trainer(tmp_path / "again")
+    later.callbacks.append(again)
+    without_training(later, Around(), Images(), lambda _: Checkpoint(LIVE, 7), Store(tmp_path / "store"))
+    assert again.path == one.path
 
 
 def test_nothing_to_take_is_a_failure_of_a_graph_alone(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin.errors import CaptureError
 from lq_plugin.graph.capture import capture
-from lq_plugin.graph.parts import ATTEMPTS, Choice, choose, parts
+from lq_plugin.graph.choosing import Choice, choose
+from lq_plugin.graph.parts import ATTEMPTS, parts
 
 X = torch.ones(2, 4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,10 @@ def test_the_part_that_is_taken_is_observed_exported_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = static(), dynamic()
-    fit(tmp_path, Branching(), one, other, ArtifactExport(["pt2", "onnx"]), enable_checkpointing=False)
+    fit(tmp_path, Branching(), one, other, ArtifactExport(["onnx"]), enable_checkpointing=False)
     written = manifest(tmp_path)
     made = {f"{entry['candidate']}/{entry['format']}": entry["status"] for entry in written["artifacts"]}
-    assert made == dict.fromkeys(["static/pt2", "static/onnx", "dynamic/onnx", "dynamic/torch"], "not_evaluated") | {
-        "dynamic/pt2": "unsupported"
-    }
+    assert made == dict.fromkeys(["static/onnx", "dynamic/onnx", "dynamic/torch"], "not_evaluated")
     for name in ("static", "dynamic"):
         options = written["config"]["quantization"][name]
         assert options["target"] == "auto"
@@ -100,38 +99,40 @@ def test_the_part_that_is_taken_is_observed_exported_and_told(
         assert 0.9 < options["taken"]["share"] < 1
         assert "forward of Branching cannot be captured" in options["taken"]["reason"]
     assert "extra_pass" not in {key for key, value in written["calibration"]["static"].items() if value is True}
-    loaded = lq_plugin.load(tmp_path / "quantized/static/pt2")
+    loaded = lq_plugin.load(tmp_path / "quantized/static/onnx")
     assert loaded(torch.ones(2, 1, 8, 8)).shape == (2, CLASSES)
     assert capsys.readouterr().out.replace("\n", " ").count("target='auto' takes 'net'") == 2
 
 
-@pytest.mark.parametrize(("make", "expected"), [(static, "static"), (dynamic, "dynamic")])
-def test_the_whole_is_taken_where_it_can_be_captured(make: Any, expected: str, tmp_path: Path) -> None:
-    callback = make()
-    fit(tmp_path, Tiny(), callback, ArtifactExport(["onnx"]), enable_checkpointing=False)
-    assert (callback.path, callback.undecided, callback.failure) == (None, False, None)
-    options = manifest(tmp_path)["config"]["quantization"][expected]
-    assert options["taken"] == {"target": None, "share": 1.0, "reason": ""}
+def test_the_whole_is_taken_where_it_can_be_captured(tmp_path: Path) -> None:
+    callbacks = [static(), dynamic()]
+    fit(tmp_path, Tiny(), *callbacks, enable_checkpointing=False)
+    for callback in callbacks:
+        assert (callback.path, callback.undecided, callback.failure) == (None, False, None)
+        assert callback.options()["taken"] == {"target": None, "share": 1.0, "reason": ""}
 
 
-@pytest.mark.parametrize("sanity", [0, 1])
-def test_without_training_the_same_part_is_taken_and_its_calibration_is_reused(sanity: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sanity", "make"), [(0, dynamic), (1, static)])
+def test_without_training_the_same_part_is_taken_and_its_calibration_is_reused(
+    sanity: int, make: Callable[[], QuantizingCallback], tmp_path: Path
+) -> None:
     callback = static(checkpoint="last")
     used = fit(tmp_path, Branching(), callback, num_sanity_val_steps=sanity, max_epochs=2)
     path = Path(used.checkpoint_callback.best_model_path)
-    for again in (static(), dynamic()):
-        later = trainer(tmp_path / again.name, again, ArtifactExport(["pt2"]))
-        store = Store(tmp_path / f"{again.name}.store")
-        without_training(later, Branching(), Images(), lambda _: read_file(path), store)
-        assert again.choice == callback.choice
-        assert again.path == "net"
+    again = make()
+    later = trainer(tmp_path / "again", again)
+    without_training(later, Branching(), Images(), lambda _: read_file(path), Store(tmp_path / "store"))
+    assert again.choice == callback.choice
+    assert again.path == "net"
     assert callback.candidate is not None
     assert callback.candidate.provenance.extra_pass is False
 
 
 def test_a_model_whose_own_forward_is_never_called_gives_what_its_steps_call(tmp_path: Path) -> None:
     one, other = static(), dynamic()
-    used = fit(tmp_path, Around(), one, other, ArtifactExport(["pt2"]), enable_checkpointing=False)
+    with torch.random.fork_rng():
+        fit(tmp_path, plain := Around(), enable_checkpointing=False)
+    used = fit(tmp_path, Around(), one, other, enable_checkpointing=False)
     assert one.choice == other.choice
     assert one.choice is not None
     assert one.choice.target == "models.0.encoder"
@@ -139,8 +140,10 @@ def test_a_model_whose_own_forward_is_never_called_gives_what_its_steps_call(tmp
     assert one.candidate is not None
     assert one.candidate.provenance.extra_pass is False
     assert all("forward" not in vars(module) for module in used.lightning_module.modules())
-    again, later = static(), trainer(tmp_path / "again")
-    later.callbacks.append(again)
+    trained = zip(plain.parameters(), used.lightning_module.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in trained)
+    again = static()
+    later = trainer(tmp_path / "again", again)
     without_training(later, Around(), Images(), lambda _: Checkpoint(LIVE, 7), Store(tmp_path / "store"))
     assert again.path == one.path
 

@@ -59,7 +59,7 @@ class Job(ABC):
         Raises:
             LqError: it cannot be made.
         """
-        example = self.example or Example(self.source.first_call(self.option_of))
+        example = self.example or self.source.example(self.option_of)
         candidate = self._made(example, store)
         warn_of_random_forward(self.name, self.source.float_target, example.call)
         return candidate

@@ -14,13 +14,17 @@ from lq_plugin.errors import ArtifactError, CalibrationError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.loaders import chosen_batches, observed_pass
 from lq_plugin.evaluation.loop import Data
-from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.capture import private_call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.example import Example, varying_in
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
+from lq_plugin.graph.precision import cast_inputs, float32_copy, is_other
 from lq_plugin.graph.sampling import Draw, Samples, drawn_batches
 from lq_plugin.identity import weights_digest
-from lq_plugin.targets import never_called, resolve_target
+from lq_plugin.targets import forward_of, never_called, resolve_target
+
+_MOST_BATCHES = 2**16  # that are looked at where the number of batches is not known
 
 
 class Source:
@@ -36,7 +40,7 @@ class Source:
     def __init__(self, module: nn.Module, target: str | None, read: Callable[[], Checkpoint], data: Data) -> None:
         self.target, self.data = target, data
         self._module, self._read = module, read
-        self._samples: dict[tuple[str, int, int], Samples] = {}
+        self._samples: dict[tuple[str, str, int, int], Samples] = {}
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -49,12 +53,16 @@ class Source:
 
     @cached_property
     def model(self) -> nn.Module:
-        """A copy of the LightningModule with these weights, in eval mode on the CPU.
+        """A copy of the LightningModule with these weights, in float32 and eval mode on the CPU.
 
         Raises:
             ConfigError: the weights belong to another model.
         """
-        return with_weights(self._module, self.checkpoint)
+        model = with_weights(self._module, self.checkpoint)
+        if is_other(model):
+            model = float32_copy(model)
+            cast_inputs(resolve_target(model, self.target))
+        return model
 
     @property
     def float_target(self) -> nn.Module:
@@ -74,8 +82,10 @@ class Source:
         """Run one validation pass, observed; see :func:`lq_plugin.graph.observation.calibrate_pass`."""
         observed_pass(self.model, self.data, begin)
 
-    def first_call(self, option_of: str) -> Call:
-        """Return the first call of the target in validation, on the CPU.
+    def example(self, option_of: str) -> Example:
+        """Return the first call of the target in validation, and in which dimensions others differ.
+
+        All of validation is run to find these, unless the checkpoint says which they are.
 
         Args:
             option_of: class of the callback whose option the target is, for the error.
@@ -83,18 +93,19 @@ class Source:
         Raises:
             CalibrationError: the target is never called.
         """
-        seen: list[Call] = []
+        known = varying_in(self.checkpoint.callbacks.values(), self.target)
+        forward, seen = forward_of(self.float_target), list[Example]()
 
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if not seen:
-                seen.append(private_call(args, kwargs))
+            first = seen[0].seeing(forward, args, kwargs) if seen else Example(private_call(args, kwargs), known or {})
+            seen[:] = [first]
 
         def every(batches: Sequence[int | float]) -> Set[int]:
-            return set(range(int(sum(batches))))
+            return set(range(int(min(sum(batches), _MOST_BATCHES))))
 
         if "validate" in loop.splits_of(self.model, self.data):
-            one_batch = self.data.limited("validate", 1)  # of each loader
-            chosen_batches(self.model, one_batch, self.target, every, remember)
+            data = self.data if known is None else self.data.limited("validate", 1)  # of each loader
+            chosen_batches(self.model, data, self.target, every, remember)
         if not seen:
             raise CalibrationError(self.never_called(option_of))
         return seen[0]
@@ -107,7 +118,8 @@ class Source:
             count: how many samples.
             seed: of the draw.
         """
-        key = (graph.digest, count, seed)
+        sizes = str([structure["shape"] for _, structure in graph.signature.tensors()])  # no part of the digest
+        key = (graph.digest, sizes, count, seed)
         if key not in self._samples:
             self._samples[key] = self._drawn(graph, count, seed)
         return self._samples[key]

@@ -76,7 +76,11 @@ def test_weights_are_known_by_their_bytes() -> None:
 
 def test_the_first_call_is_that_of_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counting, "batches", [], raising=False)
-    (image,), options = source(Counting(), "net").first_call("StaticQuantization")
+    state = {"static": {"varying": {"target": "net", "dims": {"input": [0]}}}}  # else all batches are run
+    weights = Checkpoint("best.ckpt", 1, Counting().state_dict(), state)
+    made = source(Counting(), "net", checkpoint=weights).example("StaticQuantization")
+    (image,), options = made.call
+    assert made.varying == {"input": (0,)}
     first, _ = next(iter(Images().val_dataloader()))
     assert torch.equal(image, first)
     assert options == {}
@@ -93,19 +97,19 @@ class Roundabout(Tiny):
 def test_a_target_that_is_never_called_is_a_named_error() -> None:
     message = r"'Roundabout' is never called in validation_step, .* one of \['net'\]: StaticQuantization\(target='…'\)"
     with pytest.raises(CalibrationError, match=message):
-        source(Roundabout()).first_call("StaticQuantization")
-    assert source(Roundabout(), "net").first_call("StaticQuantization")
+        source(Roundabout()).example("StaticQuantization")
+    assert source(Roundabout(), "net").example("StaticQuantization")
 
 
 def test_a_module_without_validation_is_a_named_error() -> None:
     with pytest.raises(CalibrationError, match="never called in validation_step"):
-        source(L.LightningModule()).first_call("StaticQuantization")
+        source(L.LightningModule()).example("StaticQuantization")
 
 
 @pytest.mark.parametrize(("limit", "samples"), [(1.0, 16), (1, 8)])
 def test_a_pass_is_limited_as_that_of_the_trainer(limit: float, samples: int) -> None:
     plan = ObservationPlan(Scheme(observer="minmax"))
-    found, _ = calibrate_pass(source(Tiny(), validate=limit).observed_pass, plan) or pytest.fail()
+    found, _ = calibrate_pass(source(Tiny(), validate=limit).observed_pass, plan) or pytest.fail("never called")
     assert found.provenance.samples == samples
 
 
@@ -146,7 +150,7 @@ def test_samples_need_nothing_of_a_module_but_its_steps(batch_size: int) -> None
 
 
 def test_the_first_call_needs_nothing_of_a_module_but_its_steps() -> None:
-    (image,), _ = source(Particular()).first_call("StaticQuantization")
+    (image,), _ = source(Particular()).example("StaticQuantization").call
     assert len(image) == 8
 
 

@@ -13,9 +13,10 @@ from lq_plugin.callbacks.finishing import Origin
 from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
-from lq_plugin.graph.capture import private_call
+from lq_plugin.graph import precision
+from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.example import Example
+from lq_plugin.graph.example import Example, varying_state
 from lq_plugin.jobs import DynamicJob
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
@@ -76,6 +77,7 @@ class DynamicQuantization(QuantizingCallback):
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self._shadow = ExitStack()
+        self._seen_all = False  # whether a whole validation pass was
         self._examples: dict[str, Example | None] = {}  # of validation and of training; None: the target had no call
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,13 +88,13 @@ class DynamicQuantization(QuantizingCallback):
         """Forget the model of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._examples = {}
+            self._examples, self._seen_all = {}, False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the layers of the target."""
         super().on_fit_start(trainer, pl_module)
         try:
-            swap.check_layers(resolve_target(pl_module, self.path), self.scheme)
+            swap.check_layers(precision.float32_copy(resolve_target(pl_module, self.path)), self.scheme)
         except UnsupportedError as error:
             self.failure = error
 
@@ -110,7 +112,7 @@ class DynamicQuantization(QuantizingCallback):
         example = self._examples[_VALIDATION]
         if example is None:
             raise UnsupportedError(never_called(pl_module, self.path, "validation_step", type(self).__name__))
-        target = detached_copy(resolve_target(pl_module, self.path)).cpu()
+        target = precision.float32_copy(detached_copy(resolve_target(pl_module, self.path)).cpu())
         swap.survey(target, example.call, self.scheme)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -135,15 +137,18 @@ class DynamicQuantization(QuantizingCallback):
         self._shadow.close()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Decide what ``target="auto"`` takes, after the first pass in which the model was called."""
+        """Note that all of validation was seen; after the first pass, decide what ``target="auto"`` takes."""
         calls = self.watched()
-        if not self.undecided or self.failure is not None:
+        if not self.undecided:
+            self._seen_all |= not trainer.sanity_checking
+            return
+        if self.failure is not None:
             return
         try:
             if self._examples.get(_VALIDATION) is not None:
                 self._decide(detached_copy(pl_module).cpu())
             elif calls:
-                self._examples = {_VALIDATION: Example(private_call(*self.choose_among(pl_module, calls)))}
+                self._examples = {_VALIDATION: _example(self.choose_among(pl_module, calls))}
         except Exception as error:
             self.failure = as_calibration_error(error)
 
@@ -153,14 +158,18 @@ class DynamicQuantization(QuantizingCallback):
         assert example is not None
         call = self.choose(model, example.call)
         if self.path is not None:
-            self._examples = {phase: Example(private_call(*call))}
+            self._examples = {phase: _example(call)}
 
-    def decide(self, whole: Source, origin: Origin) -> None:
+    def decide(self, origin: Origin) -> None:
         """Decide what ``target="auto"`` takes, where this was not done in validation."""
         if any(self._examples.values()):  # a run that is never validated
-            self._decide(whole.float_target)
+            self._decide(origin.source(None, self.checkpoint).model)
         else:
-            super().decide(whole, origin)
+            super().decide(origin)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return in which dimensions the calls of a whole validation pass differed: builtins only."""
+        return {"varying": varying_state(self._examples.get(_VALIDATION), self.path)} if self._seen_all else {}
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
@@ -189,6 +198,8 @@ class DynamicQuantization(QuantizingCallback):
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            if precision.is_other(target):
+                args, kwargs = precision.in_float32((args, kwargs))
             known = self._examples[phase]
             if known is None:
                 self._examples[phase] = Example(private_call(args, kwargs))
@@ -200,3 +211,7 @@ class DynamicQuantization(QuantizingCallback):
             return original(*args, **kwargs)
 
         self._shadow.enter_context(replaced_forward(target, remembered))
+
+
+def _example(call: Call) -> Example:
+    return Example(private_call(*precision.in_float32(call)))

@@ -100,7 +100,7 @@ class QuantizingCallback(FinishingCallback):
         self.choice = choice
         if choice.target is not None:
             said = f"{self.name!r}: target='auto' takes {choice.target!r} ({choice.share:.0%} of the parameters)"
-            rank_zero_only(note)(f"{said}, because not all can be captured: {choice.reason}")
+            rank_zero_only(note)(f"{said}: {choice.reason}")
 
     def choose(self, model: Any, call: Call) -> Call:
         """Decide what ``target="auto"`` takes, and return the first call of it.
@@ -175,22 +175,21 @@ class QuantizingCallback(FinishingCallback):
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for the candidate."""
         if self.undecided and self.failure is None:
-            whole = origin.source(None, self.checkpoint)
+            one_batch = replace(origin, data=origin.data.limited("validate", 1))  # of each loader
             what = f"{self.name!r}: target='auto' finds nothing to quantize"
-            self.failure = attempt(what, lambda: self.decide(whole, origin)).error
+            self.failure = attempt(what, lambda: self.decide(one_batch)).error
         source = origin.source(self.path, self.checkpoint)
         return replace(plan, jobs=(*plan.jobs, self.job(source)))
 
-    def decide(self, whole: Source, origin: Origin) -> None:
+    def decide(self, origin: Origin) -> None:
         """Decide what ``target="auto"`` takes, where this was not done in validation.
 
         Args:
-            whole: the LightningModule.
-            origin: of its submodules.
+            origin: of the model, with data for its first call.
         """
-        own = type(self).__name__
+        whole = origin.source(None, self.checkpoint)
         try:
-            call = whole.first_call(own)
+            call = whole.example(type(self).__name__).call
         except CalibrationError:  # the forward is never called
             self.choose_among(whole.model, self._calls_after_training(origin))
         else:
@@ -199,7 +198,7 @@ class QuantizingCallback(FinishingCallback):
     def _calls_after_training(self, origin: Origin) -> Iterator[tuple[str, Call]]:
         for name in outermost(origin.module):
             with suppress(CalibrationError):  # it is not called either
-                yield name, origin.source(name, self.checkpoint).first_call(type(self).__name__)
+                yield name, origin.source(name, self.checkpoint).example(type(self).__name__).call
 
     @abstractmethod
     def job(self, source: Source) -> Job:

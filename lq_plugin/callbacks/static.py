@@ -16,6 +16,7 @@ from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.capture import Call, Dims
 from lq_plugin.graph.choosing import Choice, chosen
+from lq_plugin.graph.example import varying_state
 from lq_plugin.graph.observation import Observation, ObservationPlan, merged
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import repeats_in
@@ -231,8 +232,14 @@ class StaticQuantization(QuantizingCallback):
             self.calibration = merged(self.plan, found, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the statistics of the last validation pass: tensors and builtins only."""
-        return {} if self.calibration is None else {"calibration": self.calibration.state_dict()}
+        """Return the statistics of the last validation pass, and in which dimensions calls differed.
+
+        Tensors and builtins only.
+        """
+        if self.calibration is None:
+            return {}
+        varying = varying_state(self._tracked.example, self.path)
+        return {"calibration": self.calibration.state_dict(), "varying": varying}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the statistics of a checkpoint."""

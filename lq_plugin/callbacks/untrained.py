@@ -59,7 +59,7 @@ def _set_up(trainer: Any, module: Any, datamodule: Any) -> Data:
     giving = [owner for owner in (datamodule, module) if owner is not None and overrides(owner, "val_dataloader")]
     loaders = {"validate": giving[0].val_dataloader()} if giving else {}
     limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-    return Data(datamodule, loaders, limits)
+    return Data(datamodule, loaders, limits, str(trainer.precision))
 
 
 def _call(hook: str, trainer: Any, module: Any, datamodule: Any) -> None:

@@ -26,7 +26,7 @@ def data_of(trainer: Any) -> Data:
     combined = _combined(trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop)
     loaders = {} if combined is None else {"validate": _unsharded(combined)}
     limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-    return Data(trainer.datamodule, loaders, limits)
+    return Data(trainer.datamodule, loaders, limits, str(trainer.precision))
 
 
 def numbers_of_batches(trainer: Any) -> Sequence[int | float]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.observation import Observation
+from lq_plugin.graph.precision import OTHER_PRECISIONS, in_float32
 from lq_plugin.graph.repeats import repeats_in
 from lq_plugin.graph.torch_patches import process_group_hidden
 from lq_plugin.targets import Forward, replaced_forward, resolve_target
@@ -35,11 +36,13 @@ class Data:
         datamodule: gives the loaders of splits not named in ``loaders``, and its batch transfer hooks.
         loaders: loaders that exist already, by split.
         limits: as ``limit_val_batches`` and ``limit_test_batches`` of the Trainer, by split.
+        precision: of the Trainer. Batches of one that has all in half or double precision are cast to float32.
     """
 
     datamodule: Any = None
     loaders: Mapping[str, Any] | None = None
     limits: Mapping[str, int | float] | None = None
+    precision: str = "32-true"
 
     def limited(self, split: str, batches: int) -> Data:
         """Return the same data with so many batches of each loader of a split."""
@@ -108,6 +111,8 @@ def run(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        if data.precision in OTHER_PRECISIONS:
+            trainer.precision_plugin.convert_input = in_float32
         loop = trainer.validate if split == "validate" else trainer.test
         if data.datamodule is not None:
             loop(module, datamodule=_datamodule_copy(data, split), verbose=False)

@@ -47,15 +47,16 @@ def remove_checks(module: fx.GraphModule) -> None:
 @contextmanager
 def checks_left_out() -> Iterator[None]:
     """Answer checks of data so that they raise nothing, while a forward is captured."""
-    truth = torch.SymBool.__bool__
+    truth_of_tensor: Callable[[Tensor], bool] = Tensor.__bool__
+    truth_of_number: Callable[[Any], bool] = torch.SymBool.__bool__
 
     def of_tensor(self: Tensor) -> bool:
         passing = None if type(self) in _REAL else _passing(sys._getframe(1))
-        return super(Tensor, self).__bool__() if passing is None else passing
+        return truth_of_tensor(self) if passing is None else passing
 
     def of_number(self: Any) -> bool:
         passing = None if self.node.has_hint() else _passing(sys._getframe(1))
-        return truth(self) if passing is None else passing
+        return truth_of_number(self) if passing is None else passing
 
     replaced: list[tuple[Any, Callable[..., bool]]] = [(Tensor, of_tensor), (torch.SymBool, of_number)]
     before = [vars(owner).get("__bool__") for owner, _ in replaced]

@@ -26,7 +26,12 @@ from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.integers import integers_of_graph
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
-from lq_plugin.graph.torch_patches import attention_in_parts, isolated, recurrent_layers_whole
+from lq_plugin.graph.torch_patches import (
+    attention_in_parts,
+    isolated,
+    recurrent_layers_whole,
+    tensors_copied_by_graph,
+)
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
 from lq_plugin.progress import note
@@ -91,7 +96,8 @@ def capture(
     """
     with isolated():
         module = detached_copy(target, share_tensors=True)
-        inputs = Signature(signature.describe(module.forward, args, dict(kwargs or {})), {"constant": None})
+        like = signature.without_data(module.forward, args, kwargs or {})
+        inputs = Signature(signature.describe(module.forward, args, kwargs or {}), {"constant": None}, like)
         tensors = inputs.flatten(args, dict(kwargs or {}))
         if not tensors:
             raise CaptureError("target: its forward was called without any tensor, so there is nothing to capture.")
@@ -146,7 +152,9 @@ def _captured(task: _Task) -> Graph:
         _say_dropped(name, kind)
     return Graph(
         module=module,
-        signature=Signature(_with_shapes(task.inputs.parameters, _input_shapes(program)), outputs[-1]),
+        signature=Signature(
+            _with_shapes(task.inputs.parameters, _input_shapes(program)), outputs[-1], task.inputs.like
+        ),
         example=tuple(tensor.cpu() for tensor in tensors),
         batch_dims=task.batch_dims,
         modules=tuple(name for name, _ in task.module.named_modules() if name),
@@ -208,6 +216,7 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
         recurrent_layers_whole(),
         attention_in_parts(),
         checks_left_out(),
+        tensors_copied_by_graph(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
         try:

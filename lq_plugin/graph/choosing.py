@@ -13,6 +13,7 @@ from torch import nn
 from lq_plugin.errors import CaptureError, LqError
 from lq_plugin.graph.capture import Call, capture
 from lq_plugin.graph.parts import Part, parts, size
+from lq_plugin.graph.precision import float32_copy
 from lq_plugin.targets import Forward, replaced_forward
 
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
@@ -51,7 +52,7 @@ def choose(
         CaptureError: nothing of it can be captured.
     """
     try:
-        capture(model, args, kwargs)
+        capture(float32_copy(model), args, kwargs)
     except CaptureError as error:
         part = next(parts(model, args, kwargs), None)
         if part is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,32 @@ class Example:
             varying.setdefault(name, set()).update(dims)
         union = {name: tuple(sorted(dims)) for name, dims in varying.items()}
         return self if union == self.varying else replace(self, varying=union)
+
+
+def varying_state(example: Example | None, target: str | None) -> dict[str, Any]:
+    """Return what a checkpoint keeps of the dimensions that differed: builtins only."""
+    dims = {} if example is None else {name: list(dims) for name, dims in example.varying.items()}
+    return {"target": target, "dims": dims}
+
+
+def varying_in(states: Iterable[Mapping[str, Any]], target: str | None) -> Mapping[str, tuple[int, ...]] | None:
+    """Find in the states of a checkpoint's callbacks, which are untrusted, in which dimensions a target's calls differ.
+
+    Returns:
+        ``None`` where no state says it.
+    """
+    for state in states:
+        kept = state.get("varying")
+        if isinstance(kept, dict) and kept.get("target") == target and _are_dims(kept.get("dims")):
+            return {name: tuple(dims) for name, dims in kept["dims"].items()}
+    return None
+
+
+def _are_dims(dims: Any) -> bool:
+    return isinstance(dims, dict) and all(
+        isinstance(name, str) and isinstance(numbers, list) and all(type(n) is int and 0 <= n < 64 for n in numbers)
+        for name, numbers in dims.items()
+    )
 
 
 def placed_like(call: Call, other: Call) -> Call:

@@ -6,6 +6,7 @@ Hugging Face return, are leaves to it, unless their classes are registered in th
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -39,10 +40,12 @@ def children(value: Any) -> tuple[str, Children] | None:
     """
     if isinstance(value, PackedSequence | type):
         return None
+    if isinstance(value, Record):
+        return "record", list(value.items())
     if dataclasses.is_dataclass(value):
         if isinstance(value, Mapping):  # the outputs of Hugging Face's models: only what was computed is a key
             return "record", list(value.items())
-        return "record", [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init]
+        return "record", [(name, getattr(value, name)) for name in _fields(value)]
     if isinstance(value, Mapping):
         return "ordered_dict" if isinstance(value, OrderedDict) else "dict", list(value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -99,10 +102,24 @@ def retyped(value: Any, like: Any) -> Any:
     return _unflatten(like, wanted[0], [(key, retyped(item, example)) for (key, item), (_, example) in pairs])
 
 
+def _fields(value: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+
+
 def _unflatten(like: Any, kind: str, items: Children) -> Any:
+    if kind == "record" and not isinstance(like, Mapping):
+        return _with_fields(like, items)
     if kind in NAMED:
         return type(like)(**dict(items))
     if kind in ("dict", "ordered_dict"):
         return dict(items) if kind == "dict" else OrderedDict(items)
     values = [item for _, item in items]
     return values if kind == "list" else tuple(values)
+
+
+def _with_fields(like: Any, items: Children) -> Any:
+    """A copy as pickle makes it: the constructor may take something else (``InitVar``) or change what it is given."""
+    made = copy.copy(like)
+    for name, item in items:
+        object.__setattr__(made, name, item)  # of frozen classes, too
+    return made

@@ -17,6 +17,7 @@ from torch import nn
 
 from lq_plugin import checksums
 from lq_plugin.errors import CalibrationError, CaptureError, LqError, as_calibration_error, is_mistake
+from lq_plugin.graph import precision
 from lq_plugin.graph.calibration import Calibration, Recording
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.parts import Part, naming, parts_of_failure
@@ -151,6 +152,8 @@ class Observation:
         if self.failure is not None:
             return
         try:
+            if precision.is_other(self._target):
+                args, kwargs = precision.in_float32((args, kwargs))
             if self._tracked.must_widen(self._target, args, kwargs) and self._recording is not None:
                 self.incomplete |= self._recording.batches > 0
                 self._recording = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.errors import CaptureError, LqError
-from lq_plugin.graph import nesting
+from lq_plugin.graph import nesting, precision
 from lq_plugin.graph.capture import Call, capture
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import ANOTHER_TARGET, OF_DIMENSIONS
@@ -59,7 +59,7 @@ def parts(target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     """
     try:
         with isolated(), muted():
-            module = detached_copy(target, share_tensors=True)
+            module = precision.float32_copy(detached_copy(target, share_tensors=True))
             args, kwargs = nesting.mapped(lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs)))
             calls = _calls(module, args, kwargs)
     except LqError:  # it cannot be copied

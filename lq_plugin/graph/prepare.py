@@ -12,6 +12,7 @@ from lq_plugin.graph.capture import Dims, capture
 from lq_plugin.graph.example import Example, placed_like
 from lq_plugin.graph.folding import fold
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.precision import float32_copy
 from lq_plugin.identity import state_tensors
 from lq_plugin.targets import forward_of
 
@@ -76,7 +77,8 @@ class TrackedTarget:
         """Return the graph of the target with the weights that it has now, on a copy of them.
 
         Args:
-            target: always the same module, whatever has happened to it since.
+            target: always the same module, whatever has happened to it since. Of weights that are not float32, a copy
+                is prepared.
             args: positional arguments of the call that is captured where there is no example yet.
             kwargs: keyword arguments of that call.
 
@@ -84,6 +86,7 @@ class TrackedTarget:
             CaptureError: the forward cannot be captured.
             ConfigError: ``dynamic_dims`` names an input or a dimension that does not exist.
         """
+        target = float32_copy(target)
         tensors = state_tensors(target)
         if self._captured is None or not follow(self._captured, self._tensors, tensors):
             self._captured = self._capture(target, args, kwargs)

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import keyword
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lq_plugin.errors import ArtifactError, ConfigError, unknown_name
 from lq_plugin.graph import structure_json
+from lq_plugin.graph.nesting import mapped, retyped
 from lq_plugin.graph.structure import CONSTANTS, Structure, flatten, flatten_as, name_of, tensors_of, unflatten
 
 _GIVEN = {"VAR_POSITIONAL": "tuple", "VAR_KEYWORD": "dict"}  # what is captured of parameters that take any number
@@ -49,10 +50,13 @@ class Signature:
     Args:
         parameters: the forward's parameters, in order.
         output: structure of what it returns; ``"tensor"`` is the index in the flat list of results.
+        like: the captured arguments without data, by the names of the parameters, so that dataclasses and named tuples
+            have their classes. Not written to files.
     """
 
     parameters: tuple[Parameter, ...]
     output: Structure
+    like: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Return the tensors of a call in the graph's order.
@@ -69,6 +73,8 @@ class Signature:
         kwargs: dict[str, Any] = {}
         for parameter in self.parameters:
             value = unflatten(parameter.given, tensors)
+            if parameter.name in self.like:
+                value = retyped(value, self.like[parameter.name])
             if parameter.kind == "VAR_POSITIONAL":
                 args.extend(value)
             elif parameter.kind == "VAR_KEYWORD":
@@ -89,7 +95,8 @@ class Signature:
 
     def to_json(self) -> dict[str, Any]:
         """Return the signature as builtins of JSON, which has no infinite numbers."""
-        made: dict[str, Any] = structure_json.encoded(dataclasses.asdict(self))
+        parameters = [dataclasses.asdict(parameter) for parameter in self.parameters]
+        made: dict[str, Any] = structure_json.encoded({"parameters": parameters, "output": self.output})
         return made
 
     @classmethod
@@ -172,6 +179,14 @@ def _constant(default: Any) -> Structure | None:
     if type(default) in CONSTANTS:
         return {"constant": default}
     return None if name_of(default) is None else {"object": default}
+
+
+def without_data(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by the names of their parameters, with tensors that have no data."""
+    bound = _inspected(forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    made: dict[str, Any] = mapped(lambda tensor: tensor.to("meta"), dict(bound.arguments))
+    return made
 
 
 def check_inputs(dynamic_dims: Mapping[str, Any], forward: Callable[..., Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +73,24 @@ def attention_in_parts() -> Iterator[None]:
         yield
     finally:
         nn.MultiheadAttention.forward = before  # type: ignore[method-assign]
+
+
+@contextmanager
+def tensors_copied_by_graph() -> Iterator[None]:
+    """Let ``copy.deepcopy`` of a tensor be an operator: a metric or a layer that is made in a forward copies tensors.
+
+    While a forward is captured, tensors have no data that could be copied.
+    """
+    before: Callable[[Tensor, Any], Tensor] = Tensor.__deepcopy__
+
+    def deepcopy(self: Tensor, memo: Any) -> Tensor:
+        return before(self, memo) if type(self) in (Tensor, nn.Parameter) else self.clone()
+
+    Tensor.__deepcopy__ = deepcopy  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Tensor.__deepcopy__ = before  # type: ignore[method-assign]
 
 
 @contextmanager

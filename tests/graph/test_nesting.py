@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, UserDict, namedtuple
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import pytest
@@ -30,6 +30,19 @@ class Scored:
     seen: int = field(default=0, init=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """As the batches of molecules of chemprop: it is not built from its fields."""
+
+    parts: InitVar[list[Tensor]]
+    joined: Tensor = field(init=False)
+    count: int = field(init=False)
+
+    def __post_init__(self, parts: list[Tensor]) -> None:
+        object.__setattr__(self, "joined", torch.cat(parts))
+        object.__setattr__(self, "count", len(parts))
+
+
 @dataclass
 class Output(OrderedDict[str, Any]):
     """As the outputs of Hugging Face's models: the fields that are not None are keys."""
@@ -47,7 +60,9 @@ A, B = torch.zeros(2), torch.ones(3)
 @pytest.mark.parametrize(
     ("value", "kind", "keys"),
     [
-        (Scored(A), "record", ["logits", "loss"]),
+        (Scored(A), "record", ["logits", "loss", "seen"]),
+        (Joined([A]), "record", ["joined", "count"]),
+        (Record(x=A), "record", ["x"]),
         (Output(logits=A), "record", ["logits"]),
         (Pair(A, B), "named_tuple", ["left", "right"]),
         (UserDict(x=A), "dict", ["x"]),
@@ -80,8 +95,18 @@ def test_tensors_are_found_and_replaced_in_their_containers() -> None:
     assert torch.equal(A, torch.zeros(2))
 
 
+def test_a_dataclass_is_replaced_without_its_constructor() -> None:
+    copied = mapped(lambda tensor: tensor + 1, Joined([A, B]))
+    assert (type(copied), copied.count) == (Joined, 2)
+    assert torch.equal(copied.joined, torch.cat([A, B]) + 1)
+
+
+def test_a_record_stays_one() -> None:
+    assert torch.equal(mapped(lambda tensor: tensor + 1, Record(x=A)).x, A + 1)
+
+
 def test_classes_are_given_back() -> None:
-    given = (Record(logits=A), Pair(A, B), {"deep": Record(logits=B, loss=None)}, None)
+    given = (Record(logits=A), Pair(A, B), {"deep": Record(logits=B, loss=None, seen=0)}, None)
     like = (Output(logits=B), Named(B, A), {"deep": Scored(A)}, None)
     first, second, third, nothing = retyped(given, like)
     assert (type(first), type(second), type(third["deep"]), nothing) == (Output, Named, Scored, None)

@@ -237,7 +237,7 @@ def test_a_pass_of_its_own_gives_a_calibration() -> None:
             one.next_batch()
             target(x)
 
-    found, _ = calibrate_pass(run, plan(100)) or pytest.fail()
+    found, _ = calibrate_pass(run, plan(100)) or pytest.fail("never called")
     assert found.statistics == lq_plugin.calibrate(target, batches(3), SCHEME).statistics
     assert "forward" not in target.__dict__
     assert calibrate_pass(lambda begin: begin(target, [1]), plan()) is None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lq_plugin.errors import ArtifactError, CaptureError
+from lq_plugin.graph.capture import capture
 from lq_plugin.graph.signature import Signature, describe
 from lq_plugin.graph.structure import flatten
 
@@ -182,3 +184,34 @@ def test_a_default_that_is_no_constant_must_be_given() -> None:
 def test_keys_that_json_cannot_hold_are_refused() -> None:
     with pytest.raises(CaptureError, match="keys of a dict must be str, int or bool"):
         flatten({(1, 2): A}, "output", [])
+
+
+class Stage(enum.Enum):
+    TRAIN = "train"
+
+
+class Given(NamedTuple):
+    x: Tensor
+    stage: Stage
+
+    def doubled(self) -> Tensor:
+        return 2 * self.x
+
+
+class TakesGiven(nn.Module):
+    def forward(self, given: Given, stage: Stage = Stage.TRAIN) -> dict[str, Any]:
+        assert isinstance(given, Given)
+        return {"y": given.doubled(), "cache": object()}
+
+
+def test_a_forward_gets_its_own_classes_and_a_file_holds_names_alone() -> None:
+    graph = capture(TakesGiven(), [Given(A, Stage.TRAIN)])
+    (given, stage), _ = graph.signature.call([A])
+    assert isinstance(given, Given)
+    assert stage is Stage.TRAIN
+    assert graph.signature.unflatten(graph.module(A))["cache"] is None
+    read = Signature.from_json(json.loads(json.dumps(graph.signature.to_json())))
+    assert read.flatten([Given(A, Stage.TRAIN)], {})[0] is A
+    assert "Stage.TRAIN" in str(read._inspected())
+    with pytest.raises(ArtifactError, match=r"given\.stage: given 'train', but .* the constant Stage\.TRAIN"):
+        read.flatten([Given(A, "train")], {})  # type: ignore[arg-type]

@@ -1,0 +1,117 @@
+"""Checks of data, and numbers that come from data, in a forward.
+
+PYTEST_DONT_REWRITE: pytest compiles an assert to other bytecode than Python does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
+
+from lq_plugin.errors import CaptureError
+from lq_plugin.graph.capture import capture
+
+
+class Checked(nn.Module):
+    """A linear layer behind a check."""
+
+    def __init__(self, check: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.check, self.layer = check, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        return self.layer(x)
+
+
+def asserted(x: Tensor) -> None:
+    assert torch.isfinite(x).all() and (x < 100).all(), "out of range"  # noqa: PT018
+
+
+def asserted_number(x: Tensor) -> None:
+    assert x.max().item() < 100
+
+
+def asserted_of_parts(x: Tensor) -> None:
+    assert all((part < 100).all() for part in x.unbind(1))
+
+
+def raised(x: Tensor) -> None:
+    if not torch.isfinite(x).all():
+        number = torch.isnan(x).sum()
+        raise ValueError(f"{number} values are nan")
+
+
+def raised_of_number(x: Tensor) -> None:
+    if (x > 100).any().item():
+        raise ValueError("too large")
+
+
+@pytest.mark.parametrize("check", [asserted, asserted_number, asserted_of_parts, raised, raised_of_number])
+def test_a_check_of_data_is_left_out(check: Callable[[Tensor], object], capsys: pytest.CaptureFixture[str]) -> None:
+    module, x = Checked(check), torch.randn(3, 4)
+    graph = capture(module, [x]).module
+    assert [node.name for node in graph.graph.nodes if node.op == "call_function"] == ["linear"]
+    assert torch.equal(graph(x)[0], module(x))
+    assert f"the check of data in {__file__}:" in "".join(capsys.readouterr())
+    with pytest.raises((AssertionError, ValueError)):
+        module(1000 * torch.full_like(x, torch.nan if check is raised else 1.0))
+
+
+def test_a_branch_is_no_check() -> None:
+    def branch(x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+    with pytest.raises(CaptureError, match="data-dependent"):
+        capture(Checked(branch), [torch.randn(3, 4)])
+
+
+def test_nothing_of_torch_stays_replaced() -> None:
+    capture(Checked(asserted), [torch.randn(3, 4)])
+    assert "__bool__" not in vars(Tensor)
+    assert torch.SymBool.__bool__.__module__ == "torch"
+    assert "int" not in globals()
+
+
+class Measuring(nn.Module):
+    """Makes a metric in its forward, whose default state is a copied tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        MeanSquaredError()
+        return self.layer(x)
+
+
+def test_a_tensor_is_copied_while_a_forward_is_captured() -> None:
+    module, x = Measuring(), torch.randn(3, 4)
+    assert torch.equal(capture(module, [x]).module(x)[0], module(x))
+
+
+class Masked(nn.Module):
+    """Cuts a batch to its longest sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        longest = int(lengths.max())
+        mask = torch.arange(longest)[None] < lengths[:, None]
+        return self.layer(x[:, :longest]) * mask[..., None]
+
+
+def test_a_number_from_data_is_computed_by_the_graph() -> None:
+    module, x = Masked(), torch.randn(3, 5, 4)
+    graph = capture(module, [x, torch.tensor([3, 4, 2])]).module
+    for lengths in (torch.tensor([1, 2, 2]), torch.tensor([5, 3, 1])):
+        assert torch.equal(graph(x, lengths)[0], module(x, lengths))
+    assert "int" not in globals()

@@ -1,0 +1,41 @@
+"""Models with weights of half or double precision are quantized as a float32 copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Tiny, fit
+from torch import nn
+
+from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
+from lq_plugin.graph.precision import float32_copy, in_float32
+
+
+def test_a_float32_module_stays_itself() -> None:
+    layer = nn.Linear(2, 2)
+    assert float32_copy(layer) is layer
+
+
+def test_a_copy_casts_what_it_is_given() -> None:
+    layer = nn.Linear(2, 2).bfloat16()
+    made = float32_copy(layer)
+    assert layer.weight.dtype == torch.bfloat16
+    assert made(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float32
+    assert in_float32({"ids": torch.ones(1, dtype=torch.int64)})["ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_run_of_another_precision_ends_with_artifacts(precision: Any, tmp_path: Path) -> None:
+    export = ArtifactExport(formats=["onnx", "torch"])
+    callbacks = [StaticQuantization(algorithms=[]), DynamicQuantization(), export, Int8Evaluation(latency=None)]
+    fit(tmp_path, Tiny(), *callbacks, precision=precision)
+    assert export.manifest is not None
+    made = {entry.label: entry for entry in export.manifest.artifacts if entry.status != "unsupported"}
+    assert made.keys() == {"static/onnx", "dynamic/onnx", "dynamic/torch"}
+    for entry in made.values():
+        assert entry.error is None
+        assert (entry.sqnr_db or 0) > 15
+    assert export.manifest.calibration["static"]["extra_pass"] is False

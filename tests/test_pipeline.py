@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,6 +187,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.Captur
     told = ""
     while "waiting for another run" not in told and runs[1].is_alive():
         told += capsys.readouterr().out
+        time.sleep(0.05)  # the other two work
     waited.set()
     for one in runs:
         one.join(120)

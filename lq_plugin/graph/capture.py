@@ -221,8 +221,8 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
     ):  # where a failing export prints the whole graph
         try:
             program = _exported(flat, tensors, shapes)
-            # Makes in-place operators functional, decomposes nothing else but recurrent cells.
-            functional: ExportedProgram = program.run_decompositions(_cells())
+            # Makes in-place operators functional, and decomposes nothing else but these.
+            functional: ExportedProgram = program.run_decompositions(_decompositions())
         except CaptureError:
             raise
         except Exception as error:
@@ -242,8 +242,19 @@ def _exported(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> E
         raise
 
 
-def _cells() -> dict[Any, Any]:
-    """How a step of a recurrent network is made of linear layers."""
+def _decompositions() -> dict[Any, Any]:
+    """How a step of a recurrent network is made of linear layers, and a scattered mean of sums."""
     table, aten = torch.export.default_decompositions(), torch.ops.aten
     cells = (aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default)
-    return {cell: table[cell] for cell in cells}
+    return {cell: table[cell] for cell in cells} | {aten.scatter_reduce.two: _scattered_mean}
+
+
+def _scattered_mean(
+    start: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Any:
+    """A scattered mean as a sum and a count: ONNX has no such mean, and onnxscript 0.7.2 writes a plain scatter."""
+    if reduce != "mean" or not start.is_floating_point():
+        return NotImplemented
+    total = start.scatter_reduce(dim, index, source, "sum", include_self=include_self)
+    own = torch.ones_like(start) if include_self else torch.zeros_like(start)
+    return total / own.scatter_add(dim, index, torch.ones_like(source)).clamp(min=1)

@@ -36,7 +36,7 @@ class Net(L.LightningModule):
 
 class Data(L.LightningDataModule):
     def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.randn(32, 6), torch.randn(32, 2)), 8)
+        return DataLoader(TensorDataset(torch.randn(16, 6), torch.randn(16, 2)), 8)
 
     val_dataloader = train_dataloader
 """
@@ -95,14 +95,14 @@ def statuses(project: Path, folder: str = "out") -> dict[str, str]:
 TARGETS = (
     "+callbacks.static._target_=lq_plugin.StaticQuantization",
     "+callbacks.export._target_=lq_plugin.ArtifactExport",
-    "+callbacks.export.formats=[onnx]",
+    "+callbacks.export.formats=[pt2]",
 )
 
 
 def test_targets_on_the_command_line_are_enough(project: Path) -> None:
     done = run(project, "train.py", *TARGETS, "+callbacks.static.samples=16")
     assert done.returncode == 0, done.stderr
-    assert statuses(project) == {"static/onnx": "not_evaluated"}
+    assert statuses(project) == {"static/pt2": "not_evaluated"}
 
 
 def test_a_typo_on_the_command_line_is_an_error_that_names_it(project: Path) -> None:
@@ -141,12 +141,12 @@ def test_lightning_cli_takes_the_callbacks(project: Path) -> None:
         "--trainer.callbacks+=lq_plugin.StaticQuantization",
         "--trainer.callbacks.samples=16",
         "--trainer.callbacks+=lq_plugin.ArtifactExport",
-        "--trainer.callbacks.formats=[onnx]",
+        "--trainer.callbacks.formats=[pt2]",
         "--trainer.callbacks+=lq_plugin.Int8Evaluation",
         "--trainer.callbacks.latency=null",
     )
     assert done.returncode == 0, done.stderr
-    assert statuses(project) == {"static/onnx": "ok"}
+    assert statuses(project) == {"static/pt2": "ok"}
     wrong = run(
         project, "cli.py", "fit", "--trainer.callbacks+=lq_plugin.StaticQuantization", "--trainer.callbacks.smaples=1"
     )

@@ -134,12 +134,12 @@ def test_a_network_that_is_built_when_fit_begins_is_found_and_kept(
     model: type[Any], quantization: type[Any], tmp_path: Path
 ) -> None:
     evaluation = Int8Evaluation(["validate"], latency=None)
-    used = [quantization("made", target="net", skip=["0"]), ArtifactExport(["onnx"]), evaluation]
+    used = [quantization("made", target="net", skip=["0"]), ArtifactExport(["pt2"]), evaluation]
     made = fit(tmp_path, model(), *used, enable_checkpointing=False)
     logged = {name: float(value) for name, value in made.callback_metrics.items() if name.startswith("val")}
     assert manifest(tmp_path)["fp32"]["metrics"] == pytest.approx(logged)
     formats = {entry["format"] for entry in manifest(tmp_path)["artifacts"] if entry["metrics"]}
-    assert formats == ({"onnx"} if quantization is StaticQuantization else {"onnx", "torch"})
+    assert formats == ({"pt2"} if quantization is StaticQuantization else {"torch"})
 
 
 def test_each_callback_works_without_the_later_ones(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_run_with_the_callbacks_is_bit_identical_to_one_without(
 def test_weights_that_are_averaged_are_averaged_as_without(average: Callable[[], Callback], tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", [average()], max_epochs=3)
     static, evaluation = StaticQuantization(), Int8Evaluation(latency=None)
-    callbacks = [average(), static, DynamicQuantization(), ArtifactExport(["onnx"]), evaluation]
+    callbacks = [average(), static, DynamicQuantization(), ArtifactExport(["pt2"]), evaluation]
     quantized = run(tmp_path / "quantized", callbacks, max_epochs=3)
     quantized["rows"].pop()
     assert static.error is None

@@ -78,7 +78,7 @@ def target() -> Target:
 @pytest.fixture(scope="module")
 def candidates(target: Target) -> dict[str, Candidate]:
     batches = [(inputs(8, seed),) for seed in range(4)]
-    return {method: lq_plugin.quantize(target, batches, method) for method in METHODS}
+    return {method: lq_plugin.quantize(target, batches, Scheme(method, algorithms=())) for method in METHODS}
 
 
 def broken(candidate: Any) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ LEAST_DB = 25.0  # seen: 29 and more
 def test_every_runtime_computes_what_the_scheme_says(scheme: Scheme, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = network().eval(), images(48).tensors[0]
-    artifacts = lq_plugin.export(lq_plugin.quantize(model, [x], scheme), tmp_path)
+    artifacts = lq_plugin.export(lq_plugin.quantize(model, [x], replace(scheme, algorithms=())), tmp_path)
     with torch.no_grad():
         reference = model(x)
     for name, artifact in artifacts.items():

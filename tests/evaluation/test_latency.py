@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import nn
 
+import lq_plugin
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation.latency import Here, Latency, Timing, in_turns, measure
 from lq_plugin.evaluation.latency_process import Deadlines, Worker, command
+from lq_plugin.scheme import Scheme
 
 INPUT = torch.arange(6.0).reshape(2, 3)
 QUICK = Latency(rounds=2, seconds=0.01, threads=1)
@@ -38,6 +42,13 @@ def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an INT8 layer as a graph of torch."""
+    candidate = lq_plugin.quantize(nn.Linear(3, 3), [INPUT], Scheme(algorithms=()))
+    return lq_plugin.export(candidate, tmp_path_factory.mktemp("linear"), ["pt2"])["pt2"].path
+
+
 def fails() -> object:
     raise ZeroDivisionError("in the call")
 
@@ -46,11 +57,11 @@ THREADS: set[int] = set()
 
 
 @pytest.fixture(scope="module")
-def timings(doubling: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Timing]:
-    """Four lanes of which two fail, with an interpreter that prints while it starts."""
+def timings(doubling: Path, linear: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Timing]:
+    """Five lanes of which two fail, with an interpreter that prints while it starts."""
     site, empty = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("empty")
     (site / "sitecustomize.py").write_text(NOISY)
-    lanes = {"broken": ("onnx", empty), "doubling": ("onnx", doubling)}
+    lanes = {"broken": ("onnx", empty), "doubling": ("onnx", doubling), "compiled": ("pt2", linear)}
     here = {"eager": lambda: THREADS.add(torch.get_num_threads()), "fails": fails}
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -75,12 +86,19 @@ def test_a_lane_has_its_median_and_what_it_computed(timings: Mapping[str, Timing
     assert torch.equal(output, 2 * INPUT)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_graph_of_torch_is_compiled(timings: Mapping[str, Timing], linear: Path) -> None:
+    made = timings["compiled"]
+    assert (made.mode, made.error) == ("torch.compile", None)
+    torch.testing.assert_close(made.outputs[0], lq_plugin.load(linear)(INPUT))
+
+
 def test_noise_of_a_starting_interpreter_is_no_answer(timings: Mapping[str, Timing]) -> None:
     assert timings["doubling"].error is None
 
 
 def test_a_lane_that_fails_says_why_and_costs_no_other(timings: Mapping[str, Timing]) -> None:
-    assert set(timings) == {"eager", "fails", "broken", "doubling"}
+    assert set(timings) == {"eager", "fails", "broken", "doubling", "compiled"}
     assert timings["fails"] == Timing(mode="eager", error="ZeroDivisionError: in the call")
     error = timings["broken"].error or ""
     assert error.startswith("the worker process ended with 1 while it loaded the artifact: ")

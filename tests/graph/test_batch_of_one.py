@@ -15,6 +15,7 @@ from lq_plugin.errors import ArtifactError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.capture import capture
 from lq_plugin.graph.signature import Signature
+from lq_plugin.scheme import Scheme
 
 
 class Layer(nn.Module):
@@ -66,7 +67,8 @@ class Counting(Layer):
 
 def exported(model: nn.Module, batches: list[Any], method: str, folder: Path) -> dict[str, nn.Module]:
     """The artifacts of a model in every format that a method has, loaded."""
-    artifacts = lq_plugin.export(lq_plugin.quantize(model, batches, method), folder)
+    scheme = Scheme(method, algorithms=())
+    artifacts = lq_plugin.export(lq_plugin.quantize(model, batches, scheme), folder)
     return {
         name: lq_plugin.load(artifact.path, factory=type(model) if name == "torch" else None)
         for name, artifact in artifacts.items()

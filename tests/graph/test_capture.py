@@ -134,15 +134,15 @@ def test_capture_works_within_autocast_and_stays_in_float32() -> None:
 
 
 def test_the_names_of_values_are_the_same_in_every_capture() -> None:
-    model = settled(ZOO["mobilenet"])
-    images = ZOO["mobilenet"].batch(torch.Generator().manual_seed(0), 2)
+    model = settled(ZOO["blocks"])
+    images = ZOO["blocks"].batch(torch.Generator().manual_seed(0), 2)
     assert names(prepare(model, [images])) == names(prepare(copy.deepcopy(model), [images]))
 
 
 def test_the_names_of_values_and_the_digest_are_the_same_in_another_process() -> None:
     code = (
         "import torch; from zoo import ZOO, settled; from lq_plugin.graph.prepare import prepare\n"
-        "prepare(settled(ZOO['resnet']), [torch.ones(5, 3, 32, 32)])  # other names were in use already\n"
+        "prepare(settled(ZOO['blocks']), [torch.ones(5, 3, 32, 32)])  # other names were in use already\n"
         "graph = prepare(settled(ZOO['mobilenet']), [torch.ones(5, 3, 32, 32)])\n"
         "print(graph.digest, *(node.name for node in graph.module.graph.nodes))"
     )
@@ -229,3 +229,18 @@ def test_a_compiled_module_is_captured_without_its_compilation() -> None:
 
 def test_modules_are_named_as_below_the_target() -> None:
     assert "blocks.0.excite.reduce" in capture(settled(ZOO["mobilenet"]), [torch.ones(2, 3, 32, 32)]).modules
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_a_scattered_mean_is_a_sum_and_a_count(include_self: bool) -> None:
+    class Scattered(nn.Module):
+        def forward(self, x: Tensor, index: Tensor) -> Tensor:
+            return x[:, :4].scatter_reduce(1, index, x, "mean", include_self=include_self)
+
+    module, x = Scattered(), torch.randn(3, 6)
+    index = torch.tensor([[0, 1, 1, 3, 3, 3]] * 3)
+    graph = capture(module, [x, index])
+    assert not any(
+        node.target is torch.ops.aten.scatter_reduce.two and node.args[4] == "mean" for node in graph.module.graph.nodes
+    )
+    assert torch.allclose(graph.module(x, index)[0], module(x, index))

@@ -21,7 +21,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.table = nn.Embedding(20, 16)
         layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(16) if norm else None)
+        self.encoder = nn.TransformerEncoder(layer, 1, norm=nn.LayerNorm(16) if norm else None)
         if norm:
             nn.init.ones_(self.encoder.norm.bias)
 

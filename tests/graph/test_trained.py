@@ -38,7 +38,7 @@ def test_fit_ends_with_a_faithful_onnx_artifact(
 ) -> None:
     L.seed_everything(0, verbose=False)
     model = module()
-    static = lq_plugin.StaticQuantization(target=target, checkpoint="live")
+    static = lq_plugin.StaticQuantization(target=target, checkpoint="live", algorithms=[])
     export = lq_plugin.ArtifactExport(formats=["onnx"])
     trainer = L.Trainer(
         max_epochs=1,

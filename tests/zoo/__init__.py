@@ -80,9 +80,9 @@ ZOO: dict[str, Specimen] = {
     ),
     "subclassed": Specimen(vision.Subclassed, images, {"conv2d": 4}, 32),
     "reparametrized": Specimen(vision.Reparametrized, images, {"conv2d": 1, "mean": 1, "linear": 1}, 34),
-    "encoder": Specimen(sequences.Encoder, lambda g, n: vectors(g, n, 12, 32), {"linear": 13}, 30),
+    "encoder": Specimen(sequences.Encoder, lambda g, n: vectors(g, n, 12, 32), {"linear": 7}, 30),
     "decoder": Specimen(
-        sequences.Decoder, lambda g, n: (vectors(g, n, 6, 32), vectors(g, n, 9, 32)), {"linear": 21}, 30
+        sequences.Decoder, lambda g, n: (vectors(g, n, 6, 32), vectors(g, n, 9, 32)), {"linear": 11}, 30
     ),
     "vit": Specimen(sequences.VisionTransformer, images, {"conv2d": 1, "linear": 13}, 32),
     "conformer": Specimen(sequences.Conformer, lambda g, n: vectors(g, n, 12, 32), {"linear": 9, "conv1d": 3}, 35),

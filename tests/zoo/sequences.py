@@ -15,7 +15,7 @@ class Encoder(nn.Module):
     def __init__(self, norm_first: bool = False) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True, norm_first=norm_first)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.head = nn.Linear(32, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layer = nn.TransformerDecoderLayer(32, 4, 64, dropout=0.1, batch_first=True, activation="gelu")
-        self.decoder = nn.TransformerDecoder(layer, 2)
+        self.decoder = nn.TransformerDecoder(layer, 1)
         self.head = nn.Linear(32, 5)
 
     def forward(self, target: Tensor, memory: Tensor) -> Tensor:

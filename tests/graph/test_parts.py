@@ -116,6 +116,8 @@ def test_auto_takes_the_whole_where_it_can_be_captured_and_else_its_largest_part
     choice, ((x,), _) = choose(Branching(first=nn.Linear(4, 8), encoder=nn.Linear(8, 9)), (X,), {})
     assert (choice.target, x.shape) == ("encoder", (2, 8))
     assert "forward of Branching cannot be captured" in choice.reason
+    half = Branching(first=nn.Linear(4, 8), encoder=nn.Linear(8, 9)).bfloat16()
+    assert choose(half, (X.bfloat16(),), {})[0] == choice
     with pytest.raises(CaptureError, match="target: the forward of Branching cannot be captured"):
         choose(Branching(norm=nn.LayerNorm(4)), (X,), {})
     assert choose(Branching(norm=nn.LayerNorm(4)), (X,), {}, else_whole=True)[0] == Choice()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -92,7 +93,8 @@ def _calls(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         for name, part in module.named_modules():
             if name and not isinstance(part, _NEVER_ALONE) and any(p.dim() > 1 for p in _parameters(part)):
                 shadows.enter_context(replaced_forward(part, _recorded(name, seen)))
-        with suppress(Exception):  # of the user's forward, on a copy: the calls until then count
+        with suppress(Exception), warnings.catch_warnings():  # of the user's forward; the calls until then count
+            warnings.simplefilter("ignore")  # said when the module itself was called
             module(*args, **kwargs)
     return {name: call for name, call in seen.items() if call is not None}
 

@@ -102,7 +102,7 @@ def measure(name: str, options: lq_plugin.Latency) -> dict[str, Any]:
         for label, module in (("onnx", onnx), ("openvino", openvino)):
             if label in artifacts:
                 (root / f"float_{label}").mkdir()
-                module.export(candidate.graph, root / f"float_{label}")
+                module.export(candidate.reference, root / f"float_{label}")
                 lanes[f"FP32 {label}"] = (label, root / f"float_{label}")
                 lanes[f"INT8 ours, {label}"] = (label, artifacts[label].path)
         own_tool(model, x, root / "own")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
-from lq_plugin.errors import CalibrationError, CaptureError, unknown_name
+from lq_plugin.errors import CalibrationError, CaptureError, LqError, unknown_name
 from lq_plugin.graph.calibration import Calibration, Provenance
-from lq_plugin.graph.capture import Call
+from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.parts import parts_named
 from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united
 from lq_plugin.graph.prepare import prepare
@@ -57,6 +58,17 @@ class Candidate(Protocol):
     @property
     def reference(self) -> Graph:
         """The float graph that everything is compared with."""
+
+    @property
+    def learning(self) -> Learning | None:
+        """What algorithms learnt from, and their results; ``None`` if none was requested."""
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes whose INT8 can be computed by torch."""
+
+    def in_torch(self, runtime: str) -> Callable[..., Sequence[Tensor]]:
+        """Return what a runtime computes, as a function of the graph's inputs, run by torch."""
 
     def placed(self, runtime: str) -> Placement:
         """Return where quantize/dequantize pairs go for a runtime."""
@@ -171,6 +183,10 @@ class StaticCandidate:
         """The candidate as it was before any algorithm."""
         return StaticCandidate(self.name, self.reference, self.calibration, self.scheme, keep_float=self.keep_float)
 
+    def in_torch(self, runtime: str) -> Callable[..., Sequence[Tensor]]:
+        """Return what a runtime computes: the converted graph."""
+        return self.converted(runtime).module
+
     def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
         if self.provenance.structure != self.reference.structure:
@@ -194,13 +210,17 @@ class DynamicCandidate:
 
     Args:
         name: names the candidate's folder and its rows in the manifest.
-        module: the float module, a copy of its own, in eval mode on the CPU.
+        module: the float module, a copy of its own, in eval mode on the CPU. Learnt weights lie on the grid that every
+            format finds for them.
         example: arguments and keyword arguments of one real call, on the CPU.
         scheme: what is quantized and how.
         provenance: whose weights these are.
         dynamic_dims: dynamic dimensions of the graph besides the batch, by input name.
         varying: dimensions in which calls differed.
         measured: decisions made by measuring during export, by a digest of what was measured.
+        float_graph: the float graph that everything is compared with, where weights of ``module`` were learnt; else it
+            is the graph of ``module``.
+        learning: what algorithms learnt from, and their results; ``None`` if none was requested.
         target: dotted path of the module in the user's model, for messages.
     """
 
@@ -212,6 +232,8 @@ class DynamicCandidate:
     dynamic_dims: DynamicDims = field(default_factory=dict)
     varying: DynamicDims = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
+    float_graph: Graph | None = field(default=None, repr=False)
+    learning: Learning | None = field(default=None, repr=False)
     target: str | None = None
     _placements: dict[str, Placement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -233,13 +255,38 @@ class DynamicCandidate:
 
     @property
     def reference(self) -> Graph:
-        """The graph: nothing rewrites it."""
-        return self.graph
+        """The graph of the module as it was trained."""
+        return self.float_graph or self.graph
 
     @cached_property
     def survey(self) -> swap.Survey:
         """Which of the module's layers become INT8 in torch."""
         return swap.survey(self.module, self.example, self.scheme)
+
+    @property
+    def unlearnable(self) -> str:
+        """Why algorithms cannot learn anything for this candidate, which may be good without; empty if they can."""
+        try:
+            assert self.graph
+            assert self.survey
+        except LqError as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes whose INT8 can be computed here: torch itself."""
+        return ("torch",)
+
+    def in_torch(self, runtime: str) -> Callable[..., Sequence[Tensor]]:
+        """Return what the module computes with INT8 layers of torch."""
+        module, signature = swap.int8(self.module, self.survey.chosen, self.scheme.weights), self.graph.signature
+
+        def run(*given: Tensor) -> Sequence[Tensor]:
+            args, kwargs = private_call(*signature.call(given))
+            return list(tensors(module(*args, **kwargs)))
+
+        return run
 
     def placed(self, runtime: str) -> Placement:
         """Return where weights are integers for a runtime."""

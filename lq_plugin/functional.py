@@ -15,16 +15,20 @@ from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration, Recording, calls, uncalibrated
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.nesting import batch_size
 from lq_plugin.graph.parts import parts_named
+from lq_plugin.graph.precision import float32_copy, in_float32, is_other
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.sampling import Draw, Samples
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
-from lq_plugin.refinement import refined
+from lq_plugin.refinement import refined, unrefined
 from lq_plugin.scheme import Scheme
+from lq_plugin.steps import attempt
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "static") -> Calibration:
@@ -57,8 +61,8 @@ def quantize(
 ) -> Candidate:
     """Make a candidate from a trained model; artifacts are exported from it.
 
-    Static: capture, calibrate, and run the scheme's algorithms. Dynamic: nothing is calibrated, and only the first
-    batch is used, as an example.
+    Static: capture, calibrate, and run the scheme's algorithms. Dynamic: nothing is calibrated; the algorithms learn
+    from the first batches, until they hold ``scheme.algorithm_samples`` samples, and the others are not read.
 
     Args:
         model: any module; it is neither changed nor switched to another mode.
@@ -99,12 +103,46 @@ def _quantize_static(
 def _quantize_dynamic(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
 ) -> DynamicCandidate:
-    example = private_call(*_first(iter(calls(batches))))
-    module = detached_copy(model).cpu()
+    given = _first_calls(_calls(model, batches), scheme)
+    module = float32_copy(detached_copy(model).cpu())
+    example = Example(private_call(*given[0]))
+    for args, kwargs in given:
+        example = example.seeing(module.forward, args, kwargs)
     swap.check_patterns(module, scheme)
-    swap.run(detached_copy(module), example)
-    warn_of_random_forward(name, module, example)
-    return DynamicCandidate(name, module, example, scheme, uncalibrated(module), dynamic_dims)
+    swap.run(detached_copy(module), example.call)
+    warn_of_random_forward(name, module, example.call)
+    provenance = uncalibrated(module)
+    candidate = DynamicCandidate(name, module, example.call, scheme, provenance, dynamic_dims, example.varying)
+    if not scheme.algorithm_names:
+        return candidate
+    if reason := candidate.unlearnable:
+        return unrefined(candidate, reason)
+    drawn = attempt(
+        f"samples for the algorithms of candidate {name!r} could not be drawn; it is used without them",
+        lambda: _drawn(candidate.graph, scheme, given),
+    )
+    return refined(candidate, drawn.result or Samples((), ()))
+
+
+def _first_calls(inputs: Iterator[Call], scheme: Scheme) -> list[Call]:
+    """Read the first call, and as many as the algorithms need, without reading on: batches may have no end."""
+    given, samples = [_first(inputs)], 0
+    wanted = scheme.algorithm_samples if scheme.algorithm_names else 0
+    while (samples := samples + batch_size(given[-1])) < wanted and (call := next(inputs, None)) is not None:
+        given.append(call)
+    return given
+
+
+def _drawn(graph: Graph, scheme: Scheme, given: Iterable[Call]) -> Samples:
+    draw = Draw(graph, scheme.algorithm_samples, seed=0)
+    for args, kwargs in given:
+        draw.add(graph.signature.flatten(args, kwargs))
+    return draw.drawn(draw.samples_seen)
+
+
+def _calls(model: nn.Module, batches: Iterable[Any]) -> Iterator[Call]:
+    """Read batches as calls; in float32 if the model has another precision."""
+    return (in_float32(call) if is_other(model) else call for call in calls(batches))
 
 
 _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, DynamicDims], Candidate]] = {
@@ -132,7 +170,7 @@ def _observed(
         ConfigError: one differs, and the batches cannot be read once more.
     """
     assert isinstance(scheme.observer, Observer)
-    inputs = iter(calls(batches))
+    inputs = _calls(model, batches)
     first = _first(inputs)
     with parts_named(model, *first):
         graph = tracked.prepared(model, *first)

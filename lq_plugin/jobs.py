@@ -20,7 +20,7 @@ from lq_plugin.graph.sampling import Samples
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.identity import tensors_digest
 from lq_plugin.progress import note
-from lq_plugin.refinement import refined
+from lq_plugin.refinement import C, refined, unrefined
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
 from lq_plugin.steps import attempt
@@ -68,6 +68,34 @@ class Job(ABC):
     def _made(self, example: Example, store: Store) -> Candidate:
         """Make the candidate, given a call."""
 
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """The seed of the draw of samples."""
+
+    def _refined(self, candidate: C) -> C:
+        """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
+        if not self.scheme.algorithm_names:
+            return candidate
+        note(f"{self.name!r}: drawing validation samples for the algorithms …")
+        drawn = attempt(
+            f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
+            lambda: self._said(self.samples(candidate.graph)),
+        )
+        return refined(candidate, drawn.result or Samples((), ()))
+
+    def samples(self, graph: Graph) -> Samples:
+        """Draw samples of the validation data for algorithms and sensitivity; the same ones each time."""
+        return self.source.samples(graph, self.scheme.algorithm_samples, self.seed)
+
+    def _said(self, samples: Samples) -> Samples:
+        if (samples.share or 0) > LARGEST_SHARE and not self.source.has_test_split:
+            note(
+                f"{self.name!r}: the algorithms use {samples.share:.0%} of the validation samples and there is no test "
+                "split, so validation metrics are optimistic"
+            )
+        return samples
+
 
 @dataclass(frozen=True, kw_only=True)
 class StaticJob(Job):
@@ -81,6 +109,11 @@ class StaticJob(Job):
     option_of: ClassVar[str] = "StaticQuantization"
     plan: ObservationPlan
     calibration: Calibration | None = None
+
+    @property
+    def seed(self) -> int:
+        """The one that chooses what is observed."""
+        return self.plan.seed
 
     def _made(self, example: Example, store: Store) -> StaticCandidate:
         """Combine the checkpoint's weights with a calibration, made where there is none, and run the algorithms."""
@@ -102,29 +135,6 @@ class StaticJob(Job):
     def _graph(self, example: Example) -> Graph:
         with parts_named(self.source.float_target, *example.call, self.source.target):
             return prepare(self.source.float_target, *example.call, self.plan.dynamic_dims, example.varying)
-
-    def _refined(self, candidate: StaticCandidate) -> StaticCandidate:
-        """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
-        if not self.scheme.algorithm_names:
-            return candidate
-        note(f"{self.name!r}: drawing validation samples for the algorithms …")
-        drawn = attempt(
-            f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
-            lambda: self._said(self.samples(candidate.graph)),
-        )
-        return refined(candidate, drawn.result or Samples((), ()))
-
-    def samples(self, graph: Graph) -> Samples:
-        """Draw samples of the validation data for algorithms and sensitivity; the same ones each time."""
-        return self.source.samples(graph, self.scheme.algorithm_samples, self.plan.seed)
-
-    def _said(self, samples: Samples) -> Samples:
-        if (samples.share or 0) > LARGEST_SHARE and not self.source.has_test_split:
-            note(
-                f"{self.name!r}: the algorithms use {samples.share:.0%} of the validation samples and there is no test "
-                "split, so validation metrics are optimistic"
-            )
-        return samples
 
     def _known(self, digest: str, inputs: str, store: Store) -> Calibration | None:
         """An existing calibration of the graph with this digest, wherever it is kept."""
@@ -163,10 +173,12 @@ class DynamicJob(Job):
 
     Args:
         dynamic_dims: dynamic dimensions besides the batch, by input name.
+        seed: of the draw of samples.
     """
 
     option_of: ClassVar[str] = "DynamicQuantization"
     dynamic_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    seed: int = 0
 
     def _made(self, example: Example, store: Store) -> DynamicCandidate:
         checkpoint, target = self.source.checkpoint, self.source.float_copy()
@@ -174,7 +186,7 @@ class DynamicJob(Job):
         provenance = replace(
             uncalibrated(target), checkpoint=checkpoint.name, global_step=step, checkpoint_global_step=step
         )
-        return DynamicCandidate(
+        candidate = DynamicCandidate(
             self.name,
             target,
             example.call,
@@ -183,8 +195,11 @@ class DynamicJob(Job):
             self.dynamic_dims,
             example.varying,
             store.decisions(),
-            self.source.target,
+            target=self.source.target,
         )
+        if self.scheme.algorithm_names and (reason := candidate.unlearnable):
+            return unrefined(candidate, reason)
+        return self._refined(candidate)
 
 
 def calibration_in(state: Mapping[str, Any]) -> Calibration | None:

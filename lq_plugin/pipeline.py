@@ -271,7 +271,7 @@ def _with_manifest(
 ) -> Finished:
     """Write the manifest with what is known so far."""
     candidates = {name: step.result for name, step in finished.candidates.items() if step.result is not None}
-    learnt = [one.learning for one in candidates.values() if isinstance(one, StaticCandidate) and one.learning]
+    learnt = [one.learning for one in candidates.values() if one.learning]
     made = Manifest(
         fp32=fp32 or Fp32(),
         artifacts=tuple(entries),
@@ -294,6 +294,6 @@ def _with_manifest(
 def _provenance(candidate: Candidate) -> Mapping[str, Any]:
     """Where a candidate's weights and statistics come from, and what its algorithms learnt from."""
     origin = vars(candidate.provenance)
-    if not isinstance(candidate, StaticCandidate) or candidate.learning is None:
+    if candidate.learning is None:
         return origin
     return {**origin, "algorithms": {key: item for key, item in vars(candidate.learning).items() if key != "steps"}}

@@ -119,6 +119,19 @@ def rounded_activation(values: Tensor, bounds: tuple[float, float], spec: QuantS
     return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, limits.min, limits.max)
 
 
+def integers_of(weight: Tensor, spec: QuantSpec, axis: int) -> tuple[Tensor, Tensor]:
+    """Return a weight as integers, and the scale of each of its channels or of all.
+
+    Args:
+        weight: a finite float tensor.
+        spec: which integers it becomes; symmetric, so that every zero point is 0.
+        axis: of its output channels.
+    """
+    scale, _ = weight_qparams(weight, spec, axis)
+    shaped = scale.view([-1 if dim == axis else 1 for dim in range(weight.dim())]) if spec.per_channel else scale
+    return (weight / shaped).round().clamp(spec.lowest, spec.highest).to(spec.dtype), scale
+
+
 def rounded_weight(weight: Tensor, spec: QuantSpec, axis: int, scale: Tensor | None = None) -> Tensor:
     """Return a weight, quantized and dequantized; see :func:`weight_qparams`."""
     scale, zero_point = weight_qparams(weight, spec, axis, scale)

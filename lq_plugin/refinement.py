@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lq_plugin.algorithms import TABLE, Algorithm
-from lq_plugin.candidate import StaticCandidate
+from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.sampling import GraphCall, Samples
 from lq_plugin.graph.torch_patches import isolated
@@ -25,6 +26,7 @@ LEAST_SAMPLES = 32  # with fewer, algorithms overfit the samples
 SAME_FUNCTION_DB = 100  # float32 rounding errors alone leave more
 EXACT_DB = 200.0  # used for equal outputs, whose SQNR is infinite
 
+C = TypeVar("C", StaticCandidate, DynamicCandidate)
 Decibels = Mapping[str, Sequence[float]]  # by runtime, one for each output
 
 
@@ -36,35 +38,34 @@ class _Judge:
     wanted: Sequence[Sequence[Tensor]]
 
     @classmethod
-    def of(cls, candidate: StaticCandidate, calls: Sequence[GraphCall]) -> _Judge:
+    def of(cls, candidate: Candidate, calls: Sequence[GraphCall]) -> _Judge:
         return cls(calls, _outputs(candidate.reference.module, calls))
 
-    def decibels(self, candidate: StaticCandidate) -> Decibels:
+    def decibels(self, candidate: Candidate) -> Decibels:
         """SQNR of INT8 on every runtime."""
-        return {runtime: self._sqnr(candidate.converted(runtime).module) for runtime in candidate.runtimes}
+        return {runtime: self._sqnr(candidate.in_torch(runtime)) for runtime in candidate.runtimes}
 
-    def float_decibels(self, candidate: StaticCandidate) -> float:
+    def float_decibels(self, candidate: Candidate) -> float:
         """SQNR of the candidate's own float graph, for the worst output."""
         return min(self._sqnr(candidate.graph.module))
 
     def _sqnr(self, module: Callable[..., Sequence[Tensor]]) -> list[float]:
         given = _outputs(module, self.calls)
         found = []
-        for number, first in enumerate(self.wanted[0]):
-            if first.is_floating_point():
-                metric = SignalToQuantizationNoise(sync_on_compute=False)  # the other processes wait
-                for ours, theirs in zip(given, self.wanted, strict=True):
-                    finite = theirs[number].isfinite()  # a mask may put infinity there
-                    metric.update(ours[number][finite], theirs[number][finite])
-                found.append(_bounded(metric))
+        for number in range(len(self.wanted[0])):
+            metric = SignalToQuantizationNoise(sync_on_compute=False)  # the other processes wait
+            for ours, theirs in zip(given, self.wanted, strict=True):
+                finite = theirs[number].isfinite()  # a mask may put infinity there
+                metric.update(ours[number][finite], theirs[number][finite])
+            found.append(_bounded(metric))
         return found
 
 
-def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
+def refined(candidate: C, samples: Samples) -> C:
     """Run the algorithms of a candidate's scheme, each on the result of the one before.
 
     Args:
-        candidate: with plain calibration; it is not changed.
+        candidate: as it is without algorithms; it is not changed.
         samples: of the graph's inputs.
 
     Returns:
@@ -78,15 +79,26 @@ def refined(candidate: StaticCandidate, samples: Samples) -> StaticCandidate:
     learn, judge = (sum(map(graph.samples, calls)) for calls in (samples.learn, samples.judge))
     learning = Learning(learn, judge, samples.left_out, samples.share, samples.seed)
 
-    def made() -> tuple[StaticCandidate, list[AlgorithmStep]]:
+    def made() -> tuple[C, list[AlgorithmStep]]:
         if reason := _nothing_to_learn(candidate, samples, learn + judge):
-            return candidate, [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in names]
+            return candidate, _untried(candidate, reason)
         return _run(candidate, samples, names)
 
     done = attempt(f"the algorithms of candidate {candidate.name!r} could not run; it is used without them", made)
     failed = [AlgorithmStep(candidate.name, name, "failed", done.reason or "") for name in names]
     result, steps = done.result or (candidate, failed)
     return replace(result, learning=replace(learning, steps=tuple(steps)))
+
+
+def unrefined(candidate: C, reason: str) -> C:
+    """Return a candidate whose ``learning`` says why none of its scheme's algorithms was tried."""
+    if not candidate.scheme.algorithm_names:
+        return candidate
+    return replace(candidate, learning=Learning(0, 0, 0, None, 0, tuple(_untried(candidate, reason))))
+
+
+def _untried(candidate: Candidate, reason: str) -> list[AlgorithmStep]:
+    return [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in candidate.scheme.algorithm_names]
 
 
 def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str]) -> StaticCandidate:
@@ -104,18 +116,16 @@ def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str])
     return candidate
 
 
-def _nothing_to_learn(candidate: StaticCandidate, samples: Samples, count: int) -> str:
+def _nothing_to_learn(candidate: Candidate, samples: Samples, count: int) -> str:
     if count < LEAST_SAMPLES or not samples.judge or not samples.learn:
         return f"{count} samples are too few to learn from; {LEAST_SAMPLES} are needed"
-    ((*outputs,),) = _outputs(candidate.reference.module, samples.judge[:1])
-    if not any(tensor.is_floating_point() for tensor in outputs):
+    (outputs,) = _outputs(candidate.reference.module, samples.judge[:1])
+    if not outputs:
         return "the target returns no floating-point tensor, so no step can be judged"
     return ""
 
 
-def _run(
-    candidate: StaticCandidate, samples: Samples, names: Sequence[str]
-) -> tuple[StaticCandidate, list[AlgorithmStep]]:
+def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[AlgorithmStep]]:
     steps: list[AlgorithmStep] = []
     judge = _Judge.of(candidate, samples.judge)
     start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
@@ -137,12 +147,12 @@ def _run(
 
 
 def _tried(
-    candidate: StaticCandidate, algorithm: Algorithm, samples: Samples, judge: _Judge, before: Decibels
-) -> tuple[StaticCandidate, AlgorithmStep, Decibels]:
+    candidate: C, algorithm: Algorithm, samples: Samples, judge: _Judge, before: Decibels
+) -> tuple[C, AlgorithmStep, Decibels]:
     """Run one algorithm and decide whether its result is kept."""
 
-    def made() -> tuple[StaticCandidate, Decibels, str]:
-        result = algorithm.run(candidate, samples.learn, samples.seed)
+    def made() -> tuple[C, Decibels, str]:
+        result: C = algorithm.run(candidate, samples.learn, samples.seed)
         if result is candidate:
             return result, before, "it found nothing to change in this model"
         if algorithm.rewrites and (db := judge.float_decibels(result)) < SAME_FUNCTION_DB:
@@ -188,8 +198,9 @@ def _told(step: AlgorithmStep) -> str:
 
 
 def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:
+    """The floating-point outputs of each call."""
     with isolated(), torch.no_grad():
-        return [module(*tensors) for tensors in calls]
+        return [[tensor for tensor in module(*given) if tensor.is_floating_point()] for given in calls]
 
 
 def _peak_memory() -> int | None:

@@ -16,31 +16,36 @@ DEFAULT_OBSERVER = "histogram"
 ACTIVATION_DTYPES = ("uint8", "int8")
 GRANULARITIES = ("per_channel", "per_tensor")
 TARGETS_CPU = ("this", "any", "vnni")
-ALGORITHMS = ("equalization", "smoothing", "sequential")  # in the order in which they run
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class _Method:
-    """A method's defaults, and what no scheme can change."""
+    """A method's defaults, its algorithms in the order in which they run, and what no scheme can change."""
 
     observer: str | None
     embeddings: bool
-    algorithms: Sequence[str] | str
+    algorithms: tuple[str, ...]
     fixed: Mapping[str, Any]
 
 
 _METHODS: Mapping[str, _Method] = {
-    "static": _Method(observer=DEFAULT_OBSERVER, embeddings=True, algorithms=AUTO, fixed={}),
+    "static": _Method(
+        observer=DEFAULT_OBSERVER,
+        embeddings=True,
+        algorithms=("equalization", "smoothing", "sequential"),
+        fixed={},
+    ),
     # Its kernels take the range of each batch themselves, as uint8.
     "dynamic": _Method(
         observer=None,
         embeddings=False,
-        algorithms=(),
+        algorithms=("rounding",),
         fixed={"observer": None, "activation_dtype": "uint8", "activation_symmetric": False, "weight_symmetric": True},
     ),
 }
 METHODS = tuple(_METHODS)
+ALGORITHMS = tuple(name for method in _METHODS.values() for name in method.algorithms)
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,9 @@ class Scheme:
         only: where given, nothing else is quantized. The same patterns as in ``skip``.
         targets_cpu: which CPUs the artifacts are for, where ``reduce_range`` is not given: ``"this"`` machine's,
             ``"any"`` (7 bits), or those with ``"vnni"`` (8 bits).
-        algorithms: algorithms that make the graph easier to quantize: names of ``lq_plugin.algorithms``, ``"auto"`` for
-            all of them, or ``[]`` for plain calibration. They run in a fixed order, and each is kept only if it brings
-            the outputs closer to FP32 on held-out samples. ``"auto"`` by default for static; dynamic has none.
+        algorithms: algorithms that make INT8 more accurate: names of ``lq_plugin.algorithms``, ``"auto"`` (default) for
+            all of the method, or ``[]`` for none. They run in a fixed order, and each is kept only if it brings the
+            outputs closer to FP32 on held-out samples.
         algorithm_samples: how many samples they get: three quarters to learn from, one quarter held out. No labels are
             needed.
         algorithm_time_limit: seconds after which no further algorithm is started; ``None`` for no limit.
@@ -115,7 +120,7 @@ class Scheme:
             object.__setattr__(self, "reduce_range", _reduced_for(self.targets_cpu))
         for field in ("skip", "only"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
-        given = method.algorithms if self.algorithms is None else self.algorithms
+        given = AUTO if self.algorithms is None else self.algorithms
         object.__setattr__(self, "algorithms", _algorithms(given, self.method))
         _check_limits(self)
 
@@ -123,7 +128,7 @@ class Scheme:
     def algorithm_names(self) -> tuple[str, ...]:
         """The algorithms that are tried, in the order in which they run."""
         assert self.algorithms is not None
-        return ALGORITHMS if self.algorithms == AUTO else tuple(self.algorithms)
+        return _METHODS[self.method].algorithms if self.algorithms == AUTO else tuple(self.algorithms)
 
     @property
     def weights(self) -> QuantSpec:
@@ -156,14 +161,16 @@ def _observer(given: Observer | str) -> Observer:
 
 def _algorithms(given: Sequence[str] | str, method: str) -> tuple[str, ...] | str:
     """Return the names in the order in which algorithms run."""
-    names = ALGORITHMS if given == AUTO else (given,) if isinstance(given, str) else given
+    available = _METHODS[method].algorithms
+    names = available if given == AUTO else (given,) if isinstance(given, str) else given
     if unknown := [name for name in names if name not in ALGORITHMS]:
-        raise unknown_name("algorithms", str(unknown[0]), (AUTO, *ALGORITHMS))
-    if names and not _METHODS[method].algorithms:
+        raise unknown_name("algorithms", str(unknown[0]), (AUTO, *available))
+    if other := [name for name in names if name not in available]:
         raise ConfigError(
-            f"algorithms: {given!r} is not available for {method} quantization. Leave it out, or use method='static'."
+            f"algorithms: {other[0]!r} is not available for {method} quantization. Allowed: "
+            f"{', '.join(map(repr, (AUTO, *available)))}."
         )
-    return AUTO if given == AUTO else tuple(name for name in ALGORITHMS if name in names)
+    return AUTO if given == AUTO else tuple(name for name in available if name in names)
 
 
 def _check_limits(scheme: Scheme) -> None:

@@ -1,22 +1,24 @@
-"""Algorithms that make a graph easier to quantize. They learn from unlabelled samples; each has a file of its own.
+"""Algorithms that make a model easier to quantize. They learn from unlabelled samples; each has a file of its own.
 
 To add one, write a pure function from a candidate and samples to a candidate, add the function to ``TABLE`` and its
-name to ``scheme.ALGORITHMS``.
+name to its method in ``scheme.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from lq_plugin.algorithms.equalization import equalization
 from lq_plugin.algorithms.sequential import sequential
 from lq_plugin.algorithms.smoothing import smoothing
-from lq_plugin.candidate import StaticCandidate
+from lq_plugin.algorithms.weight_rounding import weight_rounding
 
-Run = Callable[[StaticCandidate, Sequence[Sequence[Tensor]], int], StaticCandidate]
+# A method's algorithms take and return its own candidates.
+Run = Callable[[Any, Sequence[Sequence[Tensor]], int], Any]
 
 
 @dataclass(frozen=True)
@@ -42,5 +44,6 @@ TABLE: Mapping[str, Algorithm] = {
         Algorithm("equalization", equalization, rewrites=True),
         Algorithm("smoothing", smoothing, rewrites=True),
         Algorithm("sequential", sequential, rewrites=False),
+        Algorithm("rounding", weight_rounding, rewrites=False),
     )
 }

@@ -129,10 +129,17 @@ def best_grid(matrix: Tensor, inputs: Tensor, spec: QuantSpec, shared: tuple[int
     return best
 
 
-def rounded(matrix: Tensor, given: Moments, to: Grid) -> Tensor:
+def rounded(matrix: Tensor, given: Moments, to: Grid, keep_ends: bool = False) -> Tensor:
     """Round a matrix column by column; the columns that follow compensate for each error (GPTQ).
 
     Columns with the largest inputs are rounded first.
+
+    Args:
+        matrix: the matrix.
+        given: second moments of its inputs.
+        to: what it is rounded to.
+        keep_ends: what is nearest to the lowest or the highest level stays there, so that the range of the result tells
+            its scale.
 
     Returns:
         The levels, as floats.
@@ -141,6 +148,8 @@ def rounded(matrix: Tensor, given: Moments, to: Grid) -> Tensor:
     order = given.inputs.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     factor = _inverse_factor(given.inputs / given.level, order)
     matrix = matrix.gather(2, order[:, None].expand(-1, outputs, -1))
+    plain = to.nearest(matrix)
+    kept = ((plain == to.lowest) | (plain == to.highest)) & keep_ends
     to = Grid(*(part[..., 0].expand(groups, outputs) for part in _parts(to)))
     levels = torch.empty_like(matrix)
     for start in range(0, size, _BLOCK):
@@ -148,7 +157,7 @@ def rounded(matrix: Tensor, given: Moments, to: Grid) -> Tensor:
         errors = torch.empty_like(matrix[..., start:end])
         for column in range(start, end):
             wanted = matrix[..., column]
-            levels[..., column] = to.nearest(wanted)
+            levels[..., column] = torch.where(kept[..., column], plain[..., column], to.nearest(wanted))
             error = (wanted - levels[..., column] * to.scale) / factor[:, None, column, column]
             errors[..., column - start] = error
             matrix[..., column + 1 : end] -= error[..., None] * factor[:, None, column, column + 1 : end]

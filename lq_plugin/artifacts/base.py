@@ -58,7 +58,7 @@ class Format:
         kernels: lists the kernels that the runtime chose for that folder's layers, from its own optimized graph.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
-        seven_bit_activations: whether its kernels use 7 bits for a layer's input, whatever the weights use.
+        never_saturates: whether its kernels use 7 bits for a layer's input where 8 could saturate.
     """
 
     runtime: str
@@ -73,7 +73,7 @@ class Format:
     kernels: Callable[[Path], Sequence[Kernel]] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
-    seven_bit_activations: bool = False
+    never_saturates: bool = False
 
     @property
     def lane(self) -> str:
@@ -120,7 +120,7 @@ FORMATS: Mapping[str, Format] = {
         writers={"dynamic": torch_layers.export},
         rebuild=torch_layers.rebuild,
         refuses={"static": "a static candidate is a graph without the user's class; the format 'pt2' holds it"},
-        seven_bit_activations=True,
+        never_saturates=True,
     ),
 }
 
@@ -288,7 +288,7 @@ def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_nam
     names = {"candidate": candidate.name, "method": candidate.scheme.method}
     signature = candidate.graph.signature if chosen.load is not None else None
     multiplied = any(not op.op.startswith("embedding") for op in coverage.quantized)  # table rows are only looked up
-    saturates = multiplied and not candidate.scheme.reduce_range and not chosen.seven_bit_activations
+    saturates = multiplied and not candidate.scheme.reduce_range and not chosen.never_saturates
     description.write(
         folder, names | {"format": format_name, "runtime": chosen.runtime}, signature, coverage, saturates
     )

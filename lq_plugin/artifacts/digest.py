@@ -11,7 +11,7 @@ from pathlib import Path
 
 import lq_plugin
 from lq_plugin import checksums, cpu
-from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.identity import tensors_digest
 from lq_plugin.scheme import as_dict
 
@@ -33,6 +33,8 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         "code": [_own_code(), *(_version(name) for name in ("torch", "torchao", *packages))],
         "machine": [cpu.fingerprint(), threads],  # where something is measured, such as the form of a GRU
     }
+    if isinstance(candidate, DynamicCandidate):
+        content["trained"] = candidate.reference.digest  # what stays float is not learnt
     if isinstance(candidate, StaticCandidate):
         statistics = candidate.statistics
         content["statistics"] = tensors_digest(

@@ -1,25 +1,32 @@
-"""Dynamic INT8 in ONNX: the float graph through onnxruntime's own dynamic quantizer, its GRUs through ``onnx_gru``."""
+"""Dynamic INT8 in ONNX: products through onnxruntime's own dynamic quantizer, recurrent layers through modules of ours.
+
+Weights become the integers that ``qparams`` says, as in every other format.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lq_plugin import cpu
-from lq_plugin.artifacts import onnx, onnx_gru
-from lq_plugin.artifacts.onnx_recurrent import PREFIX
+from lq_plugin.artifacts import onnx, onnx_gru, onnx_lstm
+from lq_plugin.artifacts.onnx_recurrent import PREFIX, with_onnx_layers
 from lq_plugin.coverage import Coverage, FloatOp, Measured
 from lq_plugin.errors import UnsupportedError, require
 from lq_plugin.graph.placement import Placement
+from lq_plugin.qparams import QuantSpec, weight_qparams
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lq_plugin.candidate import DynamicCandidate
 
-_QUANTIZED = ("MatMul", "Gemm", "LSTM")
+_QUANTIZED = ("MatMul", "Gemm")
 _LEFT_ALONE = "onnxruntime's quantizer left it alone"
 
 
@@ -38,10 +45,13 @@ def export(candidate: DynamicCandidate, folder: Path, threads: int | None = None
     placement = candidate.placed("onnxruntime")
     model = onnx.exported(candidate.with_integer_tables("onnxruntime")).model
     origins = {str(node.name): origin for node in model.graph if (origin := _origin(node)) in placement.quantized}
-    grus = [name for name in origins if model.graph.node(name).op_type == "GRU"]
+    grus, lstms = (
+        [name for name in origins if model.graph.node(name).op_type == op_type] for op_type in ("GRU", "LSTM")
+    )
     narrow = {origins[name]: reason for name in grus if (reason := _narrow(model.graph.node(name)))}
+    model = onnx_lstm.with_integer_lstms(model, lstms, candidate.scheme.weights)
     model, measured = _with_grus(model, grus, candidate, threads)
-    names = [name for name in origins if name not in grus]
+    names = [name for name in origins if name not in {*grus, *lstms}]
     _quantize(model, names, candidate, folder / onnx.FILE)
     library.checker.check_model(str(folder / onnx.FILE), full_check=True)
     left = {node.name.removesuffix("_MatMul") for node in ir.load(folder / onnx.FILE).graph}
@@ -56,12 +66,26 @@ def _with_grus(
     """Use integer GRUs where they are faster, and return the decisions; each is measured once."""
     if not names:
         return model, {}
-    made = onnx_gru.with_integer_grus(model, names, candidate.scheme.weights)
+    narrow = [name for name in names if onnx_gru.is_narrow(model.graph.node(name))]
+    made = onnx_gru.with_integer_grus(_as_trained(model, narrow, candidate, (1,)), names, candidate.scheme.weights)
     digest = _digest_of_measuring(made, candidate, threads)
     if digest not in candidate.measured:
         candidate.measured[digest] = _measure(model, made, candidate, threads)
     decision = candidate.measured[digest]
-    return made if decision.int8 else model, {digest: decision}
+    return made if decision.int8 else _as_trained(model, names, candidate, (1, 2)), {digest: decision}
+
+
+def _as_trained(model: ir.Model, grus: list[str], candidate: DynamicCandidate, positions: tuple[int, ...]) -> ir.Model:
+    """Return a copy in which products that stay float have their weights as trained: learnt ones are rounded."""
+    if candidate.float_graph is None:
+        return model
+    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
+    made: Any = model.clone()
+    trained = with_onnx_layers(candidate.float_graph).module
+    for node in map(made.graph.node, grus):
+        for weight in (node.inputs[position] for position in positions):
+            weight.const_value = ir.tensor(trained.get_buffer(weight.name).numpy(), name=weight.name)
+    return made  # type: ignore[no-any-return]
 
 
 def _narrow(gru: ir.Node) -> str | None:
@@ -126,8 +150,30 @@ def _quantize(model: ir.Model, names: list[str], candidate: DynamicCandidate, fi
         per_channel=candidate.scheme.weight_granularity == "per_channel",
         reduce_range=candidate.scheme.reduce_range,
         weight_type=tool.QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
+        extra_options={
+            "MatMulConstBOnly": True,
+            "TensorQuantOverrides": _scales(model, names, candidate.scheme.weights),
+        },
     )
+
+
+def _scales(model: ir.Model, names: Sequence[str], spec: QuantSpec) -> dict[str, list[dict[str, Any]]]:
+    """Scales of weights as the tool takes them. Left to itself, it spreads 7 bits over -64 to 64.
+
+    A weight that is read along both of its dimensions is left to it, because it takes one axis for each.
+    """
+    found: dict[str, dict[int, list[dict[str, Any]]]] = defaultdict(dict)
+    for node in map(model.graph.node, names):
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+            continue
+        axis = 0 if "transB" in node.attributes and node.attributes["transB"].as_int() else 1
+        scale, _ = weight_qparams(torch.from_numpy(weight.const_value.numpy().copy()), spec, axis)
+        along = {"axis": axis} if spec.per_channel else {}
+        found[str(weight.name)][axis] = [
+            {**along, "scale": each, "zero_point": 0} for each in scale.reshape(-1).numpy()
+        ]
+    return {name: next(iter(axes.values())) for name, axes in found.items() if len(axes) == 1}
 
 
 def _origin(node: ir.Node) -> str | None:

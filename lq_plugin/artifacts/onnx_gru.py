@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lq_plugin.errors import require
-from lq_plugin.qparams import QuantSpec
+from lq_plugin.qparams import QuantSpec, integers_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,12 +39,11 @@ def with_integer_grus(model: ir.Model, names: Sequence[str], weights: QuantSpec)
     Args:
         model: a model in which the weights of these nodes are initializers.
         names: names of the nodes.
-        weights: which integers their weights become, with a scale for each channel. Those of a narrow input stay float,
-            see :func:`is_narrow`.
+        weights: which integers their weights become. Those of a narrow input stay float, see :func:`is_narrow`.
     """
     made = model.clone()
     for name in names:
-        _replace(made.graph, made.graph.node(name), weights.highest)
+        _replace(made.graph, made.graph.node(name), weights)
     made.opset_imports.setdefault("com.microsoft", 1)
     return made
 
@@ -101,9 +101,9 @@ def speedup(float_model: ir.Model, int8_model: ir.Model, feed: Mapping[str, Arra
 class _Tape:
     """New nodes and initializers of a graph, named after the ``GRU`` that they compute."""
 
-    def __init__(self, gru: ir.Node, graph: str, highest: int) -> None:
+    def __init__(self, gru: ir.Node, graph: str, spec: QuantSpec) -> None:
         self.ir = require("onnx_ir", "onnx", "formats: 'onnx'")
-        self.gru, self.highest = gru.name, highest
+        self.gru, self.spec = gru.name, spec
         self.recorded: ir.tape.Tape = self.ir.tape.Tape()
         self._prefix = f"{gru.name}_{graph}"
 
@@ -128,10 +128,9 @@ class _Tape:
 
     def product(self, x: ir.Value, weight: Array, bias: Array) -> ir.Value:
         """Multiply by a weight of shape ``(outputs, inputs)`` as integers, with a scale for each output."""
-        scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / self.highest
-        integers = np.round(weight / scale[:, None]).astype(np.int8).T
+        integers, scale = integers_of(torch.from_numpy(weight.copy()), self.spec, 0)
         name = f"{self.gru}_{x.name}_{len(self.recorded.nodes)}_weight"
-        arrays = {"": integers, "_scale": scale.astype(np.float32), "_bias": bias}
+        arrays = {"": integers.numpy().T, "_scale": scale.expand(len(weight)).numpy(), "_bias": bias}
         weights, scales, biases = (self.constant(array, f"{name}{suffix}") for suffix, array in arrays.items())
         return self.op("DynamicQuantizeMatMul", x, weights, scales, None, biases, domain="com.microsoft")
 
@@ -140,9 +139,9 @@ class _Tape:
         return self.op("Add", self.op("MatMul", x, self.constant(weight.T)), self.constant(bias))
 
 
-def _replace(graph: ir.Graph, gru: ir.Node, highest: int) -> None:
+def _replace(graph: ir.Graph, gru: ir.Node, weights: QuantSpec) -> None:
     """Put a scan for each direction, and what is around them, in the place of one ``GRU``."""
-    tape = _Tape(gru, "scan", highest)
+    tape = _Tape(gru, "scan", weights)
     inputs: list[Any] = [*gru.inputs, None, None, None][:6]
     scans = zip(*_scans(tape, gru, inputs), strict=True)
     pairs = [
@@ -172,7 +171,7 @@ def _scans(tape: _Tape, gru: ir.Node, inputs: list[Any]) -> Iterator[tuple[ir.Va
     for direction in range(directions):
         first = _zeros(tape, x, size) if start is None else tape.op("Gather", start, tape.constant(direction), axis=0)
         scanned = [product(x, w[direction], b[direction, : 3 * size]), *masks]
-        step = _Tape(gru, "step", tape.highest)
+        step = _Tape(gru, "step", tape.spec)
         body = _step(step, f"{gru.name}_{direction}", r[direction], b[direction, 3 * size :], bool(masks))
         directed: Any = {"scan_input_directions": [direction] * len(scanned), "scan_output_directions": [direction]}
         last, output = tape.ops(2, "Scan", first, *scanned, body=body, num_scan_inputs=len(scanned), **directed)

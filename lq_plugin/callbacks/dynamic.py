@@ -18,7 +18,7 @@ from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example, varying_state
 from lq_plugin.jobs import DynamicJob
-from lq_plugin.scheme import Scheme
+from lq_plugin.scheme import AUTO, Scheme
 from lq_plugin.source import Source
 from lq_plugin.targets import Forward, forward_of, never_called, replaced_forward, resolve_target
 
@@ -26,7 +26,7 @@ _VALIDATION, _TRAINING = "validation", "training"
 
 
 class DynamicQuantization(QuantizingCallback):
-    """Quantize the weights of linear and recurrent layers when fit ends; nothing is calibrated.
+    """Quantize the weights of linear and recurrent layers when fit ends; nothing is observed while it trains.
 
     Quantized are ``nn.Linear``, ``nn.LSTM``, ``nn.GRU``, ``nn.LSTMCell``, ``nn.GRUCell``, ``nn.RNNCell`` and, where
     asked, embeddings. Weights become INT8 ahead of time; the scale of a layer's input is computed in every call. The
@@ -40,6 +40,7 @@ class DynamicQuantization(QuantizingCallback):
             of its submodules that can be.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
+        seed: of the private generator that chooses the algorithms' samples.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [1]}`` for sequences of any length.
         weight_granularity: see :class:`~lq_plugin.Scheme`, as are all that follow; ``"per_channel"`` or
             ``"per_tensor"``.
@@ -48,6 +49,10 @@ class DynamicQuantization(QuantizingCallback):
         skip: what stays float: globs over module names and ``"op:<kind of layer>"``, such as ``"op:gru"``.
         only: where given, nothing else is quantized.
         targets_cpu: ``"this"``, ``"any"`` or ``"vnni"``: for which CPUs, where ``reduce_range`` is not given.
+        algorithms: ``"auto"``, names of algorithms, or ``[]`` for none. They run when fit ends, on samples of the
+            validation data, and each is kept only if it helps.
+        algorithm_samples: how many samples they get: three quarters to learn from, one quarter held out.
+        algorithm_time_limit: seconds after which no further algorithm is started; ``None`` for no limit.
 
     Raises:
         ConfigError: an option cannot work; raised when built, or in ``fit`` before training starts.
@@ -58,6 +63,7 @@ class DynamicQuantization(QuantizingCallback):
         name: str = "dynamic",
         target: str | None = None,
         checkpoint: str = "best",
+        seed: int = 0,
         dynamic_dims: Mapping[str, Sequence[int]] | None = None,
         weight_granularity: str = Scheme.weight_granularity,
         reduce_range: bool | None = Scheme.reduce_range,
@@ -65,6 +71,9 @@ class DynamicQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
         targets_cpu: str = Scheme.targets_cpu,
+        algorithms: Sequence[str] | str = AUTO,
+        algorithm_samples: int = Scheme.algorithm_samples,
+        algorithm_time_limit: float | None = Scheme.algorithm_time_limit,
     ) -> None:
         scheme = Scheme(
             method="dynamic",
@@ -74,8 +83,12 @@ class DynamicQuantization(QuantizingCallback):
             skip=skip,
             only=only,
             targets_cpu=targets_cpu,
+            algorithms=algorithms,
+            algorithm_samples=algorithm_samples,
+            algorithm_time_limit=algorithm_time_limit,
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
+        self.seed = seed
         self._shadow = ExitStack()
         self._seen_all = False  # whether a whole validation pass was
         self._examples: dict[str, Example | None] = {}  # of validation and of training; None: the target had no call
@@ -186,7 +199,12 @@ class DynamicQuantization(QuantizingCallback):
             example=self._examples.get(_VALIDATION) or self._examples.get(_TRAINING),
             failure=self.failure,
             dynamic_dims=self.dynamic_dims,
+            seed=self.seed,
         )
+
+    def options(self) -> dict[str, Any]:
+        """Return this callback's exact configuration as builtins, for the manifest."""
+        return super().options() | {"seed": self.seed}
 
     def _remember_calls(self, model: nn.Module, phase: str) -> None:
         """Remember the target's calls in a batch."""

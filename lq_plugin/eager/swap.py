@@ -146,6 +146,18 @@ def swapped(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     return made
 
 
+def int8(module: nn.Module, layers: Sequence[Layer], weights: QuantSpec) -> nn.Module:
+    """Return a copy of a module with the INT8 forms of some layers in their places.
+
+    Args:
+        module: the float module; it is not changed.
+        layers: those that become INT8, as :func:`survey` has chosen them.
+        weights: which integers their weights become.
+    """
+    made = {x.paths[0]: resembling(quantized(x.module, x.kind, weights), x.module) for x in layers}
+    return swapped(module, made)
+
+
 def _leave_fast_paths(module: nn.Module, layers: Set[nn.Module]) -> None:
     """Disable transformers' fast paths, which read the float weights of layers that are replaced.
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from lq_plugin.errors import CaptureError, ConfigError, unknown_name
 from lq_plugin.graph import nesting, signature, structure
@@ -23,7 +22,7 @@ from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.integers import integers_of_graph
+from lq_plugin.graph.integers import sizes_of_graph
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import (
@@ -234,12 +233,26 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
 
 
 def _exported(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    failure: Exception | None = None
     try:
+        with sizes_of_graph(flat.target):
+            program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+        if not _fixes_what_may_vary(program, shapes):
+            return program
+    except Exception as error:
+        failure = error
+    with contextlib.suppress(Exception), sizes_of_graph(flat.target, numbers=True):
         return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-    except GuardOnDataDependentSymNode:
-        with contextlib.suppress(Exception), integers_of_graph(flat.target):
-            return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-        raise
+    if failure is not None:
+        raise failure
+    return program
+
+
+def _fixes_what_may_vary(program: ExportedProgram, shapes: Any) -> bool:
+    """Whether a dimension that may be dynamic is fixed in a graph."""
+    return any(
+        size[dim] is not None for size, dims in zip(_input_shapes(program), shapes[0], strict=True) for dim in dims
+    )
 
 
 def _decompositions() -> dict[Any, Any]:

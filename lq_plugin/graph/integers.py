@@ -1,7 +1,8 @@
-"""``int(lengths.max())`` in a forward: a number that comes from data, and which a graph can compute.
+"""``len(x)``, ``int(x.shape[1])`` and ``int(lengths.max())`` in a forward: numbers that a graph can compute.
 
-``int`` has to return a plain number, which does not exist while a forward is captured. In the modules of its code the
-name ``int`` therefore stands, meanwhile, for a class that leaves such a number to the graph.
+``len`` and ``int`` have to return plain numbers, so ``torch.export`` fixes sizes that pass through them, and refuses
+numbers that come from data. While a forward is captured, these names therefore stand, in the modules of its code, for
+functions that leave the number to the graph.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_FOREIGN = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "numpy", "builtins")  # they meet no such numbers
+_FOREIGN = (
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "torchmetrics",
+    "numpy",
+)  # their code is written for torch.export
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value)
 
 
 class _Meta(type):
@@ -31,23 +42,28 @@ class _Meta(type):
 
 
 class _Int(int, metaclass=_Meta):
-    """Stands for ``int``."""
+    """Stands for ``int``, in ``isinstance`` too."""
 
 
 @contextmanager
-def integers_of_graph(target: nn.Module) -> Iterator[None]:
-    """Let the code of a module's packages keep numbers that come from data in the graph."""
+def sizes_of_graph(target: nn.Module, numbers: bool = False) -> Iterator[None]:
+    """Let the code of a module's packages keep sizes in the graph.
+
+    Args:
+        target: the module.
+        numbers: keep what passes through ``int``, too. A forward may use ``int`` in ways that a class in its place
+            does not serve, so this is for forwards that cannot be captured as they are.
+    """
     packages = {cls.__module__.partition(".")[0] for part in target.modules() for cls in type(part).__mro__}
-    packages -= {*_FOREIGN}
-    places = [
-        vars(module)
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in packages and "int" not in vars(module)
-    ]
-    for place in places:
-        place["int"] = _Int
+    packages -= {*_FOREIGN, *sys.stdlib_module_names}
+    names: dict[str, Any] = {"len": _length, "int": _Int} if numbers else {"len": _length}
+    modules = (vars(module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages)
+    places = {id(place): place for place in modules}.values()  # one module may have several names
+    put = [(place, name) for place in places for name in names if name not in place]
+    for place, name in put:
+        place[name] = names[name]
     try:
         yield
     finally:
-        for place in places:
-            del place["int"]
+        for place, name in put:
+            del place[name]

@@ -56,7 +56,7 @@ def measure(hidden: int) -> Figures:
         artifacts = lq_plugin.export(candidate, scratch, ["onnx"])
         folder = Path(scratch) / "float"
         folder.mkdir()
-        onnx.export(candidate.graph, folder)
+        onnx.export(candidate.reference, folder)
         factory = functools.partial(nn.LSTM, INPUTS, hidden)
         loaded = {name: lq_plugin.load(made.path, factory=factory) for name, made in artifacts.items()}
         lanes = {"onnxruntime float": ("onnx", folder), "onnxruntime INT8": ("onnx", artifacts["onnx"].path)}

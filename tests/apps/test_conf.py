@@ -69,7 +69,7 @@ def test_the_groups_are_those_that_were_promised() -> None:
 def test_every_option_composes_and_instantiates(group: str, option: str, tmp_path: Path) -> None:
     needed = {"data": "mnist_cnn", "model": "mnist_cnn"} | {group: option}
     if group in ("observer", "algorithms"):
-        needed["quantization"] = "static"
+        needed["quantization"] = "dynamic" if option == "rounding" else "static"
     if group == "recipe":
         needed = {"recipe": option}
     config = composed(*(f"{name}={choice}" for name, choice in needed.items()), folder=str(tmp_path))
@@ -120,6 +120,8 @@ def test_every_algorithm_has_its_option() -> None:
     assert options == set(ALGORITHMS) == set(TABLE)
     chosen = composed("recipe=mnist_cnn", "algorithms=sequential")
     assert instantiate(chosen.callbacks.static).scheme.algorithms == ("sequential",)
+    chosen = composed("recipe=temps_lstm", "algorithms=rounding")
+    assert instantiate(chosen.callbacks.dynamic).scheme.algorithms == ("rounding",)
 
 
 def test_an_observer_is_chosen_by_group_or_by_name() -> None:

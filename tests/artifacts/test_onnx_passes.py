@@ -424,3 +424,10 @@ def test_wide_layers_with_equal_weights_run_on_integers(tmp_path: Path) -> None:
     artifact = lq_plugin.export(candidate, tmp_path, ["openvino"])["openvino"]
     assert [kernel.int8 for kernel in openvino_format.kernels(artifact.path)] == [True] * 4
     assert (artifact.path / "model.bin").stat().st_size < 2 * 8 * 1100 + 2 * 4 * 2 * 1200
+
+
+def test_a_float_layer_over_sequences_does_not_stop_openvino(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()  # the exporter stores a transposed weight
+    candidate = lq_plugin.quantize(net, [torch.randn(4, 5, 8)], lq_plugin.Scheme(algorithms=(), skip=["2"]))
+    artifact = lq_plugin.export(candidate, tmp_path, ["openvino"])["openvino"]
+    assert sorted(kernel.int8 for kernel in openvino_format.kernels(artifact.path)) == [False, True]

@@ -31,7 +31,7 @@ from lq_plugin.qparams import QuantSpec
 from lq_plugin.report.manifest import Entry
 
 LEAST_SQNR = 25.0  # dB
-WEIGHTS = QuantSpec(symmetric=True)
+WEIGHTS = QuantSpec(symmetric=True, per_channel=True)
 
 
 def operators(graph: Any) -> Iterator[str]:

@@ -173,7 +173,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], list[str]]] = 
 
 
 def candidate_of(model: nn.Module, call: tuple[Any, ...]) -> DynamicCandidate:
-    made = lq_plugin.quantize(model, [call], Scheme("dynamic", embeddings=True))
+    made = lq_plugin.quantize(model, [call], Scheme("dynamic", embeddings=True, algorithms=()))
     assert isinstance(made, DynamicCandidate)
     return made
 

@@ -110,6 +110,26 @@ def test_every_format_is_made_and_evaluated_and_what_cannot_be_is_listed(tmp_pat
     assert content["calibration"]["dynamic"]["checkpoint"] == "kept.ckpt"
     assert content["calibration"]["dynamic"]["samples"] == 0
     assert content["config"]["quantization"]["dynamic"]["observer"] is None
+    assert [(step["algorithm"], step["outcome"]) for step in content["steps"]] == [("rounding", "not_tried")]
+    assert "16 samples are too few" in content["steps"][0]["reason"]
+
+
+class Long(Series):
+    def val_dataloader(self) -> Any:
+        return DataLoader(series(96, 2), 16)
+
+
+def test_the_rounding_is_learnt_from_validation_samples_and_listed(tmp_path: Path) -> None:
+    callback = DynamicQuantization(targets_cpu="any", algorithm_samples=64, seed=3)
+    fit(tmp_path, Forecaster(), callback, ArtifactExport(["onnx"]), data=Long(), enable_checkpointing=False)
+    content = manifest(tmp_path)
+    (step,) = content["steps"]
+    assert step["algorithm"] == "rounding"
+    assert step["outcome"] in ("kept", "refused")
+    assert step["before"].keys() == step["after"].keys() == {"torch"}
+    learnt = content["calibration"]["dynamic"]["algorithms"]
+    assert (learnt["samples"], learnt["judged"], learnt["seed"]) == (48, 16, 3)
+    assert 0 < learnt["share"] < 1
 
 
 def test_the_weights_are_those_of_the_chosen_checkpoint(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
+from lq_plugin import cpu
 from lq_plugin.eager.layers import KINDS, flatten, misfits, quantized, unfit_call, unflatten
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.qparams import QuantSpec
@@ -87,6 +89,35 @@ def test_a_scale_for_each_channel_helps_where_rows_are_uneven() -> None:
             sqnr.update(quantized(layer, "lstm", QuantSpec(per_channel=per_channel))(X)[0], layer(X)[0])
         found[per_channel] = sqnr.compute()
     assert found[True] > found[False] + 3
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("linear", nn.Linear(8, 32)), ("lstm", nn.LSTM(8, 16, 2))])
+def test_inputs_have_eight_bits_where_products_cannot_saturate(
+    kind: str, layer: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    found = {}
+    for bits, flags in itertools.product((8, 7), ("avx512_vnni", "avx_vnni")):
+        monkeypatch.setattr(cpu, "isa", lambda flags=flags: [flags])
+        made = quantized(layer, kind, QuantSpec(bits, symmetric=True, per_channel=True))
+        sqnr = SignalToQuantizationNoise()
+        with torch.no_grad():
+            (got, *_), (again, *_), (wanted, *_) = (
+                tree_leaves(module(X)) for module in (made, unflatten(kind, *flatten(made, kind)), layer)
+            )
+        assert torch.equal(got, again)
+        sqnr.update(got, wanted)
+        found[bits, flags] = sqnr.compute()
+    assert found[8, "avx512_vnni"] > found[8, "avx_vnni"] + 3
+    assert found[7, "avx512_vnni"] == found[7, "avx_vnni"] > found[8, "avx_vnni"] + 1
+
+
+def test_the_largest_products_do_not_saturate_on_this_cpu() -> None:
+    layer = nn.Linear(64, 4, bias=False)
+    nn.init.ones_(layer.weight)
+    for bits in (7, 8):
+        given = quantized(layer, "linear", QuantSpec(bits, symmetric=True, per_channel=True))(torch.ones(2, 64))
+        torch.testing.assert_close(given, torch.full((2, 4), 64.0), rtol=1e-3, atol=0)
 
 
 def test_the_engine_of_the_process_is_left_as_it_was() -> None:

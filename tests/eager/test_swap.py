@@ -17,7 +17,7 @@ from lq_plugin.eager import swap
 from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 
-DYNAMIC = Scheme("dynamic")
+DYNAMIC = Scheme("dynamic", algorithms=())
 
 
 class Inherited(nn.Linear):
@@ -65,7 +65,7 @@ def test_what_becomes_int8_and_why_the_rest_does_not(
 ) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 4), build()).eval(), torch.randn(3, 5, 4)
-    artifact = lq_plugin.export(lq_plugin.quantize(model, [x], "dynamic"), tmp_path, ["torch"])["torch"]
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [x], DYNAMIC), tmp_path, ["torch"])["torch"]
     assert len(artifact.quantized_ops) == (1 if reason else 2)
     reasons = [op["reason"] for op in artifact.float_ops]
     assert reasons == [] if reason is None else any(reason in found for found in reasons)
@@ -112,7 +112,7 @@ class Shared(nn.Module):
 def test_shared_layers_and_tied_weights_stay_right(tmp_path: Path) -> None:
     model, ids = Shared().eval(), torch.arange(6)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    artifact = lq_plugin.export(lq_plugin.quantize(model, [ids], "dynamic"), tmp_path, ["torch"])["torch"]
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [ids], DYNAMIC), tmp_path, ["torch"])["torch"]
     loaded, sqnr = lq_plugin.load(artifact.path, factory=Shared), _sqnr()
     assert loaded.first is loaded.again[0]  # type: ignore[index]
     assert [op["name"] for op in artifact.quantized_ops] == ["first", "head"]
@@ -139,7 +139,7 @@ def test_transformer_layers_keep_working_and_no_global_switch_moves(masked: bool
     model, x = Encoder().eval(), torch.randn(2, 5, 16)
     mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if masked else None
     call = (x, mask) if masked else (x,)
-    artifact = lq_plugin.export(lq_plugin.quantize(model, [call], "dynamic"), tmp_path, ["torch"])["torch"]
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [call], DYNAMIC), tmp_path, ["torch"])["torch"]
     assert torch.backends.mha.get_fastpath_enabled()
     assert [op["name"].rpartition(".")[2] for op in artifact.quantized_ops] == ["linear1", "linear2"] * 2
     reasons = {op["name"].rpartition(".")[2]: op["reason"] for op in artifact.float_ops}
@@ -153,7 +153,7 @@ def test_transformer_layers_keep_working_and_no_global_switch_moves(masked: bool
 
 def test_the_target_may_be_the_layer_itself(tmp_path: Path) -> None:
     model, x = nn.LSTM(4, 8).eval(), torch.randn(5, 2, 4)
-    artifact = lq_plugin.export(lq_plugin.quantize(model, [x], "dynamic"), tmp_path, ["torch"])["torch"]
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [x], DYNAMIC), tmp_path, ["torch"])["torch"]
     assert [op["name"] for op in artifact.quantized_ops] == ["LSTM"]
     loaded = lq_plugin.load(artifact.path, factory=lambda: nn.LSTM(4, 8))
     assert loaded(x)[0].shape == (5, 2, 8)
@@ -207,14 +207,14 @@ def network(width: int = 8) -> nn.Sequential:
 
 @pytest.mark.parametrize(("factory", "said"), FACTORIES.values(), ids=FACTORIES)
 def test_another_structure_is_refused_by_name(factory: Callable[[], Any], said: str, tmp_path: Path) -> None:
-    made = lq_plugin.export(lq_plugin.quantize(network(), [torch.randn(5, 2, 4)], "dynamic"), tmp_path, ["torch"])
+    made = lq_plugin.export(lq_plugin.quantize(network(), [torch.randn(5, 2, 4)], DYNAMIC), tmp_path, ["torch"])
     with pytest.raises(ArtifactError, match=said):
         lq_plugin.load(made["torch"].path, factory=factory)
 
 
 def test_a_live_module_given_as_factory_is_not_changed(tmp_path: Path) -> None:
     model = network()
-    made = lq_plugin.export(lq_plugin.quantize(model, [torch.randn(5, 2, 4)], "dynamic"), tmp_path, ["torch"])
+    made = lq_plugin.export(lq_plugin.quantize(model, [torch.randn(5, 2, 4)], DYNAMIC), tmp_path, ["torch"])
     lq_plugin.load(made["torch"].path, factory=lambda: model)
     assert type(model[0]) is nn.LSTM
     assert model.training

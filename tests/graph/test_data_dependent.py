@@ -51,15 +51,23 @@ def raised_of_number(x: Tensor) -> None:
         raise ValueError("too large")
 
 
-@pytest.mark.parametrize("check", [asserted, asserted_number, asserted_of_parts, raised, raised_of_number])
+def of_a_distribution(x: Tensor) -> None:
+    torch.distributions.Normal(x, torch.ones_like(x))
+
+
+@pytest.mark.parametrize(
+    "check", [of_a_distribution, asserted, asserted_number, asserted_of_parts, raised, raised_of_number]
+)
 def test_a_check_of_data_is_left_out(check: Callable[[Tensor], object], capsys: pytest.CaptureFixture[str]) -> None:
     module, x = Checked(check), torch.randn(3, 4)
     graph = capture(module, [x]).module
-    assert [node.name for node in graph.graph.nodes if node.op == "call_function"] == ["linear"]
+    names = [node.name for node in graph.graph.nodes if node.op == "call_function"]
+    assert names == ["linear"] or check is of_a_distribution
     assert torch.equal(graph(x)[0], module(x))
-    assert f"the check of data in {__file__}:" in "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr())
+    assert check is of_a_distribution or f"the check of data in {__file__}:" in said
     with pytest.raises((AssertionError, ValueError)):
-        module(1000 * torch.full_like(x, torch.nan if check is raised else 1.0))
+        module(1000 * torch.full_like(x, torch.nan if check in (raised, of_a_distribution) else 1.0))
 
 
 def test_a_branch_is_no_check() -> None:
@@ -76,7 +84,7 @@ def test_nothing_of_torch_stays_replaced() -> None:
     capture(Checked(asserted), [torch.randn(3, 4)])
     assert "__bool__" not in vars(Tensor)
     assert torch.SymBool.__bool__.__module__ == "torch"
-    assert "int" not in globals()
+    assert not {"int", "len"} & globals().keys()
 
 
 class Measuring(nn.Module):
@@ -115,3 +123,20 @@ def test_a_number_from_data_is_computed_by_the_graph() -> None:
     for lengths in (torch.tensor([1, 2, 2]), torch.tensor([5, 3, 1])):
         assert torch.equal(graph(x, lengths)[0], module(x, lengths))
     assert "int" not in globals()
+
+
+class Counted(nn.Module):
+    def __init__(self, count: Callable[[Tensor], int]) -> None:
+        super().__init__()
+        self.count, self.layer = count, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(self.count(x), 8))
+
+
+@pytest.mark.parametrize("count", [lambda x: len(x), lambda x: int(x.shape[0])])
+def test_a_counted_batch_stays_dynamic(count: Callable[[Tensor], int]) -> None:
+    module, x = Counted(count), torch.randn(3, 2, 4)
+    graph = capture(module, [x])
+    assert graph.signature.tensors()[0][1]["shape"] == [None, 2, 4]
+    assert torch.equal(graph.module(x[:2])[0], module(x[:2]))

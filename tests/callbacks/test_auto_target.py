@@ -77,7 +77,7 @@ def static(**options: Any) -> StaticQuantization:
 
 
 def dynamic(**options: Any) -> DynamicQuantization:
-    return DynamicQuantization(target="auto", **options)
+    return DynamicQuantization(target="auto", algorithms=(), **options)
 
 
 def manifest(folder: Path) -> Any:

@@ -150,8 +150,12 @@ class DynamicQuantization(QuantizingCallback):
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if self._examples[phase] is None:
+            if self._examples[phase] is not None or self.failure is not None:
+                return
+            try:
                 self._examples[phase] = private_call(args, kwargs)
+            except Exception as error:  # of a class of the user's own, which may refuse to be copied
+                self.failure = as_calibration_error(error)
 
         def remembered(original: Forward, *args: Any, **kwargs: Any) -> Any:
             remember(args, kwargs)

@@ -14,6 +14,7 @@ import argparse
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -63,22 +64,20 @@ def main() -> None:
     parser.add_argument("packages", nargs="*", help="names of scripts in packages/; all by default")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "foreign")
     options = parser.parse_args()
+    environments = options.environments.resolve()
+    environments.mkdir(parents=True, exist_ok=True)
     scripts = sorted((HERE / "packages").glob("*.py"))
     for script in scripts:
         if not options.packages or script.stem in options.packages:
-            made = _rows(script, options.environments / script.stem)
-            _kept(options.environments, script).write_text(json.dumps([asdict(row) for row in made]))
-    files = [file for script in scripts if (file := _kept(options.environments, script)).exists()]
+            made = _rows(script, environments / script.stem)
+            (environments / f"{script.stem}.json").write_text(json.dumps([asdict(row) for row in made]))
+    files = [file for script in scripts if (file := environments / f"{script.stem}.json").exists()]
     rows = [Row(**row) for file in files for row in json.loads(file.read_text())]
     PAGE.write_text(page(rows))
     models = [row for row in rows if row.model]
     working = sum(row.works for row in models)
     print(f"{working} of {len(models)} models have an artifact")
     sys.exit(any(row.broken for row in rows) or working < WORKING * len(models))
-
-
-def _kept(environments: Path, script: Path) -> Path:
-    return environments / f"{script.stem}.json"
 
 
 def _rows(script: Path, environment: Path) -> list[Row]:
@@ -90,22 +89,22 @@ def _rows(script: Path, environment: Path) -> list[Row]:
     imported = subprocess.run(importing, capture_output=True, text=True)
     if imported.returncode:
         return [Row(package, reason=f"not importable: {_last_line(imported.stderr)}")]
+    if target := given.get("TARGET"):
+        package += f' (`target="{target}"`)'
     rows = []
     for model in given["MODELS"]:
-        rows.append(_row(package, script, model, environment))
-        print(
-            f"{package} {model}: {'ok' if rows[-1].works else 'no artifact'}", *rows[-1].broken, sep="\n  ", flush=True
-        )
+        rows.append(row := _row(package, script, model, environment))
+        print("\n  ".join([f"{package} {model}: {'ok' if row.works else 'no artifact'}", *row.broken]), flush=True)
     return rows
 
 
 def _constants(script: Path) -> dict[str, Any]:
-    """The requirements and the names of the models, of a script whose package is not there yet."""
+    """What a script says of itself, and the names of its models: its package may not be there yet."""
     found: dict[str, Any] = {}
     for node in ast.parse(script.read_text()).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-            if name in ("REQUIREMENTS", "NO_DEPS"):
+            if name in ("REQUIREMENTS", "NO_DEPS", "TARGET"):
                 found[name] = ast.literal_eval(node.value)
             elif name == "MODELS" and isinstance(node.value, ast.Dict):
                 found[name] = [ast.literal_eval(key) for key in node.value.keys if key is not None]
@@ -121,16 +120,7 @@ def _installed(environment: Path, requirements: list[str], no_deps: list[str]) -
     environment.mkdir(parents=True, exist_ok=True)
     constraints = environment / "constraints.txt"
     constraints.write_text("\n".join(pins))
-    pip = [
-        _python(environment),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-c",
-        str(constraints),
-    ]
+    pip = [_python(environment), *"-m pip install --quiet --disable-pip-version-check -c".split(), str(constraints)]
     steps = [
         [sys.executable, "-m", "venv", str(environment)],
         [*pip, "torch"],
@@ -196,7 +186,7 @@ def _look_at(manifests: list[str], row: Row) -> None:
             "status": entry["status"],
             "error": entry["error"],
             "sqnr_db": entry["sqnr_db"],
-            "float": Counter(operator["op"] for operator in entry["float_ops"]),
+            "float": dict(Counter(operator["op"] for operator in entry["float_ops"])),
         }
         if entry["status"] not in ("failed", "unsupported"):
             row.broken += [f"{label}: {broken}" for broken in _broken(entry)]
@@ -219,8 +209,8 @@ def page(rows: list[Row]) -> str:
     models = [row for row in rows if row.model]
     lines = [
         INTRODUCTION,
-        f"{sum(row.works for row in models)} of {len(models)} models end in an artifact of a graph. Figures are the",
-        "SQNR in dB; – is a pair that cannot be (see the README); numbers in brackets lead to the reasons below.",
+        f"{sum(row.works for row in models)} of {len(models)} models end in an artifact of a graph. Figures are the SQNR",
+        "in dB; – is a pair that cannot be (see the README); numbers in brackets lead to the reasons below.",
         "",
         "| package | model | " + " | ".join(COLUMNS) + " | stays float (static/onnx) |",
         "| --- | --- |" + " ---: |" * len(COLUMNS) + " --- |",
@@ -254,7 +244,7 @@ def _float(row: Row) -> str:
 
 def _one_line(text: str) -> str:
     # A path says where a package was installed; its last two parts say which file it is.
-    return " ".join("/".join(word.split("/")[-2:]) if word.startswith("/") else word for word in text.split())
+    return " ".join(re.sub(r"(?<![\w:/])/\S*/(?=[^/\s]+/[^/\s]+)", "", text).split())
 
 
 def _last_line(text: str) -> str:

@@ -207,9 +207,10 @@ def _broken(entry: dict[str, Any]) -> list[str]:
 def page(rows: list[Row]) -> str:
     """The tables of docs/compatibility.md."""
     models = [row for row in rows if row.model]
+    working = sum(row.works for row in models)
     lines = [
         INTRODUCTION,
-        f"{sum(row.works for row in models)} of {len(models)} models end in an artifact of a graph. Figures are the SQNR",
+        f"{working} of {len(models)} models end in an artifact of a graph. Figures are the SQNR",
         "in dB; – is a pair that cannot be (see the README); numbers in brackets lead to the reasons below.",
         "",
         "| package | model | " + " | ".join(COLUMNS) + " | stays float (static/onnx) |",

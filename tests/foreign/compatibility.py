@@ -222,6 +222,8 @@ def page(rows: list[Row]) -> str:
         lines.append(f"| {row.package} | {row.model} | {' | '.join(cells)} | {_float(row)} |")
     lines += ["", "## What the user reads where there is no artifact", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()] or ["Every artifact was made."]
+    lines += ["", "## What is not right", ""]
+    lines += [f"- {row.package}, {row.model}: {broken}" for row in models for broken in row.broken] or ["Nothing."]
     lines += ["", "## Packages that cannot be used with this torch", ""]
     lines += [f"- {row.package}: {row.reason}" for row in rows if not row.model] or ["None of those tried."]
     return "\n".join(lines) + "\n"

@@ -216,13 +216,16 @@ class DynamicQuantization(QuantizingCallback):
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if precision.is_other(target):
-                args, kwargs = precision.in_float32((args, kwargs))
-            known = self._examples[phase]
-            if known is None:
-                self._examples[phase] = Example(private_call(args, kwargs))
-            else:
-                self._examples[phase] = known.seeing(forward_of(target), args, kwargs)
+            if self.failure is not None:
+                return
+            try:
+                if precision.is_other(target):
+                    args, kwargs = precision.in_float32((args, kwargs))
+                known = self._examples[phase]
+                first = Example(private_call(args, kwargs)) if known is None else known
+                self._examples[phase] = first.seeing(forward_of(target), args, kwargs)
+            except Exception as error:  # of a class of the user's own, which may refuse to be copied
+                self.failure = as_calibration_error(error)
 
         def remembered(original: Forward, *args: Any, **kwargs: Any) -> Any:
             remember(args, kwargs)

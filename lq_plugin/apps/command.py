@@ -17,12 +17,13 @@ from typing import Any
 import hydra
 import hydra.experimental.callback
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+import lq_plugin.conf  # noqa: F401 registers what its files refer to, in the processes of a sweep too
 from lq_plugin import renamed
 from lq_plugin.errors import LqError
 from lq_plugin.printing import line
@@ -150,6 +151,10 @@ def one_line(error: BaseException) -> str:
             return _placed(error, str(cause))
         if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and isinstance(cause.parent_node, DictConfig):
             return _unknown_option(str(cause.full_key), cause.parent_node)
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file in renamed.CHOICES:
+            return (
+                f"{cause.missing_cfg_file}: this option was renamed. Write {renamed.CHOICES[cause.missing_cfg_file]}."
+            )
     *_, origin = _causes(error)
     if isinstance(error, InstantiationException):
         return _placed(error, f"{origin} ({FULL_ERROR}=1 shows the traceback.)")
@@ -179,6 +184,8 @@ def _unknown_option(key: str, parent: DictConfig) -> str:
     options = sorted(str(name) for name in parent if not str(name).startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    if section in renamed.SECTIONS:
+        return f"{key}: this option was moved. Write {renamed.SECTIONS[section]}.{option}=VALUE."
     if renamed.OPTIONS.get(option) in options:
         return line(f"{key}: this option was renamed. Write {section}.{renamed.OPTIONS[option]}=VALUE.")
     return line(f"{key}: there is no such option.{hint} Options of {section or 'the command'}: {', '.join(options)}.")

@@ -113,7 +113,7 @@ def test_a_typo_on_the_command_line_is_an_error_that_names_it(project: Path) -> 
 
 def test_a_search_path_and_a_line_in_the_defaults_bring_the_groups(project: Path) -> None:
     config = project / "configs" / "train.yaml"
-    groups = "  - quantization: both\n  - export: onnx\n"
+    groups = "  - paths: default\n  - quantization: both\n  - export: onnx\n"
     config.write_text(
         CONFIG.replace("  - callbacks: checkpoint\n", f"  - callbacks: checkpoint\n{groups}")
         + "hydra: {searchpath: [pkg://lq_plugin.conf]}\n"

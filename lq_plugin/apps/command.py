@@ -23,8 +23,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-import lq_plugin.conf  # noqa: F401 registers what its files refer to, in the processes of a sweep too
 from lq_plugin import renamed
+from lq_plugin.apps import resolvers
 from lq_plugin.errors import LqError
 from lq_plugin.printing import line
 from lq_plugin.progress import note
@@ -52,6 +52,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     @functools.wraps(task)
     def job(config: DictConfig) -> Any:
+        resolvers.register()  # the process of a job may have composed nothing itself
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
         with _traced(swept):
             try:
@@ -151,10 +152,8 @@ def one_line(error: BaseException) -> str:
             return _placed(error, str(cause))
         if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and isinstance(cause.parent_node, DictConfig):
             return _unknown_option(str(cause.full_key), cause.parent_node)
-        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file in renamed.CHOICES:
-            return (
-                f"{cause.missing_cfg_file}: this option was renamed. Write {renamed.CHOICES[cause.missing_cfg_file]}."
-            )
+        if isinstance(cause, MissingConfigException) and (old := cause.missing_cfg_file) and old in renamed.CHOICES:
+            return f"{old}: this option was renamed. Write {renamed.CHOICES[old]}."
     *_, origin = _causes(error)
     if isinstance(error, InstantiationException):
         return _placed(error, f"{origin} ({FULL_ERROR}=1 shows the traceback.)")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 from importlib import resources
+from typing import cast
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 CONF = "lq_plugin.conf"
 
@@ -21,8 +22,8 @@ def register() -> None:
 
 def run_folder() -> str:
     """Return the folder of Hydra's run, or the working folder where a configuration is composed outside of an app."""
-    known = OmegaConf.select(HydraConfig.get(), "runtime.output_dir") if HydraConfig.initialized() else None
-    return str(known or os.getcwd())
+    hydra = cast("DictConfig", HydraConfig.get()) if HydraConfig.initialized() else OmegaConf.create()
+    return str(OmegaConf.select(hydra, "runtime.output_dir") or os.getcwd())
 
 
 def groups() -> str:

@@ -67,7 +67,7 @@ class Schemas(dict[str, Any]):
     dicts in Hydra 1.1 to 1.4.
     """
 
-    def __getitem__(self, file: str) -> ConfigNode:
+    def __getitem__(self, file: str) -> Any:
         found = super().__getitem__(file)
         if isinstance(found, str):
             node = OmegaConf.structured(structured(found))

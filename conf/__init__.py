@@ -1,5 +1,6 @@
-"""The configuration groups. Importing this package registers the schemas that the files build on."""
+"""The configuration groups. Importing this package registers what their files refer to."""
 
-from lq_plugin.apps.schema import register
+from lq_plugin.apps import resolvers, schema
 
-register()
+resolvers.register()
+schema.register()

@@ -44,7 +44,7 @@ class StaticQuantization(QuantizingCallback):
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
         seed: of the private generators that choose the observed batches and the algorithms' samples.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [2, 3]}``.
-        observer: see :class:`~lq_plugin.Scheme`, as are all that follow.
+        observer: see :class:`~lq_plugin.Scheme`, as are all that follow; ``None`` stands for the default.
         activation_dtype: ``"uint8"`` or ``"int8"``; by default what the kernels of each runtime want.
         activation_symmetric: zero point in the middle of the range; by default as those kernels want it.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
@@ -71,7 +71,7 @@ class StaticQuantization(QuantizingCallback):
         checkpoint: str = "best",
         seed: int = 0,
         dynamic_dims: Mapping[str, Sequence[int]] | None = None,
-        observer: Observer | str = DEFAULT_OBSERVER,
+        observer: Observer | str | None = DEFAULT_OBSERVER,
         activation_dtype: str | None = Scheme.activation_dtype,
         activation_symmetric: bool | None = Scheme.activation_symmetric,
         weight_granularity: str = Scheme.weight_granularity,
@@ -81,7 +81,7 @@ class StaticQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
         targets_cpu: str = Scheme.targets_cpu,
-        algorithms: Sequence[str] | str = AUTO,
+        algorithms: Sequence[str] | str | None = AUTO,
         algorithm_samples: int = Scheme.algorithm_samples,
         algorithm_time_limit: float | None = Scheme.algorithm_time_limit,
     ) -> None:

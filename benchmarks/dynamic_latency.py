@@ -10,17 +10,14 @@ take turns, with the same number of threads. Ratios are of medians. onnxruntime'
 TorchScript exporter writes, as its documentation shows. Writes OUT as JSON and as Markdown.
 """
 
-import argparse
-import json
-import os
 import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -29,8 +26,6 @@ from lq_plugin.artifacts import onnx, openvino
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.report.environment import environment
-
-HERE = Path(__file__).resolve().parent
 
 
 class Recurrent(nn.Module):
@@ -166,22 +161,17 @@ def base_of(lane: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=list(MODELS))
+    parser = command_line.parser(__doc__, MODELS, "dynamic_latency")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each lane (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.5, help="timed seconds a turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each runtime (default: all cores)")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "dynamic_latency.json")
     args = parser.parse_args()
     options = lq_plugin.Latency(threads=args.threads, rounds=args.rounds, seconds=args.seconds)
     settings = {"threads": args.threads, "rounds": args.rounds, "seconds": args.seconds}
     report: dict[str, Any] = {"environment": asdict(environment()), **settings, "models": {}}
     for name in track(args.models, "models", transient=True):
         report["models"][name] = measure(name, options)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(markdown(report))
-    Console().print(markdown(report), markup=False, highlight=False)
+    command_line.write(report, markdown(report), args.out)
+    command_line.show(markdown(report))
 
 
 if __name__ == "__main__":

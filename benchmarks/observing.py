@@ -12,7 +12,6 @@ The first pass captures the graph. It is not part of the ratios, but its extra t
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -25,10 +24,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from reference_models import SEED, images
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,7 +37,6 @@ from workers import Worker, answers
 
 import lq_plugin
 
-HERE = Path(__file__).resolve().parent
 BATCH_SIZE = 64
 BOUNDS = {"minmax": 1.15, "histogram": 1.25}
 PLAIN = "plain"
@@ -191,12 +189,9 @@ def markdown(report: Result) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser = command_line.parser(__doc__, MODELS, "observing")
     parser.add_argument("--samples", type=int, default=5000, help="validation samples (default: %(default)s)")
     parser.add_argument("--passes", type=int, default=5, help="timed passes of each lane (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads (default: all cores)")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "observing.json")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -215,10 +210,8 @@ def main() -> None:
     }
     for model in args.models:
         report["models"][model] = run_model(model, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(markdown(report))
-    Console().print(markdown(report), markup=False, highlight=False)
+    command_line.write(report, markdown(report), args.out)
+    command_line.show(markdown(report))
 
 
 if __name__ == "__main__":

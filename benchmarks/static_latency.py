@@ -28,6 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import command_line
 from reference_models import CALIBRATION_SAMPLES, MODELS
 from rich.console import Console
 from rich.progress import track
@@ -179,27 +180,17 @@ def environment(args: argparse.Namespace) -> Result:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser = command_line.parser(__doc__, MODELS, "static_latency")
     parser.add_argument("--lanes", nargs="+", choices=list(LANES), default=list(LANES))
     parser.add_argument("--rounds", type=int, default=15, help="turns of each lane (default: %(default)s)")
     parser.add_argument("--fp32-rounds", type=int, default=3, help="turns of the FP32 lanes (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.5, help="timed seconds a turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each runtime (default: all cores)")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "static_latency.json")
     parser.add_argument("--keep", type=Path, help="where the models' files stay for the next run (default: temporary)")
     parser.add_argument("--prepare", action="store_true", help="make and open the files in --keep, without timing")
     args = parser.parse_args()
     if args.prepare and args.keep is None:
         parser.error("--prepare: without --keep the files would be lost. Add --keep FOLDER.")
     return args
-
-
-def write(report: Result, out: Path) -> None:
-    """Write the report as JSON and as Markdown."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(report))
 
 
 def main() -> None:
@@ -211,7 +202,9 @@ def main() -> None:
             report["models"][model] = run_model(model, (args.keep or Path(temporary)) / model, args)
             print_model(console, model, report["models"][model])
             if not args.prepare:
-                write(report, args.out)  # after each model: an interrupted run keeps what it measured
+                command_line.write(
+                    report, markdown(report), args.out
+                )  # after each model: an interrupted run keeps what it measured
     if not args.prepare:
         console.print(f"Wrote {args.out.with_suffix('.json')} and {args.out.with_suffix('.md')}")
 

@@ -1,0 +1,112 @@
+"""The report of ``accuracy.py`` in Markdown."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from accuracy_lanes import FLOAT, LANES
+from static_tables import markdown_table
+
+RUNTIMES = ("onnxruntime", "openvino", "torch")
+SAME_DB = 0.05  # differences that the tables' rounding hides
+HEADERS = ("lane", "on", "SQNR dB", "metric", "kernels INT8 + float", "CPU s", "peak MB")
+SUMMARY = ("model", "scheme", "on", "ours, plain", "ours, best", "best of the others", "ahead by dB")
+
+Result = dict[str, Any]
+Rows = list[tuple[str, ...]]
+
+
+def measured(cells: Result, scheme: str, runtime: str, ours: bool) -> Iterator[tuple[float, str]]:
+    """SQNR and lane of what ran of a scheme on a runtime."""
+    for name, cell in cells.items():
+        lane = LANES[name]
+        if name != FLOAT and lane.ours is ours and scheme in lane.schemes and runtime in cell.get("runtimes", {}):
+            yield decibels(cell["runtimes"][runtime]), name
+
+
+def decibels(figures: Result) -> float:
+    """SQNR; infinite for equal outputs."""
+    return float("inf") if figures["sqnr_db"] is None else figures["sqnr_db"]
+
+
+def summary(models: Result) -> Rows:
+    """A row for each model, scheme and runtime: ours as a user gets it against the best of the others there."""
+    rows = []
+    for model, cells in models.items():
+        for scheme, default, plain in (
+            ("static", "ours_auto", "ours_plain"),
+            ("dynamic", "ours_dynamic", "ours_dynamic"),
+        ):
+            for runtime in RUNTIMES:
+                ours = {name: db for db, name in measured(cells, scheme, runtime, ours=True)}
+                theirs = max(measured(cells, scheme, runtime, ours=False), default=None)
+                if default in ours and theirs:
+                    ahead = ours[default] - theirs[0]
+                    before = f"{ours[plain]:.1f}" if plain in ours and plain != default else ""
+                    shown = f"{ahead:+.1f}" if ahead >= -SAME_DB else f"**{ahead:+.1f}**"
+                    peer = f"{theirs[0]:.1f} ({LANES[theirs[1]].label})"
+                    rows.append((model, scheme, runtime, before, f"{ours[default]:.1f}", peer, shown))
+    return rows
+
+
+def rows(cells: Result) -> Rows:
+    """The cells of one model, one row for each runtime."""
+    lines = []
+    for name, cell in cells.items():
+        for runtime, figures in cell.get("runtimes", {}).items():
+            if name != FLOAT:
+                metric = next(value for key, value in figures.items() if key not in ("sqnr_db", "kernels"))
+                kernels = "{int8} + {float}".format(**figures["kernels"]) if figures["kernels"] else ""
+                made = (f"{cell['seconds']:.1f}", f"{cell['peak_memory_bytes'] / 1e6:.0f}")
+                figure = (f"{decibels(figures):.1f}", f"{metric:.4f}", kernels)
+                lines.append((LANES[name].label, runtime, *figure, *made))
+    return lines
+
+
+def steps(cells: Result) -> Rows:
+    """What each algorithm of ``auto`` gave and cost."""
+    lines = []
+    for step in cells.get("ours_auto", {}).get("steps", []):
+        gains = (f"{runtime} {step['before'][runtime]:.1f} → {db:.1f}" for runtime, db in step["after"].items())
+        outcome = step["outcome"].replace("_", " ") + (f": {step['reason']}" if step["reason"] else "")
+        lines.append((step["algorithm"], outcome, ", ".join(gains), f"{step['seconds']:.1f}"))
+    return lines
+
+
+def failures(cells: Result) -> list[str]:
+    """One line for each cell that failed."""
+    return [f"{LANES[name].label} failed: {cell['error']}  " for name, cell in cells.items() if "error" in cell]
+
+
+def heading(model: str, cells: Result) -> str:
+    """The model, its samples, and how well it does its task in FP32."""
+    facts = cells.get(FLOAT, {})
+    if "error" in facts or not facts:
+        return f"## {model}"
+    told = f"## {model}: {facts['calibration_samples']} samples to calibrate, {facts['held_out_samples']} to compare"
+    if "held_out_loss" not in facts:
+        return told
+    return f"{told}; trained for {facts['training_seconds']:.0f} s to a loss of {facts['held_out_loss']:.2f}"
+
+
+def markdown(report: Result) -> str:
+    """The report as Markdown tables."""
+    facts = report["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
+    lines = [
+        "# Accuracy of INT8, side by side",
+        "",
+        f"{facts['cpu']} with {', '.join(facts['isa'])}; {facts['threads']} threads; {versions}.",
+        "All tools calibrate on the same samples; nobody has seen those on which outputs are compared. SQNR is of the "
+        "outputs against FP32. The metric is agreement with FP32's decisions, or the mean cosine.",
+        "",
+        "Ours (static: `auto`) against the best that any other tool reached on that runtime, with hindsight; in bold "
+        "where ours is behind:",
+        "",
+        *markdown_table(SUMMARY, summary(report["models"])),
+    ]
+    for model, cells in report["models"].items():
+        lines += ["", heading(model, cells), "", *markdown_table(HEADERS, rows(cells))]
+        if tried := steps(cells):
+            lines += ["", *markdown_table(("step of auto", "outcome", "dB on judged samples", "s"), tried)]
+        lines += ["", *failures(cells)]
+    return "\n".join(lines).rstrip() + "\n"

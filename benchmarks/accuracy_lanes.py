@@ -106,28 +106,21 @@ def build_fp32(job: Job) -> Built:
     return {"onnxruntime": job.onnx, "openvino": job.openvino}, samples | facts
 
 
-def ours(*algorithms: str) -> Callable[[Job], Built]:
-    """Our static scheme with these algorithms, for both runtimes."""
+def ours(method: str, algorithms: tuple[str, ...] | None = None) -> Callable[[Job], Built]:
+    """Our scheme of this method, for the runtimes that it is best on; with all its algorithms by default."""
+    runtimes = {"onnx": "onnxruntime", "openvino": "openvino"} if method == "static" else {"onnx": "onnxruntime"}
 
     def build(job: Job) -> Built:
         import lq_plugin
 
-        chosen = algorithms[0] if algorithms == ("auto",) else algorithms
-        scheme = lq_plugin.Scheme(algorithms=chosen, algorithm_time_limit=None)
+        scheme = lq_plugin.Scheme(method, algorithms=algorithms, algorithm_time_limit=None)
         candidate = lq_plugin.quantize(job.model(), job.calibration(), scheme)
-        artifacts = lq_plugin.export(candidate, job.folder, formats=["onnx", "openvino"])
-        steps = [] if candidate.learning is None else [asdict(step) for step in candidate.learning.steps]
-        return {"onnxruntime": artifacts["onnx"].path, "openvino": artifacts["openvino"].path}, {"steps": steps}
+        artifacts = lq_plugin.export(candidate, job.folder, formats=list(runtimes))
+        learning = getattr(candidate, "learning", None)
+        steps = [] if learning is None else [asdict(step) for step in learning.steps]
+        return {runtimes[name]: artifact.path for name, artifact in artifacts.items()}, {"steps": steps}
 
     return build
-
-
-def build_ours_dynamic(job: Job) -> Built:
-    """Our dynamic scheme on onnxruntime."""
-    import lq_plugin
-
-    candidate = lq_plugin.quantize(job.model(), job.calibration(), "dynamic")
-    return {"onnxruntime": lq_plugin.export(candidate, job.folder, formats=["onnx"])["onnx"].path}, {}
 
 
 def nncf_lane(**options: Any) -> Callable[[Job], Built]:
@@ -142,8 +135,12 @@ def nncf_lane(**options: Any) -> Callable[[Job], Built]:
             given["model_type"] = nncf.ModelType.TRANSFORMER
         if given.pop("mixed", False):
             given["preset"] = nncf.QuantizationPreset.MIXED
-        if given.pop("align_channels", False):
-            given["advanced_parameters"] = nncf.AdvancedQuantizationParameters(disable_channel_alignment=False)
+        if given.pop("tuned", False):  # by default it takes the mean of the samples' extremes, and so clips
+            from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+            given["advanced_parameters"] = nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX, disable_channel_alignment=False
+            )
         samples = nncf.Dataset([x.numpy() for x in job.calibration(1)])
         model = nncf.quantize(ov.Core().read_model(job.openvino), samples, **given)
         ov.save_model(model, job.folder / "model.xml")
@@ -238,26 +235,27 @@ class Lane:
 ORT_TOOL, OUR_TOOL = "onnxruntime.quantization", "lq_plugin.functional"
 LANES: dict[str, Lane] = {
     FLOAT: Lane("FP32", build_fp32, "torch.onnx", ("static", "dynamic")),
-    "ours_plain": Lane("ours, plain", ours(), OUR_TOOL, ours=True),
-    "ours_equalization": Lane("ours, equalization", ours("equalization"), OUR_TOOL, ours=True),
-    "ours_smoothing": Lane("ours, smoothing", ours("smoothing"), OUR_TOOL, ours=True),
-    "ours_sequential": Lane("ours, sequential", ours("sequential"), OUR_TOOL, ours=True),
-    "ours_auto": Lane("ours, auto", ours("auto"), OUR_TOOL, ours=True),
+    "ours_plain": Lane("ours, plain", ours("static", ()), OUR_TOOL, ours=True),
+    "ours_equalization": Lane("ours, equalization", ours("static", ("equalization",)), OUR_TOOL, ours=True),
+    "ours_smoothing": Lane("ours, smoothing", ours("static", ("smoothing",)), OUR_TOOL, ours=True),
+    "ours_sequential": Lane("ours, sequential", ours("static", ("sequential",)), OUR_TOOL, ours=True),
+    "ours_auto": Lane("ours, auto", ours("static"), OUR_TOOL, ours=True),
     "nncf": Lane("NNCF (fast bias correction)", nncf_lane(), "nncf"),
     "nncf_smoothquant": Lane("NNCF, transformer (SmoothQuant)", nncf_lane(transformer=True), "nncf"),
     "nncf_full": Lane(
         "NNCF, mixed preset, full bias correction", nncf_lane(mixed=True, fast_bias_correction=False), "nncf"
     ),
-    "nncf_aligned": Lane(
-        "NNCF, the same and channel alignment",
-        nncf_lane(mixed=True, fast_bias_correction=False, align_channels=True),
+    "nncf_tuned": Lane(
+        "NNCF, the same, min-max ranges, channel alignment",
+        nncf_lane(mixed=True, fast_bias_correction=False, tuned=True),
         "nncf",
     ),
     "ort": Lane("onnxruntime quantize_static", ort_lane(), ORT_TOOL),
     "ort_tuned": Lane("onnxruntime, per channel, u8s8", build_ort_tuned, ORT_TOOL),
     "ort_entropy": Lane("onnxruntime, the same with entropy", build_ort_entropy, ORT_TOOL),
     "torchao": Lane("torchao, X86InductorQuantizer", build_torchao, "torchao.quantization.pt2e.quantize_pt2e"),
-    "ours_dynamic": Lane("ours, dynamic", build_ours_dynamic, OUR_TOOL, ("dynamic",), ours=True),
+    "ours_dynamic_plain": Lane("ours, dynamic, plain", ours("dynamic", ()), OUR_TOOL, ("dynamic",), ours=True),
+    "ours_dynamic": Lane("ours, dynamic", ours("dynamic"), OUR_TOOL, ("dynamic",), ours=True),
     "ort_dynamic": Lane("onnxruntime quantize_dynamic", build_ort_dynamic, ORT_TOOL, ("dynamic",)),
 }
 

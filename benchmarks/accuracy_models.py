@@ -206,13 +206,13 @@ def text(_: Path, length: int = 64) -> Task:
 
 BOTH = ("static", "dynamic")
 TRAINED: dict[str, Subject] = {
-    "resnet18": Subject(lambda: ResNet18(classes=10), Training(coloured, classification, 120)),
-    "mobile_cnn": Subject(lambda: MobileCnn(uneven=0), Training(grey, classification, 500, lr=1e-2)),
-    "mobile_cnn_uneven": Subject(lambda: MobileCnn(uneven=5), Training(grey, classification, 500, lr=1e-2)),
+    "resnet18": Subject(lambda: ResNet18(classes=10), Training(coloured, classification, 60)),
+    "mobile_cnn": Subject(lambda: MobileCnn(uneven=0), Training(grey, classification, 300, lr=1e-2)),
+    "mobile_cnn_uneven": Subject(lambda: MobileCnn(uneven=5), Training(grey, classification, 300, lr=1e-2)),
     "unet": Subject(lambda: UNet((16, 32, 64, 128)), Training(cluttered, classification, 100)),
-    "vit": Subject(MnistVit, Training(small, classification, 400, lr=2e-3), schemes=BOTH),
-    "vit_outliers": Subject(OutlierVit, Training(small, classification, 400, lr=2e-3), schemes=BOTH),
-    "encoder": Subject(TextEncoder, Training(text, masked_bytes, 200, lr=2e-3, batch_size=32), "cosine", BOTH),
+    "vit": Subject(MnistVit, Training(small, classification, 300, lr=2e-3), schemes=BOTH),
+    "vit_outliers": Subject(OutlierVit, Training(small, classification, 300, lr=2e-3), schemes=BOTH),
+    "encoder": Subject(TextEncoder, Training(text, masked_bytes, 150, lr=2e-3, batch_size=32), "cosine", BOTH),
     "lstm": Subject(
         lambda: ByteModel(nn.LSTM), Training(text, next_byte, 150, 1e-2, 32), schemes=("dynamic",), recurrent=True
     ),

@@ -34,14 +34,14 @@ def summary(models: Result) -> Rows:
     for model, cells in models.items():
         for scheme, default, plain in (
             ("static", "ours_auto", "ours_plain"),
-            ("dynamic", "ours_dynamic", "ours_dynamic"),
+            ("dynamic", "ours_dynamic", "ours_dynamic_plain"),
         ):
             for runtime in RUNTIMES:
                 ours = {name: db for db, name in measured(cells, scheme, runtime, ours=True)}
                 theirs = max(measured(cells, scheme, runtime, ours=False), default=None)
                 if default in ours and theirs:
                     ahead = ours[default] - theirs[0]
-                    before = f"{ours[plain]:.1f}" if plain in ours and plain != default else ""
+                    before = f"{ours[plain]:.1f}" if plain in ours else ""
                     shown = f"{ahead:+.1f}" if ahead >= -SAME_DB else f"**{ahead:+.1f}**"
                     peer = f"{theirs[0]:.1f} ({LANES[theirs[1]].label})"
                     rows.append((model, scheme, runtime, before, f"{ours[default]:.1f}", peer, shown))
@@ -63,9 +63,10 @@ def rows(cells: Result) -> Rows:
 
 
 def steps(cells: Result) -> Rows:
-    """What each algorithm of ``auto`` gave and cost."""
+    """What each algorithm that ours tries by default gave and cost."""
     lines = []
-    for step in cells.get("ours_auto", {}).get("steps", []):
+    tried = (step for lane in ("ours_auto", "ours_dynamic") for step in cells.get(lane, {}).get("steps", []))
+    for step in tried:
         gains = (f"{runtime} {step['before'][runtime]:.1f} → {db:.1f}" for runtime, db in step["after"].items())
         outcome = step["outcome"].replace("_", " ") + (f": {step['reason']}" if step["reason"] else "")
         lines.append((step["algorithm"], outcome, ", ".join(gains), f"{step['seconds']:.1f}"))
@@ -107,6 +108,6 @@ def markdown(report: Result) -> str:
     for model, cells in report["models"].items():
         lines += ["", heading(model, cells), "", *markdown_table(HEADERS, rows(cells))]
         if tried := steps(cells):
-            lines += ["", *markdown_table(("step of auto", "outcome", "dB on judged samples", "s"), tried)]
+            lines += ["", *markdown_table(("step of ours", "outcome", "dB on judged samples", "s"), tried)]
         lines += ["", *failures(cells)]
     return "\n".join(lines).rstrip() + "\n"

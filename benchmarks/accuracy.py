@@ -98,15 +98,13 @@ def run(model: str, lane: str, args: argparse.Namespace) -> Result:
     return cell
 
 
-def expected_minutes(cells: list[tuple[str, str]], out: Path) -> str:
+def expected(cells: list[tuple[str, str]], out: Path) -> str:
     """How long cells took in an earlier report."""
-    models = json.loads(out.read_text())["models"] if out.exists() else {}
+    report = out.with_suffix(".json")
+    models = json.loads(report.read_text())["models"] if report.exists() else {}
     took = [models.get(model, {}).get(lane, {}).get("wall_seconds") for model, lane in cells]
-    missing = took.count(None)
-    minutes = sum(seconds for seconds in took if seconds is not None) / 60
-    return f"{len(cells)} cells to do: {minutes:.0f} minutes in {out.name}" + (
-        f", which does not know {missing} of them" if missing else ""
-    )
+    seconds = [each for each in took if each is not None]
+    return f"{len(cells)} cells to do; for {len(seconds)} of them, {report.name} says {sum(seconds) / 60:.0f} minutes"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -130,8 +128,10 @@ def main() -> None:
     found = {cell: known(*cell, args) for cell in cells}
     asked = [(model, lane) for model, lane in cells if model in args.models and lane in args.lanes]
     todo = [cell for cell in asked if found[cell] is None]
-    console.print(expected_minutes(todo, args.out))
+    console.print(expected(todo, args.out))
     for cell in todo:
+        if cell[1] != FLOAT and "error" in (found[cell[0], FLOAT] or {}):
+            continue
         found[cell] = done = run(*cell, args)
         console.print(told(*cell, done), markup=False, highlight=False)
         write(found, args)  # after each: an interrupted run leaves a report

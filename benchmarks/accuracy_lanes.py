@@ -118,7 +118,7 @@ def ours(method: str, algorithms: tuple[str, ...] | None = None) -> Callable[[Jo
         artifacts = lq_plugin.export(candidate, job.folder, formats=list(runtimes))
         learning = getattr(candidate, "learning", None)
         steps = [] if learning is None else [asdict(step) for step in learning.steps]
-        return {runtimes[name]: artifact.path for name, artifact in artifacts.items()}, {"steps": steps}
+        return {runtime: artifacts[name].path for name, runtime in runtimes.items()}, {"steps": steps}
 
     return build
 

@@ -142,11 +142,14 @@ def main() -> None:
 def write(found: dict[tuple[str, str], Result | None], args: argparse.Namespace) -> None:
     """Write what is known, of models and lanes that were not asked for too."""
     models: dict[str, Result] = {}
+    missing: dict[str, list[str]] = {}
     for (model, lane), cell in found.items():
-        if cell is not None:
+        if cell is None:
+            missing.setdefault(model, []).append(lane)
+        else:
             models.setdefault(model, {})[lane] = cell
     facts = asdict(environment()) | {"versions": versions(), "threads": args.threads}
-    report = {"environment": facts, "models": models}
+    report = {"environment": facts, "models": models, "missing": missing}
     command_line.write(report, markdown(report), args.out)
 
 

@@ -126,4 +126,7 @@ def markdown(report: Result) -> str:
         if tried := steps(cells):
             lines += ["", *markdown_table(("step of ours", "outcome", "dB on judged samples", "s"), tried)]
         lines += ["", *failures(cells)]
+    if report["missing"]:
+        lines += ["", "## Not measured yet", ""]
+        lines += [f"{model}: {', '.join(lanes)}  " for model, lanes in report["missing"].items()]
     return "\n".join(lines).rstrip() + "\n"

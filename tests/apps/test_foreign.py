@@ -85,7 +85,7 @@ trainer:
         samples: 16
         observer: {class_path: lq_plugin.PercentileObserver, init_args: {percentile: 99.9}}
         skip: [net.2]
-    - {class_path: lq_plugin.ArtifactExport, init_args: {formats: [onnx]}}
+    - {class_path: lq_plugin.ArtifactExport, init_args: {formats: [pt2]}}
     - class_path: lq_plugin.Int8Evaluation
       init_args: {latency: null, budget: {max_drop: 0.5, metric: val/loss, mode: min}}
 model: {width: 4}
@@ -106,7 +106,7 @@ for x, y in (loader := fabric.setup_dataloaders(Data().train_dataloader())):
     optimizer.step()
 for name, given in (("wrapped", model), ("own", model.module)):
     candidate = lq_plugin.quantize(given, (x for x, _ in loader), lq_plugin.Scheme(algorithms=[]), name=name)
-    made = lq_plugin.load(lq_plugin.export(candidate, "out", ["onnx"])["onnx"].path)
+    made = lq_plugin.load(lq_plugin.export(candidate, "out", ["pt2"])["pt2"].path)
     print(name, made(x).shape == y.shape, bool((made(x) - model(x)).norm() < 0.1 * model(x).norm()))
 """
 
@@ -175,7 +175,7 @@ def test_lightning_cli_takes_the_callbacks_from_its_yaml_and_its_command_line(pr
     (project / "cli.yaml").write_text(CLI_YAML)
     done = run(project, "cli.py", "fit", "--config=cli.yaml", "--trainer.callbacks+=lq_plugin.DynamicQuantization")
     assert done.returncode == 0, done.stderr
-    assert statuses(project) == {"static/onnx": "ok", "dynamic/onnx": "ok", "dynamic/torch": "ok"}
+    assert statuses(project) == {"static/pt2": "ok", "dynamic/pt2": "unsupported", "dynamic/torch": "ok"}
     made = json.loads((project / "out" / "quantized" / "manifest.json").read_text())
     assert made["config"]["quantization"]["static"]["observer"] == {"name": "percentile", "percentile": 99.9}
     assert made["budget"]["max_drop"] == 0.5

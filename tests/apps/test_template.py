@@ -160,7 +160,7 @@ ADDED = {
 defaults:
   - /quantization: static
   - /observer: percentile
-  - /export: onnx
+  - /export: pt2
   - /evaluation: default
   - /budget: absolute
 tags: [int8]
@@ -193,16 +193,16 @@ def test_an_experiment_brings_quantization_into_the_template(project: Path) -> N
     run = project / "logs" / "debug" / "runs" / "only"
     manifest = json.loads((run / "quantized" / "manifest.json").read_text())
     (made,) = manifest["artifacts"]
-    assert (made["candidate"], made["format"], made["status"]) == ("static", "onnx", "ok")
+    assert (made["candidate"], made["format"], made["status"]) == ("static", "pt2", "ok")
     assert manifest["config"]["quantization"]["static"]["observer"] == {"name": "percentile", "percentile": 99.9}
     assert set(manifest["fp32"]["metrics"]) == {"val/acc", "val/loss", "test/acc", "test/loss"}
     assert {file.name for file in (run / "checkpoints").iterdir()} >= {"last.ckpt"}
 
 
 def test_the_command_line_alone_is_enough_and_is_checked(project: Path) -> None:
-    wrong = train(project, SEARCHPATH, "experiment=int8", "callbacks.static.smaples=3")
-    assert wrong.returncode == 1
-    assert "Key 'smaples' not in 'StaticQuantization'" in wrong.stderr
     shown = train(project, SEARCHPATH, "+quantization=dynamic", "+export=pt2", "--cfg", "job")
     assert "_target_: lq_plugin.DynamicQuantization" in shown.stdout
     assert "output_dir: ${paths.output_dir}" in shown.stdout
+    wrong = train(project, SEARCHPATH, "experiment=int8", "callbacks.static.smaples=3")
+    assert wrong.returncode == 1
+    assert "Key 'smaples' not in 'StaticQuantization'" in wrong.stderr

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -53,7 +55,17 @@ class Graph:
         structures = (structure for _, structure in self.signature.tensors())
         pairs = zip(structures, self.batch_dims, strict=True)
         dynamic = (not dims or structure["shape"][dims[0]] is None for structure, dims in pairs)
-        return all(dynamic) and len(set(self._batches(tensors))) < 2
+        return all(dynamic) and len(set(self._batches(tensors))) < 2 and self._gives_samples
+
+    @cached_property
+    def _gives_samples(self) -> bool:
+        """Whether outputs have as many samples as inputs. Nodes of a graph network do not: one of them is no sample."""
+        weights = itertools.chain(self.module.parameters(), self.module.buffers())
+        device = next((tensor.device for tensor in weights), torch.device("cpu"))
+        with isolated():
+            outputs = self.module(*(tensor.to(device, copy=True) for tensor in self.example))
+        shapes = [output.shape for output in outputs if output.dim()]
+        return not shapes or any(self.batch_size in shape for shape in shapes)
 
     def _batches(self, tensors: Sequence[Tensor]) -> list[int]:
         """Size of the batch dimension of each input that has one."""

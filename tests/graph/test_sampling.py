@@ -85,3 +85,22 @@ def test_a_graph_of_one_batch_size_gets_its_calls_whole() -> None:
     learn, judge = numbers(samples)
     assert not {*learn} & {*judge}
     assert len(samples.judge) == 1
+
+
+class NodesOfGraphs(nn.Module):
+    """Sums the nodes of each graph, as graph networks do: a node is no sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, nodes: Tensor, number: Tensor) -> Tensor:
+        return torch.zeros(3, 2).index_add(0, number, self.layer(nodes))
+
+
+def test_what_belongs_together_is_kept_whole() -> None:
+    nodes, number = torch.randn(5, 2), torch.tensor([0, 0, 1, 2, 2])
+    draw = Draw(prepare(NodesOfGraphs(), [nodes, number]), 3, seed=0)
+    draw.add([nodes, number])
+    samples = draw.drawn()
+    assert [len(call[0]) for call in (*samples.learn, *samples.judge)] == [5]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
-from lq_plugin.errors import CalibrationError, CaptureError, LqError, unknown_name
+from lq_plugin.errors import CalibrationError, CaptureError, unknown_name
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
@@ -267,9 +267,8 @@ class DynamicCandidate:
     def unlearnable(self) -> str:
         """Why algorithms cannot learn anything for this candidate, which may be good without; empty if they can."""
         try:
-            assert self.graph
-            assert self.survey
-        except LqError as error:
+            _ = self.graph, self.survey
+        except Exception as error:
             return f"{type(error).__name__}: {error}"
         return ""
 

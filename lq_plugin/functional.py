@@ -136,7 +136,7 @@ def _first_calls(inputs: Iterator[Call], scheme: Scheme) -> list[Call]:
 def _drawn(graph: Graph, scheme: Scheme, given: Iterable[Call]) -> Samples:
     draw = Draw(graph, scheme.algorithm_samples, seed=0)
     for args, kwargs in given:
-        draw.add(graph.signature.flatten(args, kwargs))
+        draw.see(args, kwargs)
     return draw.drawn(draw.samples_seen)
 
 
@@ -156,7 +156,7 @@ def _calibrated(
 ) -> tuple[Graph, Calibration, Samples]:
     """Observe all batches, and draw samples from them for the algorithms."""
     tracked, found = TrackedTarget(dynamic_dims), None
-    while found is None:  # ends, because every further time fewer dimensions are fixed
+    while found is None:  # this ends: each further time fewer dimensions are fixed
         found = _observed(model, batches, scheme, tracked)
     return found
 

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from lq_plugin.checkpoints import Checkpoint, with_weights
-from lq_plugin.errors import ArtifactError, CalibrationError
+from lq_plugin.errors import CalibrationError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.loaders import chosen_batches, observed_pass
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.capture import private_call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.example import Example, varying_in
+from lq_plugin.graph.example import Example, existing_dims, varying_in
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
 from lq_plugin.graph.precision import cast_inputs, float32_copy, is_other
@@ -97,8 +97,10 @@ class Source:
         forward, seen = forward_of(self.float_target), list[Example]()
 
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            first = seen[0].seeing(forward, args, kwargs) if seen else Example(private_call(args, kwargs), known or {})
-            seen[:] = [first]
+            if not seen:
+                dims = existing_dims(known or {}, forward, args, kwargs)
+                seen.append(Example(private_call(args, kwargs), dims))
+            seen[0] = seen[0].seeing(forward, args, kwargs)
 
         def every(batches: Sequence[int | float]) -> Set[int]:
             return set(range(int(min(sum(batches), _MOST_BATCHES))))
@@ -126,7 +128,6 @@ class Source:
 
     def _drawn(self, graph: Graph, count: int, seed: int) -> Samples:
         draw, every, chosen = Draw(graph, count, seed), math.inf, set[int]()
-        refused: ArtifactError | None = None
         # The example of a batch of one is doubled, so two may be one.
         size = 1 if graph.batch_size == 2 else graph.batch_size
 
@@ -135,21 +136,11 @@ class Source:
             every, chosen = sum(batches), drawn_batches(batches, Draw.calls_for(count, size), seed)
             return chosen
 
-        def see(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            nonlocal refused
-            try:
-                tensors = graph.signature.flatten(args, kwargs)
-            except ArtifactError as error:
-                refused = error
-                draw.leave_out(args, kwargs)
-            else:
-                draw.add(tensors)
-
-        chosen_batches(self.model, self.data, self.target, choose, see)
+        chosen_batches(self.model, self.data, self.target, choose, draw.see)
         total = None if math.isinf(every) else round(draw.samples_seen * every / max(1, len(chosen)))
         samples = draw.drawn(total)
-        if refused is not None and not samples.learn:  # it says why there is nothing to learn from
-            raise refused
+        if draw.refused is not None and not samples.learn:  # it says why there is nothing to learn from
+            raise draw.refused
         return samples
 
     @property

@@ -78,7 +78,7 @@ def weight_rounding(candidate: DynamicCandidate, calls: Sequence[Sequence[Tensor
         return candidate
     module = detached_copy(candidate.module)
     with isolated():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # isolated() restores it, and not those of every GPU
         for group in _groups(matrices):
             for matrix in _observed(candidate, group, calls):
                 learnt = matrix.rounded(candidate.scheme.weights)
@@ -177,19 +177,26 @@ def _watch(layer: nn.Module, columns_of: Callable[..., Columns], matrices: Mappi
     layer.forward = watched
 
 
-def _of_linear(layer: nn.Module, x: Tensor) -> Columns:
-    yield "weight", x.reshape(-1, x.shape[-1])
+def _of_linear(layer: nn.Module, input: Tensor) -> Columns:  # noqa: A002  (as torch names it)
+    yield "weight", _rows(input)
 
 
 def _of_cell(layer: nn.Module, input: Tensor, hx: Any = None) -> Columns:  # noqa: A002  (as torch names it)
-    yield "weight_ih", input
+    yield "weight_ih", _rows(input)
     if hx is not None:  # else it is zero
-        yield "weight_hh", hx if isinstance(hx, Tensor) else hx[0]
+        yield "weight_hh", _rows(hx if isinstance(hx, Tensor) else hx[0])
+
+
+def _rows(given: Tensor) -> Tensor:
+    return given.reshape(-1, given.shape[-1])
 
 
 def _of_recurrent(layer: Any, input: Any, hx: Any = None) -> Columns:  # noqa: A002  (as torch names it)
     """What the matrices of an LSTM or a GRU are multiplied with, layer by layer; sequences are taken as packed ones."""
     function: Any = torch.lstm if isinstance(layer, nn.LSTM) else torch.gru
+    if isinstance(input, Tensor) and input.dim() == 2:  # one sequence without a batch
+        input = input.unsqueeze(0 if layer.batch_first else 1)  # noqa: A001
+        hx = None if hx is None else tuple(state.unsqueeze(1) for state in _states(hx))
     data, sizes = _packed(input, layer.batch_first)
     directions = 2 if layer.bidirectional else 1
     if hx is None:

@@ -142,7 +142,7 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Remember the target's calls in training, for a run that is never validated."""
-        if self._examples.get(_VALIDATION) is None:
+        if not any(self._examples.values()):
             self._remember_calls(pl_module, _TRAINING)
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -151,9 +151,9 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note that all of validation was seen; after the first pass, decide what ``target="auto"`` takes."""
-        calls = self.watched()
+        calls = self.stop_watching()
         if not self.undecided:
-            self._seen_all |= not trainer.sanity_checking
+            self._seen_all |= not trainer.sanity_checking and trainer.world_size == 1  # else it saw a part of it
             return
         if self.failure is not None:
             return
@@ -187,7 +187,7 @@ class DynamicQuantization(QuantizingCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
         self._shadow.close()
-        self.watched()
+        self.stop_watching()
 
     def job(self, source: Source) -> DynamicJob:
         """Return how the candidate is made: from the checkpoint's weights and a call."""

@@ -85,7 +85,7 @@ class QuantizingCallback(FinishingCallback):
 
     @property
     def path(self) -> str | None:
-        """Dotted path of the module that is quantized; ``None`` for the LightningModule, or as long as it is open."""
+        """Path of the module that is quantized; ``None`` for the LightningModule, or while ``"auto"`` is undecided."""
         if self.target == AUTO:
             return None if self.choice is None else self.choice.target
         return self.target
@@ -112,7 +112,7 @@ class QuantizingCallback(FinishingCallback):
         Raises:
             CaptureError: nothing of it can be captured.
         """
-        choice, first = choose(model, *call, else_whole=self.scheme.method == "dynamic")  # which 'torch' needs no graph
+        choice, first = choose(model, *call, else_whole=self.scheme.method == "dynamic")
         self.take(choice)
         return first
 
@@ -132,11 +132,11 @@ class QuantizingCallback(FinishingCallback):
 
     def watch(self, model: Any) -> None:
         """Keep, in a pass, the first calls of what steps may call in place of the model's own forward."""
-        self.watched()  # a pass may have ended without a hook
+        self.stop_watching()  # a pass may have ended without a hook
         if self.undecided and self.failure is None:
             self._outermost = OutermostCalls(model)
 
-    def watched(self) -> Sequence[tuple[str, Call]]:
+    def stop_watching(self) -> Sequence[tuple[str, Call]]:
         """Stop watching, and return the calls."""
         outermost_calls, self._outermost = self._outermost, None
         return () if outermost_calls is None else outermost_calls.close()

@@ -11,7 +11,7 @@ import torch
 
 from lq_plugin.callbacks import sanity
 from lq_plugin.callbacks.quantizing import QuantizingCallback
-from lq_plugin.errors import CalibrationError, ConfigError, LqError, UnsupportedError
+from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError, as_calibration_error
 from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.capture import Call, Dims
@@ -161,7 +161,7 @@ class StaticQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop observing, and keep the statistics of this pass."""
-        known, observation, calibration, calls = self.failure, self._observation, self._stop(), self.watched()
+        known, observation, calibration, calls = self.failure, self._observation, self._stop(), self.stop_watching()
         if observation is not None:
             self.failure = observation.failure
             self._decide(trainer, pl_module, observation, calls)
@@ -182,8 +182,8 @@ class StaticQuantization(QuantizingCallback):
             return
         try:
             call = self._taken(model, observation, calls)
-        except LqError as error:
-            self.failure = error
+        except Exception as error:
+            self.failure = as_calibration_error(error)
             return
         self._track_anew()
         self.failure = self._checked(model, call) if trainer.sanity_checking else None
@@ -213,7 +213,7 @@ class StaticQuantization(QuantizingCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
         self._stop()
-        self.watched()
+        self.stop_watching()
 
     def _stop(self) -> Calibration | None:
         observation, self._observation = self._observation, None
@@ -238,8 +238,10 @@ class StaticQuantization(QuantizingCallback):
         """
         if self.calibration is None:
             return {}
-        varying = varying_state(self._tracked.example, self.path)
-        return {"calibration": self.calibration.state_dict(), "varying": varying}
+        state: dict[str, Any] = {"calibration": self.calibration.state_dict()}
+        if self._tracked.example is not None:  # None after a resume, until the next validation
+            state["varying"] = varying_state(self._tracked.example, self.path)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the statistics of a checkpoint."""

@@ -34,6 +34,8 @@ Tensors = dict[str, Tensor]
 _WEIGHTS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _PLAIN = (types.NoneType, bool, int, float, str)
 _SCALE, _ZERO = ".scale", ".zero_point"
+# The version attribute of torch's layers, as their _load_from_state_dict sets it for files of older versions: forward
+# and packing reduce the range of inputs to 7 bits only from the next version on.
 _WIDE_FROM = {"linear": 3, "lstm": 1, "gru": 1}
 _WIDE_PRODUCTS = frozenset(("avx512_vnni",))  # with which fbgemm adds in 32 bits; it does not use avx_vnni
 
@@ -119,7 +121,7 @@ def _with_wide_inputs(layer: Any, kind: str) -> nn.Module:
     if kind not in _WIDE_FROM:
         return layer  # type: ignore[no-any-return]
     weights = [weight for weight in KINDS[kind].weights(layer).values() if weight is not None and weight.is_quantized]
-    largest = max(int(weight.int_repr().int().abs().max()) for weight in weights if weight.numel())
+    largest = max((int(weight.int_repr().int().abs().max()) for weight in weights if weight.numel()), default=0)
     if 2 * 255 * largest > 2**15 - 1 and cpu.saturates(flags=_WIDE_PRODUCTS.intersection(cpu.isa())):
         return layer  # type: ignore[no-any-return]
     layer.version = _WIDE_FROM[kind]  # of torch's own file format, before which inputs had 8 bits

@@ -24,6 +24,7 @@ _OF_TORCH = str(Path(torch.__file__).parent)  # its own checks of numbers are of
 _REAL = (Tensor, nn.Parameter)  # while a forward is captured, everything else has no values
 
 
+_ENDS = ("RETURN", "RERAISE", "YIELD", "FOR_ITER", "SEND")
 _aten = torch.ops.aten
 _CHECKS = {
     _aten._assert_scalar.default,
@@ -109,16 +110,22 @@ def passing_value(code: CodeType, asking: int) -> bool | None:
     jump = instructions[number]
     if not jump.opname.startswith("POP_JUMP") or not jump.opname.endswith(("IF_TRUE", "IF_FALSE")):
         return None
-    goes_on, jumps = _raises(instructions[number + 1 :]), _raises(instructions[places[jump.argval] :])
+    entries: Any = dis.Bytecode(code)
+    caught = [(entry.start, entry.end) for entry in entries.exception_entries]
+    goes_on, jumps = (_raises(instructions[place:], caught) for place in (number + 1, places[jump.argval]))
     jumps_if = jump.opname.endswith("IF_TRUE")
     return None if goes_on == jumps else jumps_if if goes_on else not jumps_if
 
 
-def _raises(instructions: list[dis.Instruction]) -> bool:
-    """Whether instructions lead to a ``raise`` without a branch or a return."""
+def _raises(instructions: list[dis.Instruction], caught: list[tuple[int, int]]) -> bool:
+    """Whether instructions lead to a ``raise`` without a branch or a return, and out of the function.
+
+    A ``raise`` inside ``try`` or ``with`` may be caught, which makes a branch of it. That a caller catches it is not
+    seen.
+    """
     for instruction in instructions:
         if instruction.opname == "RAISE_VARARGS":
-            return True
-        if "JUMP" in instruction.opname or instruction.opname.startswith(("RETURN", "YIELD", "FOR_ITER", "SEND")):
+            return not any(start <= instruction.offset < end for start, end in caught)
+        if "JUMP" in instruction.opname or instruction.opname.startswith(_ENDS):
             return False
     return False

@@ -16,7 +16,7 @@ from lq_plugin.graph.parts import Part, parts, size
 from lq_plugin.graph.precision import float32_copy
 from lq_plugin.targets import Forward, replaced_forward
 
-_NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def outermost(model: nn.Module) -> list[str]:
 
 def _outermost(model: nn.Module, prefix: str) -> Iterator[str]:
     for name, child in model.named_children():
-        if isinstance(child, _NEVER_CALLED):
+        if isinstance(child, _CONTAINERS):
             yield from _outermost(child, f"{prefix}{name}.")
         elif size(child) and not isinstance(child, torch.jit.ScriptModule):
             yield f"{prefix}{name}"

@@ -12,6 +12,8 @@ from lq_plugin.graph.capture import Call, Dims, private_call
 from lq_plugin.graph.signature import describe
 from lq_plugin.graph.structure import tensors_of
 
+_MOST = 1000  # inputs, or dimensions of one, that a checkpoint may name
+
 
 @dataclass(frozen=True)
 class Example:
@@ -67,18 +69,34 @@ def varying_in(states: Iterable[Mapping[str, Any]], target: str | None) -> Mappi
     Returns:
         ``None`` where no state says it.
     """
+    found: dict[str, set[int]] | None = None
     for state in states:
         kept = state.get("varying")
         if isinstance(kept, dict) and kept.get("target") == target and _are_dims(kept.get("dims")):
-            return {name: tuple(dims) for name, dims in kept["dims"].items()}
-    return None
+            found = found or {}
+            for name, dims in kept["dims"].items():
+                found.setdefault(name, set()).update(dims)
+    return None if found is None else {name: tuple(sorted(dims)) for name, dims in found.items()}
 
 
 def _are_dims(dims: Any) -> bool:
-    return isinstance(dims, dict) and all(
-        isinstance(name, str) and isinstance(numbers, list) and all(type(n) is int and 0 <= n < 64 for n in numbers)
-        for name, numbers in dims.items()
+    return (
+        isinstance(dims, dict)
+        and len(dims) <= _MOST
+        and all(isinstance(name, str) and isinstance(numbers, list) for name, numbers in dims.items())
+        and all(len(numbers) <= _MOST and all(type(n) is int and n >= 0 for n in numbers) for numbers in dims.values())
     )
+
+
+def existing_dims(
+    dims: Dims, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Return those of some dimensions that the inputs of a call have: a checkpoint may be of another version."""
+    try:
+        sizes = _sizes(forward, args, kwargs)
+    except (LqError, TypeError):
+        return {}
+    return {name: tuple(n for n in dims[name] if n < len(sizes[name])) for name in dims if name in sizes}
 
 
 def placed_like(call: Call, other: Call) -> Call:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ _FOREIGN = (
     "pytorch_lightning",
     "torchmetrics",
     "numpy",
-)  # their code is written for torch.export
+    "lq_plugin",
+)  # not the user's code
 
 
 def _length(value: Any) -> Any:
@@ -57,8 +59,9 @@ def sizes_of_graph(target: nn.Module, numbers: bool = False) -> Iterator[None]:
     packages = {cls.__module__.partition(".")[0] for part in target.modules() for cls in type(part).__mro__}
     packages -= {*_FOREIGN, *sys.stdlib_module_names}
     names: dict[str, Any] = {"len": _length, "int": _Int} if numbers else {"len": _length}
-    modules = (vars(module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages)
-    places = {id(place): place for place in modules}.values()  # one module may have several names
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    dicts = (vars(module) for module in modules if isinstance(module, ModuleType))
+    places = {id(place): place for place in dicts}.values()  # one module may have several names
     put = [(place, name) for place in places for name in names if name not in place]
     for place, name in put:
         place[name] = names[name]
@@ -66,4 +69,4 @@ def sizes_of_graph(target: nn.Module, numbers: bool = False) -> Iterator[None]:
         yield
     finally:
         for place, name in put:
-            del place[name]
+            place.pop(name, None)

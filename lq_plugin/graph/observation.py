@@ -187,6 +187,8 @@ class Observation:
             What this process observed; ``None`` if it was nothing, or incomplete.
         """
         self._shadow.close()
+        if precision.is_other(self._target):  # the graph holds a float32 copy of all weights
+            self._tracked.forget()
         recording, self._recording = self._recording, None
         if recording is None or self.failure is not None or self.incomplete or not recording.batches:
             return None
@@ -255,7 +257,7 @@ def calibrate_pass(
         return None
     if observation.failure is not None:
         raise observation.failure
-    if observation.incomplete:  # ends, because every further pass has fewer fixed dimensions
+    if observation.incomplete:  # this ends: each further pass has fewer fixed dimensions
         return calibrate_pass(run, plan, observation.example)
     if calibration is None:
         raise CalibrationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.noise import muted
 from lq_plugin.targets import Forward, replaced_forward
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 12  # one costs 0.3 to 2 s
 NAMED = 3  # parts in a message
@@ -60,7 +63,7 @@ def parts(target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     """
     try:
         with isolated(), muted():
-            module = precision.float32_copy(detached_copy(target, share_tensors=True))
+            module = precision.float32_copy(detached_copy(target))  # a forward may change what it shares
             args, kwargs = nesting.mapped(lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs)))
             calls = _calls(module, args, kwargs)
     except LqError:  # it cannot be copied
@@ -79,7 +82,7 @@ def _captured(module: nn.Module, calls: Mapping[str, Call]) -> Iterator[Part]:
             return
         try:
             graph = capture(module.get_submodule(name), *calls[name])
-        except LqError:
+        except Exception:  # whatever it is, this part is not one
             continue
         found.append(name)
         if _multiplies(graph):
@@ -94,7 +97,7 @@ def _calls(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             if name and not isinstance(part, _NEVER_ALONE) and any(p.dim() > 1 for p in _parameters(part)):
                 shadows.enter_context(replaced_forward(part, _recorded(name, seen)))
         with suppress(Exception), warnings.catch_warnings():  # of the user's forward; the calls until then count
-            warnings.simplefilter("ignore")  # said when the module itself was called
+            warnings.simplefilter("ignore")  # they were shown when the module itself was called
             module(*args, **kwargs)
     return {name: call for name, call in seen.items() if call is not None}
 
@@ -177,5 +180,10 @@ def parts_of_failure(
     error: Exception, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Part, ...]:
     """Return the parts to name, where another target is a way out of an error."""
-    out = isinstance(error, CaptureError) and not str(error).startswith(OF_DIMENSIONS)
-    return named_parts(target, args, kwargs) if out else ()
+    if not isinstance(error, CaptureError) or str(error).startswith(OF_DIMENSIONS):
+        return ()
+    try:
+        return named_parts(target, args, kwargs)
+    except Exception:  # of the user's classes; this may be in the middle of a training
+        logger.debug("the parts of a module could not be tried", exc_info=True)
+        return ()

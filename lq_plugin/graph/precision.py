@@ -21,16 +21,24 @@ _OTHERS = (torch.float16, torch.bfloat16, torch.float64)
 
 
 def is_other(module: nn.Module) -> bool:
-    """Whether a module has weights of half or double precision."""
-    return any(parameter.dtype in _OTHERS for parameter in module.parameters())
+    """Whether a module has weights of half precision, or all of double precision.
+
+    Single double layers in a float32 model are there on purpose, and the forward casts for them.
+    """
+    dtypes = _dtypes(module)
+    return bool(dtypes & {torch.float16, torch.bfloat16}) or dtypes == {torch.float64}
+
+
+def _dtypes(module: nn.Module) -> set[torch.dtype]:
+    return {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
 
 
 def float32_copy(module: nn.Module) -> nn.Module:
     """Return a module whose weights are float32: itself, or a copy if it has others, which casts what it is given."""
-    others = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.dtype in _OTHERS}
-    if not others:
+    if not is_other(module):
         return module
-    _say(type(module).__name__, ", ".join(sorted(others)))
+    others = sorted(str(dtype).removeprefix("torch.") for dtype in _dtypes(module) & {*_OTHERS})
+    _say(type(module).__name__, ", ".join(others))
     copied = detached_copy(module).float()
     cast_inputs(copied)
     return copied

@@ -109,7 +109,11 @@ class TrackedTarget:
     def widen(self, found: Sequence[Dims]) -> None:
         """Add the dimensions that differed in other processes."""
         if self.example is not None:
-            self.example = self.example.wider(found)
+            self._now_sees(self.example.wider(found))
+
+    def forget(self) -> None:
+        """Drop the captured graph; the example stays."""
+        self._captured, self._tensors = None, {}
 
     def must_widen(self, target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Look at a further call; return whether it differs in a dimension that the graph fixes.
@@ -118,15 +122,21 @@ class TrackedTarget:
         """
         if self.example is None or self._captured is None:
             return False
-        seen = self.example.seeing(forward_of(target), args, kwargs)
-        if seen is self.example:
-            return False
-        self.example, graph = seen, self._captured
-        fixed = any(
-            given["shape"][dim] is not None
-            for (name, given), batch in zip(graph.signature.tensors(), graph.batch_dims, strict=True)
-            for dim in seen.varying.get(name, ())
-            if dim not in batch
+        return self._now_sees(self.example.seeing(forward_of(target), args, kwargs))
+
+    def _now_sees(self, seen: Example) -> bool:
+        """Take a wider example; drop the graph, and return ``True``, where it fixes what may differ."""
+        graph, new = self._captured, seen is not self.example
+        self.example = seen
+        fixed = (
+            new
+            and graph is not None
+            and any(
+                given["shape"][dim] is not None
+                for (name, given), batch in zip(graph.signature.tensors(), graph.batch_dims, strict=True)
+                for dim in seen.varying.get(name, ())
+                if dim not in batch
+            )
         )
         if fixed:
             self._captured = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lq_plugin.errors import ArtifactError
 from lq_plugin.graph.graph import Graph
 
 GraphCall = tuple[Tensor, ...]  # the flat inputs of a graph
@@ -70,6 +71,7 @@ class Draw:
 
     Attributes:
         samples_seen: how many samples it was shown.
+        refused: why the last call that did not fit the graph did not; ``None`` if all did.
     """
 
     graph: Graph
@@ -79,6 +81,7 @@ class Draw:
     _seen: int = 0
     _left_out: int = 0
     samples_seen: int = 0
+    refused: ArtifactError | None = None
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.seed)
@@ -101,7 +104,17 @@ class Draw:
                 kept = tuple(tensor.detach().cpu().clone() for tensor in self.graph.selected(tensors, order))
             self._calls[place : place + 1] = [kept]
 
-    def leave_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def see(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Show it one call of the target; one that does not fit the graph is left out and counted."""
+        try:
+            tensors = self.graph.signature.flatten(args, kwargs)
+        except ArtifactError as error:
+            self.refused = error
+            self._leave_out(args, kwargs)
+        else:
+            self.add(tensors)
+
+    def _leave_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Count the samples of a call that the graph does not take: as many as its first tensor has."""
         sizes = (leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
         count = next(sizes, 1)

@@ -47,7 +47,7 @@ def name_of(value: Any) -> str | None:
     """Return the name of a constant whose class is not a plain one; ``None`` for anything else."""
     if isinstance(value, enum.Enum):
         return f"{type(value).__qualname__}.{value.name}"
-    return repr(value) if isinstance(value, (*_OBJECTS, Named)) else None
+    return repr(value)[:200] if isinstance(value, (*_OBJECTS, Named)) else None
 
 
 def flatten(value: Any, where: str, tensors: list[Tensor], of_output: bool = False) -> Structure:

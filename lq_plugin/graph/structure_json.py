@@ -14,6 +14,7 @@ from lq_plugin.graph.nesting import NAMED
 from lq_plugin.graph.structure import CONSTANTS, IN_ORDER, Named, Structure, name_of, named_tuple_of
 
 _CONTAINERS = (*IN_ORDER, *NAMED, "dict", "ordered_dict")
+_LONGEST = 200  # characters of the name of a constant or a class
 _DEEPEST = 64  # levels of nesting; no forward takes or returns as many
 
 
@@ -76,12 +77,16 @@ def is_constant(data: Any) -> bool:
     if not isinstance(data, dict):
         return False
     if data.keys() == {"object"}:
-        return isinstance(data["object"], Named)
+        return isinstance(data["object"], Named) and _is_name(data["object"].name)
     return data.keys() == {"constant"} and type(data["constant"]) in CONSTANTS
 
 
 def _is_dropped(data: Structure) -> bool:
-    return data.keys() == {"dropped"} and isinstance(data["dropped"], str)
+    return data.keys() == {"dropped"} and _is_name(data["dropped"])
+
+
+def _is_name(text: Any) -> bool:
+    return isinstance(text, str) and len(text) <= _LONGEST and text.isprintable()
 
 
 def _is_size(data: Structure) -> bool:

@@ -5,6 +5,7 @@ PYTEST_DONT_REWRITE: pytest compiles an assert to other bytecode than Python doe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
 from lq_plugin.errors import CaptureError
+from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.capture import capture
 
 
@@ -80,8 +82,48 @@ def test_a_branch_is_no_check() -> None:
         capture(Checked(branch), [torch.randn(3, 4)])
 
 
-def test_nothing_of_torch_stays_replaced() -> None:
-    capture(Checked(asserted), [torch.randn(3, 4)])
+def caught(x: Tensor) -> Tensor:
+    try:
+        if (x > 10).any():
+            raise ValueError
+    except ValueError:
+        return x / 10
+    return x
+
+
+def suppressed(x: Tensor) -> Tensor:
+    with contextlib.suppress(ValueError):
+        if (x > 10).any():
+            raise ValueError
+        return x
+    return x / 10
+
+
+@pytest.mark.parametrize("branch", [caught, suppressed])
+def test_an_error_that_the_forward_catches_is_no_check(branch: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(CaptureError, match="data-dependent"):
+        capture(Checked(branch), [torch.randn(3, 4)])
+
+
+class Measured(nn.Module):
+    """Holds a class of this package, whose code must not be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.metric = nn.Linear(4, 2), SignalToQuantizationNoise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(len(x), 4))
+
+
+def test_a_module_with_a_class_of_ours_is_captured() -> None:
+    assert capture(Measured(), [torch.randn(3, 2, 2)]).signature.tensors()[0][1]["shape"] == [None, 2, 2]
+
+
+@pytest.mark.parametrize("check", [asserted, caught])
+def test_nothing_of_torch_stays_replaced(check: Callable[[Tensor], object]) -> None:
+    with contextlib.suppress(CaptureError):
+        capture(Checked(check), [torch.randn(3, 4)])
     assert "__bool__" not in vars(Tensor)
     assert torch.SymBool.__bool__.__module__ == "torch"
     assert not {"int", "len"} & globals().keys()

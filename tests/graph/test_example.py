@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Scheme
 from lq_plugin.errors import ConfigError
-from lq_plugin.graph.example import Example, varying_in, varying_state
+from lq_plugin.graph.example import Example, existing_dims, varying_in, varying_state
 from lq_plugin.graph.prepare import TrackedTarget
 
 
@@ -49,6 +49,11 @@ def test_a_damaged_state_says_nothing(state: Any) -> None:
     assert varying_in([{"varying": state}], None) is None
 
 
+def test_dimensions_that_a_call_does_not_have_are_left_out() -> None:
+    args, kwargs = call(3, 5)
+    assert existing_dims({"x": (1, 7), "gone": (0,), "more.y": (2,)}, forward, args, kwargs) == {"x": (1,), "more.y": (2,)}
+
+
 class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +73,17 @@ def test_a_graph_is_widened_once_for_a_dimension_and_never_for_the_batch() -> No
     assert graph.signature.tensors()[0][1]["shape"] == [None, None, 4]
     assert not tracked.must_widen(net, [x[:, :2]], {})
     assert torch.equal(graph.module(x[:, :1])[0], net(x[:, :1]))
+
+
+def test_a_dimension_that_differs_in_another_process_is_widened_too() -> None:
+    net, ours, theirs = Pooled().eval(), TrackedTarget(), TrackedTarget()
+    for tracked in (ours, theirs):
+        tracked.prepared(net, [torch.randn(3, 5, 4)], {})
+    assert theirs.must_widen(net, [torch.randn(3, 6, 4)], {})
+    ours.widen([theirs.varying])
+    graphs = [tracked.prepared(net, [torch.randn(3, 5, 4)], {}) for tracked in (ours, theirs)]
+    assert [graph.signature.tensors()[0][1]["shape"] for graph in graphs] == [[None, None, 4]] * 2
+    assert graphs[0].structure == graphs[1].structure
 
 
 def test_batches_of_different_lengths_are_quantized() -> None:

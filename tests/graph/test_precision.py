@@ -19,6 +19,12 @@ def test_a_float32_module_stays_itself() -> None:
     assert float32_copy(layer) is layer
 
 
+def test_a_double_layer_in_a_float32_model_is_there_on_purpose() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    assert float32_copy(model) is model
+    assert float32_copy(model.double()) is not model
+
+
 def test_a_copy_casts_what_it_is_given() -> None:
     layer = nn.Linear(2, 2).bfloat16()
     made = float32_copy(layer)
@@ -31,7 +37,13 @@ def test_a_copy_casts_what_it_is_given() -> None:
 def test_a_run_of_another_precision_ends_with_artifacts(precision: Any, tmp_path: Path) -> None:
     export = ArtifactExport(formats=["onnx", "torch"])
     callbacks = [StaticQuantization(algorithms=[]), DynamicQuantization(), export, Int8Evaluation(latency=None)]
-    fit(tmp_path, Tiny(), *callbacks, precision=precision)
+    with_callbacks, without = Tiny(), Tiny()
+    without.load_state_dict(with_callbacks.state_dict())
+    for model, attached in ((with_callbacks, callbacks), (without, ())):
+        torch.manual_seed(0)
+        fit(tmp_path, model, *attached, precision=precision)
+    for name, tensor in without.state_dict().items():
+        assert torch.equal(tensor, with_callbacks.state_dict()[name]), name
     assert export.manifest is not None
     made = {entry.label: entry for entry in export.manifest.artifacts if entry.status != "unsupported"}
     assert made.keys() == {"static/onnx", "dynamic/onnx", "dynamic/torch"}

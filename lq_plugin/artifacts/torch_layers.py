@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lq_plugin.coverage import Coverage
 from lq_plugin.eager import equivalents, swap
-from lq_plugin.eager.layers import KINDS, Tensors, flatten, misfits, quantized, resembling, unflatten
+from lq_plugin.eager.inherited import in_place_of
+from lq_plugin.eager.layers import KINDS, Tensors, flatten, misfits, quantized, unflatten
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.untrusted import read_json
@@ -69,9 +70,8 @@ def rebuild(folder: Path, factory: Callable[[], nn.Module]) -> nn.Module:
     for number, entry in enumerate(layers):
         parts = _below(f"int8.{number}.", tensors)
         _check(module, entry, parts)
-        made[entry["paths"][0]] = resembling(
-            unflatten(entry["kind"], entry["options"], parts), module.get_submodule(entry["paths"][0])
-        )
+        kind, path = entry["kind"], entry["paths"][0]
+        made[path] = in_place_of(module.get_submodule(path), unflatten(kind, entry["options"], parts), kind)
     _check_sharing(module, layers)
     around = swap.swapped(module, {path: nn.Identity() for path in made})
     _fill(around, _below("float.", tensors), aliases)

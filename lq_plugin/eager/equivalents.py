@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lq_plugin.eager.inherited import can_stay, overrides
 from lq_plugin.eager.layers import KINDS
 
 _ROUNDING = 1e-5  # of the largest output: sums of 3,072 products in another order differ by less than 1e-6
@@ -26,10 +27,13 @@ def forms(layer: nn.Module, kind: str) -> list[nn.Module]:
         kind: what it may be: a key of ``KINDS`` or ``"rnn"``.
 
     Returns:
-        The layer itself unless its forward is its own. Then linear layers: with its weight as it is, and turned.
+        The layer itself, if its forward is torch's, or can stay around torch's. For a linear layer with another
+        forward, linear layers: with its weight as it is, and turned.
     """
-    if kind != "linear" or getattr(layer.forward, "__func__", None) is nn.Linear.forward:
+    if kind not in KINDS or not overrides(layer, KINDS[kind].float_class):
         return [layer]
+    if kind != "linear":
+        return [layer] if isinstance(layer, KINDS[kind].float_class) and can_stay(layer, kind) else []
     others = tuple(other.float_class for name, other in KINDS.items() if name != kind)
     if isinstance(layer, others) or not holds_matrix(layer):
         return []

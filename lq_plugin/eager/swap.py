@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn.utils import parametrize
 from lq_plugin import patterns
 from lq_plugin.coverage import Coverage, FloatOp, QuantizedOp
 from lq_plugin.eager import equivalents
-from lq_plugin.eager.layers import KINDS, quantized, resembling, unfit_call
+from lq_plugin.eager.inherited import in_place_of, overrides, subclass
+from lq_plugin.eager.layers import KINDS, quantized, unfit_call
 from lq_plugin.errors import CaptureError, UnsupportedError
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy, module_names
@@ -36,7 +38,7 @@ class Layer:
         paths: everywhere it is in the module; the root is ``""``.
         kind: what it is, a key of ``KINDS`` or ``"rnn"``.
         module: the layer itself.
-        forms: layers of torch's own class that may compute the same: itself, unless its forward is its own.
+        forms: layers that may compute the same with torch's forward, as ``equivalents.forms`` returns them.
     """
 
     paths: Sequence[str]
@@ -46,8 +48,13 @@ class Layer:
 
     @property
     def plain(self) -> nn.Module:
-        """The layer of torch's own class that computes the same."""
+        """The layer that computes the same with torch's forward."""
         return self.forms[0]
+
+    @property
+    def own_forward(self) -> bool:
+        """Whether its forward is another one than torch's."""
+        return overrides(self.module, _KNOWN[self.kind])
 
     @property
     def name(self) -> str:
@@ -170,7 +177,7 @@ def int8(module: nn.Module, layers: Sequence[Layer], weights: QuantSpec) -> nn.M
         layers: those that become INT8, as :func:`survey` has chosen them.
         weights: which integers their weights become.
     """
-    made = {x.paths[0]: resembling(quantized(x.plain, x.kind, weights), x.module) for x in layers}
+    made = {x.paths[0]: in_place_of(x.module, quantized(x.plain, x.kind, weights), x.kind) for x in layers}
     return swapped(module, made)
 
 
@@ -218,8 +225,6 @@ def _refusal(layer: Layer) -> str | None:
         return f"torch's INT8 kernel sums where mode={part.mode!r}"
     if getattr(part, "max_norm", None) is not None:
         return "torch's INT8 kernel does not apply max_norm"
-    if kind != "linear" and _overrides(part, kind):
-        return f"{_class(part).__name__} overrides the forward of {_KNOWN[kind].__name__}"
     if not layer.forms:
         return _unlike(layer)
     if any(map(nn.parameter.is_lazy, part.parameters())):
@@ -233,15 +238,6 @@ def _refusal(layer: Layer) -> str | None:
     if kind == "embedding_bag" and part.padding_idx is not None and part.weight[part.padding_idx].any():
         return "torch's INT8 kernel does not leave out padding_idx"
     return None
-
-
-def _overrides(part: nn.Module, kind: str) -> bool:
-    return getattr(part.forward, "__func__", None) is not _KNOWN[kind].forward
-
-
-def _class(part: nn.Module) -> type[nn.Module]:
-    """The class of a layer as users write it."""
-    return type(part).__mro__[1] if parametrize.is_parametrized(part) else type(part)
 
 
 def _tried(module: nn.Module, example: Call, layers: Sequence[Layer], refused: Mapping[int, str]) -> list[Layer]:
@@ -259,8 +255,10 @@ def _unlike(layer: Layer) -> str:
     """Why a layer stays float that computes something else than torch's layer of its kind."""
     if layer.name != layer.kind:
         return _NO_FORM
-    base = _KNOWN[layer.kind].__name__
-    return f"{_class(layer.module).__name__} overrides the forward of {base}, and computes something else"
+    part, base = type(layer.module), _KNOWN[layer.kind].__name__
+    name = (part.__mro__[1] if parametrize.is_parametrized(layer.module) else part).__name__
+    why = "computes something else" if layer.kind == "linear" else "holds more than its weights and plain values"
+    return f"{name} overrides the forward of {base}, and {why}"
 
 
 def _misuses(module: nn.Module, example: Call, layers: Sequence[Layer]) -> dict[int, str]:
@@ -307,9 +305,9 @@ def _change(
 
 def _stand_in(layer: Layer) -> nn.Module:
     """An INT8 layer that computes what the float one does."""
-    made = resembling(quantized(layer.plain, layer.kind, QuantSpec()), layer.module)
-    made.forward = layer.plain.forward
-    return made
+    made = quantized(layer.plain, layer.kind, QuantSpec())
+    made.forward = MethodType(_KNOWN[layer.kind].forward, layer.plain)
+    return in_place_of(layer.module, made, layer.kind)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
@@ -338,12 +336,13 @@ def run(module: nn.Module, example: Call) -> Any:
 
 
 class _Witness:
-    """Sees how a layer is used; the layer is changed for that."""
+    """Sees how torch's forward of a layer is used; the layer is changed for that."""
 
     def __init__(self, layer: nn.Module, kind: str) -> None:
         self._called = self._inside = False
         self._misuse: str | None = None
-        layer_class, forward = type(layer), layer.forward
+        around = kind != "linear" and overrides(layer, _KNOWN[kind])
+        layer_class, forward = type(layer), MethodType(_KNOWN[kind].forward, layer) if around else layer.forward
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._called = self._inside = True
@@ -358,8 +357,13 @@ class _Witness:
                 self._misuse = f"its {name} is read outside its forward"
             return layer_class.__getattr__(part, name)
 
-        layer.__class__ = type(layer_class.__name__, (layer_class,), {"__getattr__": read})
-        layer.forward = call
+        if around:
+            layer.__class__ = subclass(
+                layer_class, _KNOWN[kind], lambda _, *args, **kwargs: call(*args, **kwargs), __getattr__=read
+            )
+        else:
+            layer.__class__ = type(layer_class.__name__, (layer_class,), {"__getattr__": read})
+            layer.forward = call
 
     @property
     def reason(self) -> str | None:

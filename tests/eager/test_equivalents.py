@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import lq_plugin
 from lq_plugin import DynamicCandidate, Scheme
@@ -110,6 +113,84 @@ def test_a_layer_that_computes_what_a_linear_one_does_becomes_int8(
     with torch.no_grad():
         sqnr.update(loaded(x), model(x))
     assert sqnr.compute() > 30
+
+
+class Counted(nn.LSTM):
+    """Takes lengths, and leaves out sequences of length zero, as forecasting libraries do."""
+
+    def forward(self, x: Tensor, hx: Any = None, *, lengths: Tensor) -> Any:  # type: ignore[override]
+        packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first=self.batch_first, enforce_sorted=False)
+        output, states = super().forward(packed, hx)
+        padded, _ = pad_packed_sequence(output, batch_first=self.batch_first)
+        return padded, tuple(torch.where(lengths[:, None] > 0, state, 0.0) for state in states)
+
+
+class Halved(nn.GRUCell):
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
+        return super().forward(x, hx) / 2
+
+
+class Reading(nn.GRU):
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        return super().forward(x.type_as(self.weight_ih_l0), hx)  # type: ignore[arg-type]
+
+
+class Direct(nn.GRU):
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        return nn.GRU.forward(self, x, hx)
+
+
+class Starting(nn.GRU):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.start = nn.Parameter(torch.randn(1, 1, outputs))
+
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(x, self.start.expand(-1, x.shape[1], -1).contiguous())
+
+
+class Around(nn.Module):
+    def __init__(self, layer: nn.Module, **given: Tensor) -> None:
+        super().__init__()
+        self.body, self.head, self.given = layer, nn.Linear(8, 2), given
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.body(x, **self.given)
+        head: Tensor = self.head(output[1][0])
+        return head
+
+
+RECURRENT: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
+    "lengths": (lambda: Around(Counted(4, 8, batch_first=True), lengths=torch.tensor([5, 0, 2])), None),
+    "a cell": (lambda: nn.Sequential(Halved(4, 8), nn.Linear(8, 2)), None),
+    "weights are read": (lambda: Around(Reading(4, 8)), "its weight_ih_l0 is read outside its forward"),
+    "called directly": (lambda: Around(Direct(4, 8)), "its forward is never called"),
+    "more weights": (lambda: Around(Starting(4, 8)), "Starting overrides the forward of GRU, and holds more"),
+}
+
+
+@pytest.mark.parametrize(("build", "reason"), RECURRENT.values(), ids=RECURRENT)
+def test_what_a_recurrent_subclass_inherits_becomes_int8_and_its_own_forward_stays(
+    build: Callable[[], nn.Module], reason: str | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    x = torch.randn(3, 4) if isinstance(model, nn.Sequential) else torch.randn(3, 5, 4)
+    candidate = lq_plugin.quantize(model, [x], DYNAMIC)
+    assert isinstance(candidate, DynamicCandidate)
+    artifact = lq_plugin.export(candidate, tmp_path, ["torch"])["torch"]
+    assert len(artifact.quantized_ops) == (1 if reason else 2)
+    assert [str(op["reason"])[: len(reason or "")] for op in artifact.float_ops] == ([reason] if reason else [])
+    loaded, sqnr = lq_plugin.load(artifact.path, factory=build), SignalToQuantizationNoise()
+    assert any("weight_hh" in name for name, _ in loaded.named_parameters()) == bool(reason)
+    again = copy.deepcopy(loaded).float()
+    with torch.no_grad():
+        sqnr.update(loaded(x), model(x))
+        assert torch.equal(again(x), loaded(x))
+    assert sqnr.compute() > 30
+    learnt = weight_rounding(candidate, [[x]], seed=0).module.state_dict()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, learnt[name])}
+    assert len(changed) == 1  # the head's
 
 
 def test_a_turned_layer_of_another_size_is_refused_by_name(tmp_path: Path) -> None:

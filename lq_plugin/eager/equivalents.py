@@ -38,7 +38,8 @@ def forms(layer: nn.Module, kind: str) -> list[nn.Module]:
     if isinstance(layer, others) or not holds_matrix(layer):
         return []
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    bias: Tensor | None = getattr(layer, "bias", None)
+    given = getattr(layer, "bias", None)
+    bias = given if isinstance(given, Tensor) else None  # some keep there whether they have one
     return [_linear(each, bias) for each in (weight, weight.T) if bias is None or bias.shape == each.shape[:1]]
 
 

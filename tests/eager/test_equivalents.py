@@ -67,7 +67,7 @@ class WithoutBias(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs))
-        self.register_parameter("bias", None)
+        self.bias = False
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.T

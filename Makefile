@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 INSTALLED = $(VENV)/.installed
 
-.PHONY: venv demo test test-long lint clean
+.PHONY: venv demo test test-long test-foreign lint clean
 
 venv: $(INSTALLED)
 
@@ -34,6 +34,11 @@ test: lint
 # What takes long by its nature; docs/reliability.md holds its results.
 test-long: venv
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -rA tests/long/kills.py tests/long/validations.py
+
+# Third-party packages that train with Lightning, each in an environment of its own; writes docs/compatibility.md.
+# They stay in build/foreign (several GB), so that another run starts at once.
+test-foreign: venv
+	$(BIN)/python tests/foreign/compatibility.py
 
 clean:
 	rm -rf $(VENV) build dist fits outputs multirun *.egg-info .mypy_cache .pytest_cache .ruff_cache

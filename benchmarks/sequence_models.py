@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 
@@ -75,3 +76,43 @@ class Conformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.subsample(x.unsqueeze(1)).transpose(1, 2).flatten(2)
         return self.head(self.blocks(self.enter(x)))
+
+
+class ByteModel(nn.Module):
+    """Scores of the byte that follows a text of ASCII codes ``(N, T)``; two recurrent layers."""
+
+    def __init__(self, layer: type[nn.RNNBase], width: int = 64, hidden: int = 192, codes: int = 128) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+        self.layer, self.head = layer(width, hidden, 2, batch_first=True), nn.Linear(hidden, codes)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Of the byte after each one, ``(N, T, codes)``."""
+        return self.head(self.layer(self.embedding(x))[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.embedding(x))[0][:, -1])
+
+
+class TextEncoder(nn.Module):
+    """The embedding ``(N, width)`` of a text of ASCII codes ``(N, T)``: the mean over its tokens."""
+
+    def __init__(self, width: int = 128, heads: int = 4, layers: int = 4, length: int = 64, codes: int = 128) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.positions = nn.Parameter(0.1 * torch.randn(1, length, width))
+        made = (
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.layers = nn.Sequential(*made, nn.LayerNorm(width))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Of each token, ``(N, T, width)``."""
+        return self.layers(self.embedding(x) + self.positions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(x).mean(1)

@@ -1,5 +1,10 @@
-"""The configuration groups. Importing this package registers the schemas that the files build on."""
+"""The configuration groups. Importing this package registers what their files refer to.
 
-from lq_plugin.apps.schema import register
+``/lq_plugin/NAME@_here_`` in a file's defaults stands for all options that the signature of its ``_target_`` has, with
+their types and defaults, so that a wrong key or type is refused when a configuration is composed.
+"""
 
-register()
+from lq_plugin.apps import resolvers, schema
+
+resolvers.register()
+schema.register()

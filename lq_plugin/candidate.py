@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
-from lq_plugin.errors import CalibrationError, LqError, unknown_name
+from lq_plugin.errors import CalibrationError, CaptureError, LqError, unknown_name
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.convert import convert
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nesting import tensors
+from lq_plugin.graph.parts import parts_named
 from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.learning import Learning
@@ -220,6 +221,7 @@ class DynamicCandidate:
         float_graph: the float graph that everything is compared with, where weights of ``module`` were learnt; else it
             is the graph of ``module``.
         learning: what algorithms learnt from, and their results; ``None`` if none was requested.
+        target: dotted path of the module in the user's model, for messages.
     """
 
     name: str
@@ -232,12 +234,24 @@ class DynamicCandidate:
     measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
     float_graph: Graph | None = field(default=None, repr=False)
     learning: Learning | None = field(default=None, repr=False)
+    target: str | None = None
     _placements: dict[str, Placement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    @cached_property
+    @property
     def graph(self) -> Graph:
         """The module's folded float graph, captured at first use."""
-        return prepare(self.module, *self.example, self.dynamic_dims, self.varying)
+        if isinstance(self._captured, CaptureError):
+            raise self._captured.with_traceback(None)
+        return self._captured
+
+    @cached_property
+    def _captured(self) -> Graph | CaptureError:
+        """The graph, or why there is none: every format asks for it, and to look for its parts takes seconds."""
+        try:
+            with parts_named(self.module, *self.example, self.target):
+                return prepare(self.module, *self.example, self.dynamic_dims, self.varying)
+        except CaptureError as error:
+            return error
 
     @property
     def reference(self) -> Graph:

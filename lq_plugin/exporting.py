@@ -10,16 +10,22 @@ from pathlib import Path
 from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, read
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import ArtifactError, UnsupportedError
+from lq_plugin.errors import ArtifactError, CaptureError, UnsupportedError
 from lq_plugin.jobs import Job
 from lq_plugin.progress import note
 from lq_plugin.report.manifest import Entry
-from lq_plugin.steps import Step, attempt
+from lq_plugin.steps import Step, attempt, logger, reason_of, say
 from lq_plugin.store import Store, remove
 
 
 def exported(
-    job: Job, candidate: Step[Candidate], format_name: str, folder: Path, store: Store, threads: int | None
+    job: Job,
+    candidate: Step[Candidate],
+    format_name: str,
+    folder: Path,
+    store: Store,
+    threads: int | None,
+    told: set[str],
 ) -> Entry:
     """Make one artifact of a candidate and record the outcome; what cannot be made is recorded with the reason.
 
@@ -30,6 +36,7 @@ def exported(
         folder: of the run.
         store: steps that earlier runs have finished.
         threads: number of threads that the runtime will use; ``None`` for its choice.
+        told: why graphs could not be captured, as far as it was logged; the same reason is not logged in full again.
     """
     entry = Entry(job.name, job.scheme.method, FORMATS[format_name].runtime, format_name)
     path = folder / job.name / format_name
@@ -38,7 +45,9 @@ def exported(
         assert candidate.result is not None
         return artifact_of(candidate.result, path, format_name, store, threads)
 
-    step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError,))
+    step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError, CaptureError))
+    if isinstance(step.error, CaptureError) and candidate.result is not None:
+        _say_once(f"{entry.label} failed", step.error, told)
     if step.result is not None:
         return entry.exported(step.result, folder)
     if path.exists():  # an artifact of an earlier run would pass for one of this run
@@ -46,6 +55,14 @@ def exported(
     if candidate.result is not None and isinstance(step.error, UnsupportedError):
         return replace(entry, status="unsupported", error=str(step.error))
     return replace(entry, status="failed", error=step.reason)
+
+
+def _say_once(what: str, error: CaptureError, told: set[str]) -> None:
+    """Log a failed capture, which every format that needs a graph has in common."""
+    if reason_of(error) in told:
+        logger.error("%s: no graph could be captured, see above.", what)
+    else:
+        told.add(say(what, error))
 
 
 def artifact_of(

@@ -18,6 +18,7 @@ from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph, duplicate
 from lq_plugin.graph.nesting import batch_size
+from lq_plugin.graph.parts import parts_named
 from lq_plugin.graph.precision import float32_copy, in_float32, is_other
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.sampling import Draw, Samples
@@ -171,7 +172,8 @@ def _observed(
     assert isinstance(scheme.observer, Observer)
     inputs = _calls(model, batches)
     first = _first(inputs)
-    graph = tracked.prepared(model, *first)
+    with parts_named(model, *first):
+        graph = tracked.prepared(model, *first)
     recording = Recording.start(duplicate(graph), scheme)
     draw = Draw(graph, scheme.algorithm_samples, seed=0)
     for args, kwargs in itertools.chain([first], inputs):

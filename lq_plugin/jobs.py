@@ -13,6 +13,7 @@ from lq_plugin.graph.calibration import Calibration, uncalibrated
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
+from lq_plugin.graph.parts import parts_named
 from lq_plugin.graph.placement import place_everywhere
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.sampling import Samples
@@ -132,7 +133,8 @@ class StaticJob(Job):
         return self._refined(StaticCandidate(self.name, graph, calibration, self.scheme))
 
     def _graph(self, example: Example) -> Graph:
-        return prepare(self.source.float_target, *example.call, self.plan.dynamic_dims, example.varying)
+        with parts_named(self.source.float_target, *example.call, self.source.target):
+            return prepare(self.source.float_target, *example.call, self.plan.dynamic_dims, example.varying)
 
     def _known(self, digest: str, inputs: str, store: Store) -> Calibration | None:
         """An existing calibration of the graph with this digest, wherever it is kept."""
@@ -193,6 +195,7 @@ class DynamicJob(Job):
             self.dynamic_dims,
             example.varying,
             store.decisions(),
+            target=self.source.target,
         )
         if self.scheme.algorithm_names and (reason := candidate.unlearnable):
             return unrefined(candidate, reason)

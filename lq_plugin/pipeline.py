@@ -29,7 +29,7 @@ from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
 from lq_plugin.search.mixed_precision import Search
 from lq_plugin.search.sensitivity import ranked
 from lq_plugin.selection import Budget
-from lq_plugin.steps import Step, attempt
+from lq_plugin.steps import Step, attempt, reason_of
 from lq_plugin.store import Store
 from lq_plugin.trials import trials_for
 
@@ -110,7 +110,8 @@ def finish(plan: Plan, store: Store) -> Finished:
         finished = Finished(_candidates(plan, store))
     else:
         with only_run_in(plan.folder):
-            finished = _delivered(_Run(plan, plan.folder, store))
+            told = {reason_of(job.failure) for job in plan.jobs if job.failure is not None}
+            finished = _delivered(_Run(plan, plan.folder, store, told))
     store.complete()
     return finished
 
@@ -122,9 +123,10 @@ class _Run:
     plan: Plan
     folder: Path
     store: Store
+    told: set[str] = field(default_factory=set)  # see exported
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
-        return exported(job, candidate, format_name, self.folder, self.store, self.plan.threads)
+        return exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
 
 
 def _delivered(run: _Run) -> Finished:

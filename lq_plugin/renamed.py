@@ -11,6 +11,8 @@ from lq_plugin.errors import ConfigError
 T = TypeVar("T")
 
 OPTIONS: Mapping[str, str] = {"max_loss": "max_drop", "momentum": "averaging_constant"}
+CHOICES: Mapping[str, str] = {"data/mnist_cnn": "data=mnist"}  # files of conf/
+SECTIONS: Mapping[str, str] = {"callbacks.static.observer": "observer"}  # of a configuration
 NAMES: Mapping[str, str] = {
     "Histogram": "HistogramObserver",
     "MinMax": "MinMaxObserver",

@@ -9,12 +9,71 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).parents[1]
 SOURCES = {"lq_plugin": "lq_plugin", "conf": "lq_plugin/conf", "recipes": "lq_plugin/recipes"}
+
+MODEL = """
+import lightning as L, torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, _):
+        return F.mse_loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, _):
+        self.log("val/loss", F.mse_loss(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(16, 6), torch.randn(16, 2)), 8)
+
+    val_dataloader = train_dataloader
+"""
+WITH_THE_CORE = """
+import lightning as L, torch, lq_plugin
+from model import Data, Net
+
+callbacks = [lq_plugin.StaticQuantization(), lq_plugin.DynamicQuantization(), lq_plugin.ArtifactExport(["pt2"])]
+trainer = L.Trainer(max_epochs=1, callbacks=[*callbacks, lq_plugin.Int8Evaluation(latency=None)])
+trainer.fit(Net(), datamodule=Data())
+results = lq_plugin.find_results(trainer)[0]
+module = lq_plugin.load(results.artifacts["static/pt2"])
+print(*sorted(results.artifacts), tuple(module(torch.randn(3, 6)).shape))
+try:
+    L.Trainer(callbacks=[lq_plugin.StaticQuantization(), lq_plugin.ArtifactExport()]).fit(Net(), datamodule=Data())
+except lq_plugin.errors.MissingExtraError as error:
+    print(error)
+"""
+WITH_ONNX = """
+import torch, lq_plugin
+from torch import nn
+
+model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+candidate = lq_plugin.quantize(model, [torch.randn(8, 6)], lq_plugin.Scheme(algorithms=[]))
+artifacts = lq_plugin.export(candidate, "quantized", ["onnx"])
+print(tuple(lq_plugin.load(artifacts["onnx"].path)(torch.randn(3, 6)).shape))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +91,42 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give an environment that holds the wheel, and sees the dependencies of this one but not its lq_plugin."""
+    """Give an environment as ``pip install lq_plugin`` leaves it: the wheel, and what its core depends on."""
     home = tmp_path_factory.mktemp("venv")
     venv.create(home, with_pip=False, symlinks=True)
     paths = sysconfig.get_paths("venv", {"base": str(home), "platbase": str(home), "installed_base": str(home)})
-    site = Path(paths["purelib"])
     pip = [sys.executable, "-m", "pip", "--python", str(home), "install", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
-    # A folder named in a .pth file is searched after the wheel's, and .pth files within it, which editable installs
-    # use, are not read.
-    here = [path for path in sys.path if path.endswith("site-packages")]
-    (site / "dependencies.pth").write_text("\n".join(here))
+    link(requirements(wheel), Path(paths["purelib"]))
     return home / "bin"
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def requirements(wheel: Path) -> list[str]:
+    (folder,) = (path for path in zipfile.Path(wheel).iterdir() if path.name.endswith(".dist-info"))
+    return metadata.PathDistribution(folder).requires or []  # type: ignore[arg-type]
+
+
+def link(requirements: Sequence[str], site: Path, extra: str = "") -> None:
+    """Put what some requirements need, and what that needs in turn, into a folder: links to what is installed here."""
+    waiting = [(requirement, extra) for requirement in requirements]
+    seen = set()
+    while waiting:
+        text, wanted_by = waiting.pop()
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": wanted_by}):
+            continue
+        for each in ("", *requirement.extras):
+            if (requirement.name, each) not in seen:
+                seen.add((requirement.name, each))
+                waiting += [(below, each) for below in metadata.requires(requirement.name) or ()]
+    for file in (file for name, _ in seen for file in metadata.files(name) or ()):
+        place = site / file.parts[0]
+        if file.parts[0] not in ("..", "__pycache__", "lq_plugin") and not place.exists():
+            place.symlink_to(metadata.distribution("pip").locate_file("") / file.parts[0])
+
+
+def run(command: list[str], folder: Path, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -77,3 +156,19 @@ def test_lq_train_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     printed = run([str(installed / "lq-train"), "--cfg", "job", "recipe=mnist_cnn"], tmp_path)
     assert "_target_: lq_plugin.recipes.mnist_cnn.model.MnistCnn" in printed
     assert "monitor: val/acc" in printed
+
+
+def test_the_core_alone_makes_the_first_int8_model(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "first.py").write_text(WITH_THE_CORE)
+    made, missing = run([str(installed / "python"), "first.py"], tmp_path).splitlines()[-2:]
+    assert made == "dynamic/torch static/pt2 (3, 2)"
+    assert "pip install 'lq_plugin[onnx" in missing
+
+
+def test_an_extra_adds_its_format(installed: Path, wheel: Path, tmp_path: Path) -> None:
+    (tmp_path / "extra").mkdir()
+    link(requirements(wheel), tmp_path / "extra", extra="onnx")
+    (tmp_path / "first.py").write_text(WITH_ONNX)
+    printed = run([str(installed / "python"), "first.py"], tmp_path, PYTHONPATH=str(tmp_path / "extra"))
+    assert printed.splitlines()[-1] == "(3, 2)"

@@ -1,0 +1,1 @@
+"""Make INT8 more accurate; run after fit."""

@@ -1,0 +1,1 @@
+"""How far a metric may drop."""

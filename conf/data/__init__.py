@@ -1,0 +1,1 @@
+"""Or data._target_=IMPORT.PATH."""

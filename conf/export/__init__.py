@@ -1,0 +1,1 @@
+"""Formats of the artifacts; default: onnx, openvino and pt2."""

@@ -1,0 +1,1 @@
+"""Or model._target_=IMPORT.PATH."""

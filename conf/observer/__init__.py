@@ -1,0 +1,1 @@
+"""How ranges are found; each has its own options."""

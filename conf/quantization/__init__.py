@@ -1,0 +1,1 @@
+"""Observers during validation, INT8 after fit."""

@@ -1,0 +1,1 @@
+"""Finds operators to leave float if over the budget."""

@@ -1,0 +1,1 @@
+"""Where the jobs of -m run, and what chooses them."""

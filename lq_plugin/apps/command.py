@@ -17,13 +17,14 @@ from typing import Any
 import hydra
 import hydra.experimental.callback
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lq_plugin import renamed
+from lq_plugin.apps import resolvers
 from lq_plugin.errors import LqError
 from lq_plugin.printing import line
 from lq_plugin.progress import note
@@ -51,6 +52,7 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     @functools.wraps(task)
     def job(config: DictConfig) -> Any:
+        resolvers.register()  # the process of a job may have composed nothing itself
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
         with _traced(swept):
             try:
@@ -150,6 +152,8 @@ def one_line(error: BaseException) -> str:
             return _placed(error, str(cause))
         if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and isinstance(cause.parent_node, DictConfig):
             return _unknown_option(str(cause.full_key), cause.parent_node)
+        if isinstance(cause, MissingConfigException) and (old := cause.missing_cfg_file) and old in renamed.CHOICES:
+            return f"{old}: this option was renamed. Write {renamed.CHOICES[old]}."
     *_, origin = _causes(error)
     if isinstance(error, InstantiationException):
         return _placed(error, f"{origin} ({FULL_ERROR}=1 shows the traceback.)")
@@ -179,6 +183,8 @@ def _unknown_option(key: str, parent: DictConfig) -> str:
     options = sorted(str(name) for name in parent if not str(name).startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    if section in renamed.SECTIONS:
+        return f"{key}: this option was moved. Write {renamed.SECTIONS[section]}.{option}=VALUE."
     if renamed.OPTIONS.get(option) in options:
         return line(f"{key}: this option was renamed. Write {section}.{renamed.OPTIONS[option]}=VALUE.")
     return line(f"{key}: there is no such option.{hint} Options of {section or 'the command'}: {', '.join(options)}.")

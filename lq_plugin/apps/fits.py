@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, to_absolute_path
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -43,7 +42,7 @@ def digest(config: DictConfig) -> str:
     decisive = training(config)
     resumed = Path(to_absolute_path(config.ckpt_path or ""))
     content = {
-        "training": _without_run_folder(decisive),
+        "training": _without_run_folder(decisive, config.paths.output_dir),
         "seed": os.environ["PL_GLOBAL_SEED"],  # the seed in use, which the configuration may leave open
         # Our own code too: the checkpoints hold calibrations.
         "code": sources.versions([Fit, *map(get_object, _targets(decisive))]),
@@ -52,12 +51,13 @@ def digest(config: DictConfig) -> str:
     return checksums.of_json(content, default=str)[:16]
 
 
-def _without_run_folder(node: Any) -> Any:
+def _without_run_folder(node: Any, folder: str) -> Any:
     if isinstance(node, Mapping):
-        return {key: _without_run_folder(item) for key, item in node.items()}
+        return {key: _without_run_folder(item, folder) for key, item in node.items()}
     if isinstance(node, list):
-        return [_without_run_folder(item) for item in node]
-    return node.replace(HydraConfig.get().runtime.output_dir, "") if isinstance(node, str) else node
+        return [_without_run_folder(item, folder) for item in node]
+    inside = isinstance(node, str) and f"{node}{os.sep}".startswith(f"{folder}{os.sep}")
+    return node[len(folder) :] if inside else node
 
 
 def _trains(target: str) -> bool:

@@ -16,8 +16,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import MISSING, OmegaConf
 
 from lq_plugin.observers import OBSERVERS
 
@@ -46,14 +46,33 @@ TARGETS = (
 # What lq-train itself passes; an option of that name would be ignored.
 GIVEN_BY_THE_APP = {"lightning.Trainer": ("callbacks", "logger")}
 
+GROUP = "lq_plugin"
+
 _PRIMITIVES = (bool, int, float, str)
 
 
 def register() -> None:
-    """Store the structured config of each target as ``lq_plugin/<name of the class>``, for a YAML to build on."""
-    store = ConfigStore.instance()
-    for target in TARGETS:
-        store.store(group="lq_plugin", name=target.rpartition(".")[2], node=structured(target))
+    """Store the structured config of each target as ``lq_plugin/<name of the class>``, for a YAML to build on.
+
+    It checks what is set on the ``_target_`` of that YAML: every option is known, with its type and its default.
+    """
+    ConfigStore.instance().repo[GROUP] = Schemas({f"{target.rpartition('.')[2]}.yaml": target for target in TARGETS})
+
+
+class Schemas(dict[str, Any]):
+    """The targets by the file name of their schema; each becomes its structured config when it is first composed.
+
+    Making one imports its target, and an app that composes one callback should not import all models and data of the
+    recipes. ``ConfigStore.store`` has no such delay, so this stands for a group in its ``repo``, which is a dict of
+    dicts in Hydra 1.1 to 1.4.
+    """
+
+    def __getitem__(self, file: str) -> Any:
+        found = super().__getitem__(file)
+        if isinstance(found, str):
+            node = OmegaConf.structured(structured(found))
+            found = self[file] = ConfigNode(name=file, node=node, group=GROUP, package=None, provider=GROUP)
+        return found
 
 
 @functools.cache

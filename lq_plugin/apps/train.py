@@ -9,12 +9,12 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate, to_absolute_path
+from hydra.utils import get_object, instantiate, to_absolute_path
 from lightning import seed_everything
 from lightning.pytorch.strategies import Strategy
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lq_plugin import ArtifactExport, Int8Evaluation
+from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
 from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
@@ -33,6 +33,7 @@ SILENCED = (
     "Experiment logs directory .* exists and is not empty",  # the run folder holds Hydra's files already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
+HANDED_DOWN = ("observer", "algorithms")  # groups that apply to every static callback, whatever its name
 KEYWORDS = ("best", "last", "hpc", "registry")  # which Lightning resolves itself
 
 
@@ -64,7 +65,7 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
         return outcome(trainer, config.objectives)
     fit = Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
     trainer.callbacks.append(RunContext(plain(config), fit.store))
-    with fit.claimed(HydraConfig.get().runtime.output_dir):
+    with fit.claimed(config.paths.output_dir):
         if not fit.usable():
             note(f"fitting; the fit is cached in {fit.folder}")
             trainer.callbacks.append(fits.KeepFit(fit))
@@ -106,7 +107,7 @@ def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instanti
 
 
 def check(config: DictConfig) -> None:
-    """Refuse a configuration with gaps.
+    """Refuse a configuration with gaps, and let the chosen observer and algorithms reach every static callback.
 
     In a sweep, options of a callback that a job does not have are ignored: not every combination is meaningful.
 
@@ -121,7 +122,7 @@ def check(config: DictConfig) -> None:
         )
     for name, callback in config.callbacks.items():
         if callback and "_target_" not in callback:
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            if _swept():
                 note(f"this job of the sweep has no callbacks.{name}, so its options are ignored")
                 config.callbacks[name] = None
                 continue
@@ -129,6 +130,36 @@ def check(config: DictConfig) -> None:
                 f"callbacks.{name}: it has options but no _target_, so there is nothing to set them on. "
                 f"Choose the group that makes it (for callbacks.static: quantization=static), or leave the options out."
             )
+    _hand_down(config)
+
+
+def _hand_down(config: DictConfig) -> None:
+    """Let static callbacks that were written by hand refer to the chosen observer and algorithms, as our own do."""
+    chosen = [group for group in HANDED_DOWN if config.get(group) is not None]
+    static = [node for node in config.callbacks.values() if node and _is_static(node)] if chosen else []
+    for group in chosen:
+        if not static and not _swept():
+            raise ConfigError(
+                f"{group}: chosen, but there is no static quantization that it could apply to. Add "
+                f"quantization=static, or leave {group}= out."
+            )
+        if not static:
+            note(f"this job of the sweep has no static quantization, so {group}= is ignored")
+        for node in static:
+            with open_dict(node):
+                node.setdefault(group, f"${{{group}}}")
+
+
+def _is_static(node: DictConfig) -> bool:
+    try:
+        made = get_object(node._target_)
+    except (ImportError, ValueError):
+        return False  # instantiating it says what is wrong
+    return isinstance(made, type) and issubclass(made, StaticQuantization)
+
+
+def _swept() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def check_resumed(config: DictConfig, trainer: Any) -> None:

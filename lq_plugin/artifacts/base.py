@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -264,12 +265,22 @@ def _written(candidate: Candidate, folder: Path, format_name: str, threads: int 
     except (LqError, OSError):
         raise
     except Exception as error:
-        lines = _lines(error)
-        reason = next((line for line in lines if "Unsupported" in line), lines[0])
         raise ExportError(
-            f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} "
-            f"({type(error).__name__}: {reason}). The other formats are not affected."
+            f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} ({_reason(error)}). The other "
+            "formats are not affected."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an exporter refused a graph: what it began with says more than its own summary of a page."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
+        return f"ONNX has no form of the operator {missing[1]}; the format 'pt2' has"
+    lines = _lines(error)
+    unsupported = next((line for line in lines if "Unsupported" in line), None)
+    return f"{type(error).__name__}: {unsupported}" if unsupported else f"{type(cause).__name__}: {_lines(cause)[0]}"
 
 
 def _write(candidate: Any, folder: Path, chosen: Format, threads: int | None) -> Coverage:
@@ -368,6 +379,6 @@ def _refused(artifact: Artifact) -> Iterator[None]:
         ) from error
 
 
-def _lines(error: Exception) -> list[str]:
+def _lines(error: BaseException) -> list[str]:
     """What an error says, without empty lines; at least one."""
     return [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]

@@ -159,10 +159,10 @@ def share_equal_constants(model: ir.Model) -> None:
     """
     library, passes = (require(name, "onnx", "formats: 'onnx'") for name in ("onnx_ir", "onnx_ir.passes.common"))
     for value in model.graph.initializers.values():
+        if value.const_value is None:
+            continue
         numbers = value.const_value.numpy()
-        if (
-            not numbers.flags.c_contiguous
-        ):  # a float weight that is stored transposed, which the pass (0.1 and 1.1) refuses
+        if not numbers.flags.c_contiguous:  # a transposed float weight, which the pass refuses (onnx-ir 1.1)
             value.const_value = library.tensor(numbers.copy(order="C"), name=value.name)
     passes.DeduplicateHashedInitializersPass(size_limit=2**40)(model)
     passes.CommonSubexpressionEliminationPass()(model)

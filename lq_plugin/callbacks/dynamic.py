@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq_plugin.callbacks.finishing import Origin
 from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
 from lq_plugin.graph import precision
-from lq_plugin.graph.capture import private_call
+from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example, varying_state
 from lq_plugin.jobs import DynamicJob
@@ -34,7 +35,9 @@ class DynamicQuantization(QuantizingCallback):
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
-        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default.
+        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default;
+            ``"auto"`` for the LightningModule where its forward can be captured or nothing in it can, else the largest
+            of its submodules that can be.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
         seed: of the private generator that chooses the algorithms' samples.
@@ -104,7 +107,7 @@ class DynamicQuantization(QuantizingCallback):
         """Check the layers of the target."""
         super().on_fit_start(trainer, pl_module)
         try:
-            swap.check_layers(precision.float32_copy(resolve_target(pl_module, self.target)), self.scheme)
+            swap.check_layers(precision.float32_copy(resolve_target(pl_module, self.path)), self.scheme)
         except UnsupportedError as error:
             self.failure = error
 
@@ -121,9 +124,13 @@ class DynamicQuantization(QuantizingCallback):
     def _check(self, pl_module: Any) -> None:
         example = self._examples[_VALIDATION]
         if example is None:
-            raise UnsupportedError(never_called(pl_module, self.target, "validation_step", type(self).__name__))
-        target = precision.float32_copy(detached_copy(resolve_target(pl_module, self.target)).cpu())
+            raise UnsupportedError(never_called(pl_module, self.path, "validation_step", type(self).__name__))
+        target = precision.float32_copy(detached_copy(resolve_target(pl_module, self.path)).cpu())
         swap.survey(target, example.call, self.scheme)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Watch what ``target="auto"`` may take."""
+        self.watch(pl_module)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Remember the target's first call in validation, and what differs in later ones."""
@@ -143,16 +150,44 @@ class DynamicQuantization(QuantizingCallback):
         self._shadow.close()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Note that all of validation was seen."""
-        self._seen_all |= not trainer.sanity_checking
+        """Note that all of validation was seen; after the first pass, decide what ``target="auto"`` takes."""
+        calls = self.watched()
+        if not self.undecided:
+            self._seen_all |= not trainer.sanity_checking
+            return
+        if self.failure is not None:
+            return
+        try:
+            if self._examples.get(_VALIDATION) is not None:
+                self._decide(detached_copy(pl_module).cpu())
+            elif calls:
+                self._examples = {_VALIDATION: _example(self.choose_among(pl_module, calls))}
+        except Exception as error:
+            self.failure = as_calibration_error(error)
+
+    def _decide(self, model: nn.Module) -> None:
+        phase = next(phase for phase, example in self._examples.items() if example is not None)
+        example = self._examples[phase]
+        assert example is not None
+        call = self.choose(model, example.call)
+        if self.path is not None:
+            self._examples = {phase: _example(call)}
+
+    def decide(self, origin: Origin) -> None:
+        """Decide what ``target="auto"`` takes, where this was not done in validation."""
+        if any(self._examples.values()):  # a run that is never validated
+            self._decide(origin.source(None, self.checkpoint).model)
+        else:
+            super().decide(origin)
 
     def state_dict(self) -> dict[str, Any]:
         """Return in which dimensions the calls of a whole validation pass differed: builtins only."""
-        return {"varying": varying_state(self._examples.get(_VALIDATION), self.target)} if self._seen_all else {}
+        return {"varying": varying_state(self._examples.get(_VALIDATION), self.path)} if self._seen_all else {}
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
         self._shadow.close()
+        self.watched()
 
     def job(self, source: Source) -> DynamicJob:
         """Return how the candidate is made: from the checkpoint's weights and a call."""
@@ -177,20 +212,27 @@ class DynamicQuantization(QuantizingCallback):
         if self.failure is not None:
             return
 
-        target = resolve_target(model, self.target)
+        target = resolve_target(model, self.path)
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if precision.is_other(target):
-                args, kwargs = precision.in_float32((args, kwargs))
-            known = self._examples[phase]
-            if known is None:
-                self._examples[phase] = Example(private_call(args, kwargs))
-            else:
-                self._examples[phase] = known.seeing(forward_of(target), args, kwargs)
+            if self.failure is not None:
+                return
+            try:
+                if precision.is_other(target):
+                    args, kwargs = precision.in_float32((args, kwargs))
+                known = self._examples[phase]
+                first = Example(private_call(args, kwargs)) if known is None else known
+                self._examples[phase] = first.seeing(forward_of(target), args, kwargs)
+            except Exception as error:  # of a class of the user's own, which may refuse to be copied
+                self.failure = as_calibration_error(error)
 
         def remembered(original: Forward, *args: Any, **kwargs: Any) -> Any:
             remember(args, kwargs)
             return original(*args, **kwargs)
 
         self._shadow.enter_context(replaced_forward(target, remembered))
+
+
+def _example(call: Call) -> Example:
+    return Example(private_call(*precision.in_float32(call)))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks import ranks, sanity
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.candidate import Candidate
+from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.graph.capture import Call
+from lq_plugin.graph.choosing import Choice, OutermostCalls, choose, choose_among, outermost
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
 from lq_plugin.pipeline import Finished, Plan
-from lq_plugin.scheme import Scheme, as_dict
+from lq_plugin.progress import note
+from lq_plugin.scheme import AUTO, Scheme, as_dict
 from lq_plugin.source import Source
-from lq_plugin.steps import Step, reason_of
+from lq_plugin.steps import Step, attempt, reason_of
 from lq_plugin.targets import resolve_target
 
 
@@ -28,7 +35,8 @@ class QuantizingCallback(FinishingCallback):
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
-        target: dotted path of the module that is quantized; the LightningModule itself by default.
+        target: dotted path of the module that is quantized; the LightningModule itself by default; ``"auto"`` for the
+            LightningModule where its forward can be captured, else the largest of its submodules that can be.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
         dynamic_dims: dynamic dimensions besides the batch, by input name.
@@ -37,7 +45,11 @@ class QuantizingCallback(FinishingCallback):
     Attributes:
         candidate: what artifacts are made from; there after fit, and not in copies of this callback.
         failure: why there can be no candidate, as far as it is known.
+        choice: what ``target="auto"`` takes, once that is known.
     """
+
+    choice: Choice | None = None
+    _outermost: OutermostCalls | None = None
 
     def __init__(
         self,
@@ -52,12 +64,82 @@ class QuantizingCallback(FinishingCallback):
         self.checkpoint = checkpoints.check_choice(checkpoint)
         self.dynamic_dims = dict(dynamic_dims or {})
         self.scheme = scheme
+        self._check_auto()
         self.candidate: Candidate | None = None
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, without graphs and modules, because not all of them can be pickled."""
-        return super().__getstate__() | {"candidate": None}
+        return super().__getstate__() | {"candidate": None, "_outermost": None}
+
+    def _check_auto(self) -> None:
+        """Refuse with ``target="auto"`` the options that name something in a target, which is not known yet."""
+        given = {"dynamic_dims": list(self.dynamic_dims), "skip": self.scheme.skip, "only": self.scheme.only}
+        for option, names in given.items():
+            named = [name for name in names if not patterns.is_type(name)]
+            if self.target == AUTO and named:
+                raise ConfigError(
+                    f"{option}: {named[0]!r} names a part of the target, and target='auto' chooses the target itself. "
+                    "Allowed with it are operator types in skip and only, such as 'op:conv2d'. Name the target."
+                )
+
+    @property
+    def path(self) -> str | None:
+        """Dotted path of the module that is quantized; ``None`` for the LightningModule, or as long as it is open."""
+        if self.target == AUTO:
+            return None if self.choice is None else self.choice.target
+        return self.target
+
+    @property
+    def undecided(self) -> bool:
+        """Whether ``target="auto"`` has taken nothing yet."""
+        return self.target == AUTO and self.choice is None
+
+    def take(self, choice: Choice) -> None:
+        """Take what ``target="auto"`` has found, and say so where it is a part."""
+        self.choice = choice
+        if choice.target is not None:
+            said = f"{self.name!r}: target='auto' takes {choice.target!r} ({choice.share:.0%} of the parameters)"
+            rank_zero_only(note)(f"{said}: {choice.reason}")
+
+    def choose(self, model: Any, call: Call) -> Call:
+        """Decide what ``target="auto"`` takes, and return the first call of it.
+
+        Args:
+            model: the LightningModule, or a copy.
+            call: of it.
+
+        Raises:
+            CaptureError: nothing of it can be captured.
+        """
+        choice, first = choose(model, *call, else_whole=self.scheme.method == "dynamic")  # which 'torch' needs no graph
+        self.take(choice)
+        return first
+
+    def choose_among(self, model: Any, calls: Iterable[tuple[str, Call]]) -> Call:
+        """Decide what ``target="auto"`` takes of a model whose own forward is never called.
+
+        Args:
+            model: the LightningModule, or a copy.
+            calls: see :func:`~lq_plugin.graph.choosing.choose_among`.
+
+        Raises:
+            LqError: nothing of it can be captured.
+        """
+        choice, first = choose_among(model, calls, else_whole=self.scheme.method == "dynamic")
+        self.take(choice)
+        return first
+
+    def watch(self, model: Any) -> None:
+        """Keep, in a pass, the first calls of what steps may call in place of the model's own forward."""
+        self.watched()  # a pass may have ended without a hook
+        if self.undecided and self.failure is None:
+            self._outermost = OutermostCalls(model)
+
+    def watched(self) -> Sequence[tuple[str, Call]]:
+        """Stop watching, and return the calls."""
+        outermost_calls, self._outermost = self._outermost, None
+        return () if outermost_calls is None else outermost_calls.close()
 
     @property
     def error(self) -> str | None:
@@ -73,14 +155,14 @@ class QuantizingCallback(FinishingCallback):
         """Check what can be known before training."""
         if stage != "fit":
             return
-        self.candidate = self.failure = None
+        self.candidate = self.failure = self.choice = None
         check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what depends on the module, now that its own ``setup`` and ``configure_model`` have built it."""
         ranks.meet()
-        target = resolve_target(pl_module, self.target)
+        target = resolve_target(pl_module, self.path)
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
 
@@ -92,8 +174,31 @@ class QuantizingCallback(FinishingCallback):
 
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for the candidate."""
-        source = origin.source(self.target, self.checkpoint)
+        if self.undecided and self.failure is None:
+            one_batch = replace(origin, data=origin.data.limited("validate", 1))  # of each loader
+            what = f"{self.name!r}: target='auto' finds nothing to quantize"
+            self.failure = attempt(what, lambda: self.decide(one_batch)).error
+        source = origin.source(self.path, self.checkpoint)
         return replace(plan, jobs=(*plan.jobs, self.job(source)))
+
+    def decide(self, origin: Origin) -> None:
+        """Decide what ``target="auto"`` takes, where this was not done in validation.
+
+        Args:
+            origin: of the model, with data for its first call.
+        """
+        whole = origin.source(None, self.checkpoint)
+        try:
+            call = whole.example(type(self).__name__).call
+        except CalibrationError:  # the forward is never called
+            self.choose_among(whole.model, self._calls_after_training(origin))
+        else:
+            self.choose(whole.model, call)
+
+    def _calls_after_training(self, origin: Origin) -> Iterator[tuple[str, Call]]:
+        for name in outermost(origin.module):
+            with suppress(CalibrationError):  # it is not called either
+                yield name, origin.source(name, self.checkpoint).example(type(self).__name__).call
 
     @abstractmethod
     def job(self, source: Source) -> Job:
@@ -112,6 +217,7 @@ class QuantizingCallback(FinishingCallback):
             "checkpoint": self.checkpoint,
             "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
             **as_dict(self.scheme),
+            **({"taken": vars(self.choice)} if self.choice is not None else {}),
         }
 
 

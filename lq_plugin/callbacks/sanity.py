@@ -7,7 +7,7 @@ training. A limit of the model is recorded. It stops the run only if no callback
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lq_plugin.errors import UnsupportedError
@@ -29,14 +29,35 @@ def decide(callbacks: Sequence[Any]) -> None:
         first, *others = unable.values()
         if not others:
             raise first
-        reasons = " ".join(f"{name!r}: {error}" for name, error in unable.items())
+        reasons = " ".join(f"{_listed(names)}: {text}" for text, names in _by_text(unable).items())
         raise UnsupportedError(f"no callback of this Trainer can make a candidate of this model. {reasons}") from first
+    told: set[str] = set()
     for callback in callbacks:
         if callback.failure is not None:
-            say(callback)
+            say(callback, told)
 
 
-def say(callback: Any) -> None:
-    """Warn once of a candidate that cannot be made."""
+def _by_text(errors: Mapping[str, Exception]) -> dict[str, list[str]]:
+    """Names by what is wrong with them: callbacks of one target share it."""
+    names: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        names.setdefault(str(error), []).append(name)
+    return names
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def say(callback: Any, told: set[str] | None = None) -> None:
+    """Warn once of a candidate that cannot be made.
+
+    Args:
+        callback: whose candidate it is.
+        told: reasons that were given just before, in full; this one is added.
+    """
+    reason, told = callback.error, set() if told is None else told
     text = "candidate %r of %s cannot be made; training continues, with the other candidates. %s"
-    logger.warning(text, callback.name, type(callback).__name__, callback.error)
+    shown = "The reason is the same as above." if reason in told else reason
+    logger.warning(text, callback.name, type(callback).__name__, shown)
+    told.add(reason)

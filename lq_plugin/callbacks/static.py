@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 
 from lq_plugin.callbacks import sanity
 from lq_plugin.callbacks.quantizing import QuantizingCallback
-from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError
+from lq_plugin.errors import CalibrationError, ConfigError, LqError, UnsupportedError
 from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
-from lq_plugin.graph.capture import Dims
+from lq_plugin.graph.capture import Call, Dims
+from lq_plugin.graph.choosing import Choice, chosen
 from lq_plugin.graph.example import varying_state
 from lq_plugin.graph.observation import Observation, ObservationPlan, merged
 from lq_plugin.graph.prepare import TrackedTarget
@@ -34,13 +36,15 @@ class StaticQuantization(QuantizingCallback):
 
     Args:
         name: unique among the callbacks of a Trainer; names the candidate and its folder.
-        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default.
+        target: dotted path of the module that is quantized, such as ``"net"``; the LightningModule by default;
+            ``"auto"`` for the LightningModule where its forward can be captured, else the largest of its submodules
+            that can be.
         samples: how many samples to observe in each validation pass, rounded up to whole batches.
         checkpoint: whose weights are quantized: ``"best"`` or ``"last"`` of the Trainer's first ModelCheckpoint,
             ``"best:<monitor>"`` of the one that monitors this metric, or ``"live"`` for the weights in memory.
         seed: of the private generators that choose the observed batches and the algorithms' samples.
         dynamic_dims: dynamic dimensions besides the batch, by input name: ``{"x": [2, 3]}``.
-        observer: see :class:`~lq_plugin.Scheme`, as are all that follow.
+        observer: see :class:`~lq_plugin.Scheme`, as are all that follow; ``None`` stands for the default.
         activation_dtype: ``"uint8"`` or ``"int8"``; by default what the kernels of each runtime want.
         activation_symmetric: zero point in the middle of the range; by default as those kernels want it.
         weight_granularity: ``"per_channel"`` or ``"per_tensor"``.
@@ -67,7 +71,7 @@ class StaticQuantization(QuantizingCallback):
         checkpoint: str = "best",
         seed: int = 0,
         dynamic_dims: Mapping[str, Sequence[int]] | None = None,
-        observer: Observer | str = DEFAULT_OBSERVER,
+        observer: Observer | str | None = DEFAULT_OBSERVER,
         activation_dtype: str | None = Scheme.activation_dtype,
         activation_symmetric: bool | None = Scheme.activation_symmetric,
         weight_granularity: str = Scheme.weight_granularity,
@@ -77,7 +81,7 @@ class StaticQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
         targets_cpu: str = Scheme.targets_cpu,
-        algorithms: Sequence[str] | str = AUTO,
+        algorithms: Sequence[str] | str | None = AUTO,
         algorithm_samples: int = Scheme.algorithm_samples,
         algorithm_time_limit: float | None = Scheme.algorithm_time_limit,
     ) -> None:
@@ -117,7 +121,7 @@ class StaticQuantization(QuantizingCallback):
     @property
     def plan(self) -> ObservationPlan:
         """What is observed in each validation pass, and how."""
-        return ObservationPlan(self.scheme, self.target, self.samples, self.seed, self.dynamic_dims)
+        return ObservationPlan(self.scheme, self.path, self.samples, self.seed, self.dynamic_dims)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that there is a validation to observe."""
@@ -141,8 +145,9 @@ class StaticQuantization(QuantizingCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Start observing the target."""
         self._stop()  # a pass may have ended without a hook
+        self.watch(pl_module)
         if self.failure is None:
-            target, batches = resolve_target(pl_module, self.target), numbers_of_batches(trainer)
+            target, batches = resolve_target(pl_module, self.path), numbers_of_batches(trainer)
             self._observation = Observation(
                 self.plan, target, self._tracked, batches, trainer.world_size, trainer.sanity_checking
             )
@@ -156,21 +161,59 @@ class StaticQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop observing, and keep the statistics of this pass."""
-        known, observation, calibration = self.failure, self._observation, self._stop()
+        known, observation, calibration, calls = self.failure, self._observation, self._stop(), self.watched()
         if observation is not None:
             self.failure = observation.failure
+            self._decide(trainer, pl_module, observation, calls)
+            if trainer.sanity_checking and self.failure is None and not (observation.called or self.choice):
+                own = type(self).__name__
+                self.failure = UnsupportedError(never_called(pl_module, self.path, "validation_step", own))
         if not trainer.sanity_checking:
             self._merge(trainer, calibration, observation is not None and observation.incomplete)
             if known is None and self.failure is not None and trainer.is_global_zero:
                 sanity.say(self)
-        elif observation is not None and not observation.called:
-            self.failure = UnsupportedError(
-                never_called(pl_module, self.target, "validation_step", type(self).__name__)
-            )
+
+    def _decide(self, trainer: Any, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> None:
+        """Decide what ``target="auto"`` takes, after the first pass in which the model or a part of it was called."""
+        if not self.undecided or not (observation.called or calls):
+            return
+        if observation.called and observation.failure is None:
+            self.take(Choice())
+            return
+        try:
+            call = self._taken(model, observation, calls)
+        except LqError as error:
+            self.failure = error
+            return
+        self._track_anew()
+        self.failure = self._checked(model, call) if trainer.sanity_checking else None
+
+    def _taken(self, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> Call:
+        """Take a part, and return its first call.
+
+        Raises:
+            LqError: there is none.
+        """
+        if observation.failure is None:
+            return self.choose_among(model, calls)
+        if not observation.parts:
+            raise observation.failure
+        part = observation.parts[0]
+        self.take(chosen(part, observation.failure))
+        return part.call
+
+    def _checked(self, model: Any, call: Call) -> Exception | None:
+        """Return why a part cannot be observed, before training; see :class:`Observation`."""
+        target = resolve_target(model, self.path)
+        observation = Observation(self.plan, target, self._tracked, [], sanity_check=True)
+        with closing(observation):
+            observation.see(*call)
+        return observation.failure
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
         self._stop()
+        self.watched()
 
     def _stop(self) -> Calibration | None:
         observation, self._observation = self._observation, None
@@ -195,7 +238,7 @@ class StaticQuantization(QuantizingCallback):
         """
         if self.calibration is None:
             return {}
-        varying = varying_state(self._tracked.example, self.target)
+        varying = varying_state(self._tracked.example, self.path)
         return {"calibration": self.calibration.state_dict(), "varying": varying}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

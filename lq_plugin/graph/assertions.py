@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from lq_plugin.progress import note
 
-_OF_TORCH = str(Path(torch.__file__).parent)  # its own checks are of shapes, and are answered as ever
+_OF_TORCH = str(Path(torch.__file__).parent)  # its own checks of numbers are of shapes, and are answered as ever
 _REAL = (Tensor, nn.Parameter)  # while a forward is captured, everything else has no values
 
 
@@ -55,7 +55,9 @@ def checks_left_out() -> Iterator[None]:
         return truth_of_tensor(self) if passing is None else passing
 
     def of_number(self: Any) -> bool:
-        passing = None if self.node.has_hint() else _passing(sys._getframe(1))
+        frame = sys._getframe(1)
+        known = self.node.has_hint() or frame.f_code.co_filename.startswith(_OF_TORCH)
+        passing = None if known else _passing(frame)
         return truth_of_number(self) if passing is None else passing
 
     replaced: list[tuple[Any, Callable[..., bool]]] = [(Tensor, of_tensor), (torch.SymBool, of_number)]
@@ -75,8 +77,6 @@ def checks_left_out() -> Iterator[None]:
 def _passing(frame: Any) -> bool | None:
     """The truth value for which the code that asks does not raise; ``None`` where it is not a check."""
     code: CodeType = frame.f_code
-    if code.co_filename.startswith(_OF_TORCH):
-        return None
     found = passing_value(code, frame.f_lasti)
     if found is not None:
         _say(f"{code.co_filename}:{frame.f_lineno}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lq_plugin.errors import LqError
 from lq_plugin.graph import nesting
 from lq_plugin.graph.capture import Call, Dims, private_call
 from lq_plugin.graph.signature import describe
@@ -30,9 +31,12 @@ class Example:
         Args:
             forward: of the target.
             args: positional arguments of the call.
-            kwargs: its keyword arguments. Calls of another structure change nothing.
+            kwargs: its keyword arguments. Calls of another structure, or that no graph can take, change nothing.
         """
-        own, other = _sizes(forward, *self.call), _sizes(forward, args, kwargs)
+        try:
+            own, other = _sizes(forward, *self.call), _sizes(forward, args, kwargs)
+        except (LqError, TypeError):  # what this means is said where a graph is captured
+            return self
         if own == other or {name: len(sizes) for name, sizes in own.items()} != {n: len(s) for n, s in other.items()}:
             return self
         found = {name: [dim for dim, size in enumerate(own[name]) if size != other[name][dim]] for name in own}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import linecache
+import os
 import re
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ _INPUT = re.compile(r"(?:L|inputs)\['tensors'\]\[(\d+)\](\.size\(\)|\.shape)?|\b
 _SYMBOL = re.compile(r"\bs\d+\b")
 _FIXED = re.compile(r"You marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _TOO_SMALL = re.compile(r"0/1 specialized due to hint of (\d) for dimension (\S+\])")
+# parts.py puts the names of what can be captured in its place.
+ANOTHER_TARGET = "choose another target (target='encoder' captures only that submodule)"
 _ADVICE = (
-    "What you can do: choose another target (target='encoder' captures only that submodule), {}, or use the format "
-    "'torch' of dynamic quantization, which needs no graph."
+    f"What you can do: {ANOTHER_TARGET}, {{}}, or use the format 'torch' of dynamic quantization, which needs no graph."
 )
+OF_DIMENSIONS = "dynamic_dims: "  # how messages begin where no other target is a way out
+_STANDARD_LIBRARY = tuple({f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib")})
 _REWRITE = "rewrite this line without control flow that depends on the values of tensors"
 _UNSCRIPT = "replace it by the module that it was scripted from, and script that after training"
 
@@ -37,13 +42,13 @@ def explanation(target: nn.Module, error: Exception, names: Sequence[str]) -> st
     if fixed := _FIXED.findall(text):
         said = ", ".join(f"{place} to {size}" for place, size in fixed)
         return (
-            f"dynamic_dims: the forward of {type(target).__name__} fixes {said}. Leave it out of dynamic_dims; or, "
+            f"{OF_DIMENSIONS}the forward of {type(target).__name__} fixes {said}. Leave it out of dynamic_dims; or, "
             "where another input must have the same size, make that dimension dynamic too."
         )
     if small := _TOO_SMALL.search(text):
         return (
-            f"dynamic_dims: {small[2]} is {small[1]} in the first batch, which torch.export treats as a constant. Give "
-            "a first batch in which it is 2 or more."
+            f"{OF_DIMENSIONS}{small[2]} is {small[1]} in the first batch, which torch.export treats as a constant. "
+            "Give a first batch in which it is 2 or more."
         )
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     scripted = _scripted_parts(target)
@@ -84,14 +89,25 @@ def _sizes(error: Exception) -> Iterator[tuple[str, str]]:
 
 
 def _user_line(error: BaseException) -> str:
-    """The innermost frame of the traceback that lies in the user's code."""
+    """The innermost frame of the traceback that lies in the user's code or in a package other than torch.
+
+    What the standard library does, such as ``copy.deepcopy``, fails where it is called.
+    """
     here = str(Path(__file__).resolve().parents[1])
     frame, found = error.__traceback__, "(no line of the model's own code is in the traceback)"
     while frame is not None:
         path = frame.tb_frame.f_code.co_filename
-        foreign = f"{Path('site-packages') / 'torch'}" in path or path.startswith((here, "<"))
-        if not foreign and "contextlib" not in path:
+        if not _is_foreign(path, here):
             source = linecache.getline(path, frame.tb_lineno).strip()
             found = f"{path}:{frame.tb_lineno}: {source}"
         frame = frame.tb_next
     return found
+
+
+def _is_foreign(path: str, here: str) -> bool:
+    installed = "site-packages" in path or "dist-packages" in path  # which lie inside the standard library's folder
+    return (
+        path.startswith((here, "<"))
+        or f"{Path('site-packages') / 'torch'}{os.sep}" in path
+        or (path.startswith(_STANDARD_LIBRARY) and not installed)
+    )

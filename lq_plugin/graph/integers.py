@@ -57,7 +57,8 @@ def sizes_of_graph(target: nn.Module, numbers: bool = False) -> Iterator[None]:
     packages = {cls.__module__.partition(".")[0] for part in target.modules() for cls in type(part).__mro__}
     packages -= {*_FOREIGN, *sys.stdlib_module_names}
     names: dict[str, Any] = {"len": _length, "int": _Int} if numbers else {"len": _length}
-    places = [vars(module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    modules = (vars(module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages)
+    places = {id(place): place for place in modules}.values()  # one module may have several names
     put = [(place, name) for place in places for name in names if name not in place]
     for place, name in put:
         place[name] = names[name]

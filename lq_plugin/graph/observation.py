@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from lq_plugin import checksums
-from lq_plugin.errors import CalibrationError, LqError, as_calibration_error, is_mistake
+from lq_plugin.errors import CalibrationError, CaptureError, LqError, as_calibration_error, is_mistake
 from lq_plugin.graph import precision
 from lq_plugin.graph.calibration import Calibration, Recording
 from lq_plugin.graph.example import Example
+from lq_plugin.graph.parts import Part, naming, parts_of_failure
 from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import Repeats, without_repeats
 from lq_plugin.graph.sampling import drawn_batches
@@ -96,6 +97,7 @@ class Observation:
     Attributes:
         called: whether the target was called.
         failure: why nothing can be observed. It never stops a training.
+        parts: where that is because the target cannot be captured, its largest submodules that can be.
         incomplete: whether a call differed from those observed before it in a dimension that the graph had fixed. The
             graph is captured again with this dimension dynamic, and a further pass is needed for all samples.
     """
@@ -118,6 +120,7 @@ class Observation:
         self.called = False
         self.incomplete = False
         self.failure: LqError | None = None
+        self.parts: tuple[Part, ...] = ()
         see = torch.compiler.disable(self.see)  # type: ignore[no-untyped-call]
 
         def observed(original: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -164,7 +167,9 @@ class Observation:
         except Exception as error:
             if self._sanity_check and is_mistake(error):
                 raise
-            self.failure = as_calibration_error(error)
+            self.parts = parts_of_failure(error, self._target, args, kwargs)
+            named = naming(error, self.parts, self._plan.target) if isinstance(error, CaptureError) else error
+            self.failure = as_calibration_error(named)
 
     def _started(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
         # The digest is of the weights that are about to be observed. By the end of the pass they may have changed.

@@ -110,7 +110,9 @@ def _over_budget(manifest: Manifest) -> list[str]:
         over = [entry.label for entry in own if entry.status == "over_budget"]
         if over and operators:
             worst = ", ".join(f"{each.name} ({each.share:.0%})" for each in operators[:_WORST])
-            then = _searched([trial for trial in manifest.trials if trial.candidate == name])
+            within = ", ".join(entry.label for entry in own if entry.status == "ok")
+            trials = [trial for trial in manifest.trials if trial.candidate == name]
+            then = f"within it: {within}" if within and not trials else _searched(trials)
             lines.append(f"Over budget: {', '.join(over)}. INT8 costs most in {worst}; {then}")
     return lines
 

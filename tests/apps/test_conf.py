@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 import lq_plugin.conf
 from lq_plugin import Int8Evaluation, StaticQuantization
 from lq_plugin.algorithms import TABLE
+from lq_plugin.apps import command, resolvers
 from lq_plugin.apps.train import check
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.errors import ConfigError
@@ -32,9 +33,11 @@ from lq_plugin.scheme import ALGORITHMS
 ROOT = Path(str(resources.files(lq_plugin.conf)))
 OPTIONS = sorted((file.parent.name, file.stem) for file in ROOT.glob("*/*.yaml"))
 GROUPS = {
-    *("model", "data", "trainer", "logger", "callbacks", "recipe"),
+    *("model", "data", "trainer", "logger", "callbacks", "recipe", "paths"),
     *("quantization", "observer", "algorithms", "export", "evaluation", "budget", "search", "sweep"),
 }
+# What an app that composes quantization=static alone does not import.
+UNUSED = ("lq_plugin.recipes", "lq_plugin.callbacks.evaluation", "lq_plugin.callbacks.export", "lq_plugin.apps.train")
 NEEDS_A_GPU = ("gpu", "fsdp")
 SCHEMA = re.compile(r"^  - /lq_plugin/(\w+)@_here_$", re.MULTILINE)
 
@@ -45,14 +48,8 @@ def hydra() -> Iterator[None]:
         yield
 
 
-def composed(*overrides: str, folder: str = "run") -> DictConfig:
-    """Compose as lq-train does, with the folder that only a running app has."""
-    written = [f"trainer.default_root_dir={folder}"]
-    if "logger=none" not in overrides:
-        written.append(f"logger.save_dir={folder}")
-    if "export=none" not in overrides:
-        written.append(f"callbacks.export.output_dir={folder}")
-    return compose("train", [*overrides, *written])
+def composed(*overrides: str) -> DictConfig:
+    return compose("train", list(overrides))
 
 
 def sections(config: DictConfig) -> dict[str, Any]:
@@ -66,13 +63,16 @@ def test_the_groups_are_those_that_were_promised() -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] != "sweep"])
-def test_every_option_composes_and_instantiates(group: str, option: str, tmp_path: Path) -> None:
-    needed = {"data": "mnist_cnn", "model": "mnist_cnn"} | {group: option}
+def test_every_option_composes_and_instantiates(
+    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    needed = {"data": "mnist", "model": "mnist_cnn"} | {group: option}
     if group in ("observer", "algorithms"):
         needed["quantization"] = "dynamic" if option == "rounding" else "static"
     if group == "recipe":
         needed = {"recipe": option}
-    config = composed(*(f"{name}={choice}" for name, choice in needed.items()), folder=str(tmp_path))
+    config = composed(*(f"{name}={choice}" for name, choice in needed.items()))
     check(config)
     for section, node in sections(config).items():
         if section == "trainer" and option in NEEDS_A_GPU and not torch.cuda.is_available():
@@ -91,19 +91,22 @@ def test_every_sweep_composes_and_instantiates(option: str) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in ROOT.glob("*/*.yaml") if SCHEMA.search(file.read_text())], ids=str)
-def test_a_file_repeats_no_default(file: Path) -> None:
+def test_a_file_shows_its_target_and_repeats_no_default(file: Path) -> None:
     (schema,) = SCHEMA.findall(file.read_text())
     defaults = ConfigStore.instance().load(f"lq_plugin/{schema}.yaml").node
     own = OmegaConf.load(file)
-    assert [key for key in own if key != "defaults" and own._get_node(key) == defaults._get_node(key)] == []
+    assert own._target_ == defaults._target_
+    options = own.keys() - {"defaults", "_target_"}
+    assert [key for key in options if own._get_node(key) == defaults._get_node(key)] == []
 
 
 def test_help_names_every_option() -> None:
-    text = OmegaConf.to_container(OmegaConf.load(ROOT / "train.yaml"))["hydra"]["help"]["template"]  # type: ignore[index,call-overload]
-    rows = {
-        words[0]: words[1:] for line in text.splitlines() if (words := line.replace("[", "").replace("]", "").split())
-    }
-    assert [(group, option) for group, option in OPTIONS if option not in rows[group]] == []
+    rows = [line.replace("[", "").replace("]", "").split() for line in resolvers.groups().splitlines()]
+    named = {words[0]: words[1:] for words in rows}
+    assert named.keys() == GROUPS
+    assert [(group, option) for group, option in OPTIONS if option not in named[group]] == []
+    assert "  quantization  [static] both dynamic none" in resolvers.groups()
+    assert "INT8 after fit" in resolvers.groups()
 
 
 def test_every_observer_and_every_format_has_its_option_and_is_installed_by_name() -> None:
@@ -125,12 +128,52 @@ def test_every_algorithm_has_its_option() -> None:
 
 
 def test_an_observer_is_chosen_by_group_or_by_name() -> None:
-    by_group = composed("recipe=mnist_cnn", "observer=percentile", "callbacks.static.observer.percentile=99.5")
+    by_group = composed("recipe=mnist_cnn", "observer=percentile", "observer.percentile=99.5")
     by_name = composed("recipe=mnist_cnn", "callbacks.static.observer=minmax")
     static = instantiate(by_group.callbacks.static)
     assert isinstance(static, StaticQuantization)
     assert str(static.scheme.observer) == "PercentileObserver(percentile=99.5)"
     assert str(instantiate(by_name.callbacks.static).scheme.observer) == "MinMaxObserver()"
+
+
+def test_observer_and_algorithms_reach_every_static_callback() -> None:
+    byhand = "+callbacks.coarse={_target_: lq_plugin.StaticQuantization, name: coarse}"
+    own = "+callbacks.own={_target_: lq_plugin.StaticQuantization, name: own, observer: histogram}"
+    config = composed(
+        *("recipe=mnist_cnn", "+quantization@callbacks.second=static", "callbacks.second.name=second", byhand, own),
+        *("observer=minmax", "algorithms=smoothing", "+callbacks.other={_target_: lq_plugin.DynamicQuantization}"),
+    )
+    check(config)
+    schemes = {name: instantiate(config.callbacks[name]).scheme for name in ("static", "second", "coarse", "own")}
+    assert {name: scheme.observer.name for name, scheme in schemes.items()} == {
+        "static": "minmax",
+        "second": "minmax",
+        "coarse": "minmax",
+        "own": "histogram",
+    }
+    assert {scheme.algorithms for scheme in schemes.values()} == {("smoothing",)}
+    assert type(instantiate(config.callbacks.other)).__name__ == "DynamicQuantization"
+
+
+def test_what_is_not_chosen_is_the_callbacks_default() -> None:
+    static = instantiate(composed("recipe=mnist_cnn").callbacks.static)
+    assert static.scheme == StaticQuantization().scheme
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data=mnist_cnn", "data/mnist_cnn: this option was renamed. Write data=mnist."),
+        (
+            "callbacks.static.observer.percentile=99",
+            "callbacks.static.observer.percentile: this option was moved. Write observer.percentile=VALUE.",
+        ),
+    ],
+)
+def test_an_old_name_is_an_error_with_the_new_one(override: str, said: str) -> None:
+    with pytest.raises(HydraException) as caught:
+        composed("recipe=mnist_cnn", "observer=percentile", override)
+    assert command.one_line(caught.value) == said
 
 
 def test_a_budget_keeps_what_it_does_not_set() -> None:
@@ -176,28 +219,47 @@ def test_a_wrong_value_does_not_instantiate(section: str, override: str, match: 
         instantiate(config.callbacks[section])
 
 
+def test_a_configuration_resolves_outside_of_an_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    resolved: Any = OmegaConf.to_container(composed("recipe=mnist_cnn"), resolve=True)
+    folders = (resolved["callbacks"]["export"]["output_dir"], resolved["trainer"]["default_root_dir"])
+    assert folders == (str(tmp_path), str(tmp_path))
+    elsewhere = composed("recipe=mnist_cnn", "paths.output_dir=mine")
+    assert (elsewhere.callbacks.export.output_dir, elsewhere.logger.save_dir) == ("mine", "mine")
+
+
 def test_what_has_to_be_chosen_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"data\._target_: not given.*recipe=NAME"):
         check(composed())
 
 
-def test_options_without_their_callback_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"callbacks\.static: .*quantization=static"):
-        check(composed("recipe=mnist_cnn", "quantization=none", "observer=minmax"))
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ("+callbacks.static.samples=8", r"callbacks\.static: .*quantization=static"),
+        ("observer=minmax", r"observer: chosen, .*Add quantization=static"),
+        ("algorithms=none", r"algorithms: chosen, .*Add quantization=static"),
+    ],
+)
+def test_options_without_their_callback_are_refused(option: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        check(composed("recipe=mnist_cnn", "quantization=none", option))
 
 
 def test_the_groups_serve_somebody_elses_app(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "mine.yaml").write_text(
-        "defaults:\n  - quantization: static\n  - budget: absolute\n  - _self_\n"
+        "defaults:\n  - quantization: static\n  - _self_\n"
         "hydra:\n  searchpath: [pkg://lq_plugin.conf]\n"
         "callbacks:\n  static:\n    samples: 7\n"
     )
     (tmp_path / "app.py").write_text(
-        "import hydra\n"
+        "import sys, hydra\n"
         "@hydra.main(version_base='1.3', config_path='conf', config_name='mine')\n"
         "def app(config):\n"
-        "    print(type(hydra.utils.instantiate(config.callbacks.static)).__name__, config.callbacks.static.samples)\n"
+        "    made = hydra.utils.instantiate(config.callbacks.static)\n"
+        "    print(type(made).__name__, made.samples, *(name for name in UNUSED if name in sys.modules))\n"
+        f"UNUSED = {UNUSED}\n"
         "app()\n"
     )
     # A process that has not imported lq_plugin before: Hydra does, because of the search path.

@@ -68,7 +68,46 @@ CLI = """
 from lightning.pytorch.cli import LightningCLI
 from model import Data, Net
 
-LightningCLI(Net, Data, save_config_callback=None)
+LightningCLI(Net, Data)
+"""
+CLI_YAML = """
+seed_everything: 1
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  default_root_dir: out
+  logger: {class_path: CSVLogger, init_args: {save_dir: out, name: "", version: ""}}
+  callbacks:
+    - class_path: lq_plugin.StaticQuantization
+      init_args:
+        samples: 16
+        observer: {class_path: lq_plugin.PercentileObserver, init_args: {percentile: 99.9}}
+        skip: [net.2]
+    - {class_path: lq_plugin.ArtifactExport, init_args: {formats: [pt2]}}
+    - class_path: lq_plugin.Int8Evaluation
+      init_args: {latency: null, budget: {max_drop: 0.5, metric: val/loss, mode: min}}
+model: {width: 4}
+"""
+FABRIC = """
+import torch
+from lightning.fabric import Fabric
+from model import Data, Net
+
+import lq_plugin
+
+fabric = Fabric(accelerator="cpu", devices=1)
+network = Net()
+model, optimizer = fabric.setup(network.net, network.configure_optimizers())
+for x, y in (loader := fabric.setup_dataloaders(Data().train_dataloader())):
+    optimizer.zero_grad()
+    fabric.backward(torch.nn.functional.mse_loss(model(x), y))
+    optimizer.step()
+for name, given in (("wrapped", model), ("own", model.module)):
+    candidate = lq_plugin.quantize(given, (x for x, _ in loader), lq_plugin.Scheme(algorithms=[]), name=name)
+    made = lq_plugin.load(lq_plugin.export(candidate, "out", ["pt2"])["pt2"].path)
+    print(name, made(x).shape == y.shape, bool((made(x) - model(x)).norm() < 0.1 * model(x).norm()))
 """
 
 
@@ -78,7 +117,7 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "configs" / "callbacks").mkdir(parents=True)
     (tmp_path / "configs" / "train.yaml").write_text(CONFIG)
     (tmp_path / "configs" / "callbacks" / "checkpoint.yaml").write_text(CHECKPOINT)
-    for name, text in (("model.py", MODEL), ("train.py", TRAIN), ("cli.py", CLI)):
+    for name, text in (("model.py", MODEL), ("train.py", TRAIN), ("cli.py", CLI), ("fit.py", FABRIC)):
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -113,7 +152,7 @@ def test_a_typo_on_the_command_line_is_an_error_that_names_it(project: Path) -> 
 
 def test_a_search_path_and_a_line_in_the_defaults_bring_the_groups(project: Path) -> None:
     config = project / "configs" / "train.yaml"
-    groups = "  - quantization: both\n  - export: onnx\n"
+    groups = "  - paths: default\n  - quantization: both\n  - export: onnx\n"
     config.write_text(
         CONFIG.replace("  - callbacks: checkpoint\n", f"  - callbacks: checkpoint\n{groups}")
         + "hydra: {searchpath: [pkg://lq_plugin.conf]}\n"
@@ -132,23 +171,21 @@ def test_a_search_path_and_a_line_in_the_defaults_bring_the_groups(project: Path
     assert "Key 'skips' not in 'DynamicQuantization'" in unknown.stderr
 
 
-def test_lightning_cli_takes_the_callbacks(project: Path) -> None:
-    trainer = {"max_epochs": "1", "accelerator": "cpu", "logger": "false", "enable_progress_bar": "false"}
-    options = [f"--trainer.{name}={value}" for name, value in trainer.items()]
-    done = run(
-        project,
-        *("cli.py", "fit", *options, "--trainer.default_root_dir=out"),
-        "--trainer.callbacks+=lq_plugin.StaticQuantization",
-        "--trainer.callbacks.samples=16",
-        "--trainer.callbacks+=lq_plugin.ArtifactExport",
-        "--trainer.callbacks.formats=[pt2]",
-        "--trainer.callbacks+=lq_plugin.Int8Evaluation",
-        "--trainer.callbacks.latency=null",
-    )
+def test_lightning_cli_takes_the_callbacks_from_its_yaml_and_its_command_line(project: Path) -> None:
+    (project / "cli.yaml").write_text(CLI_YAML)
+    done = run(project, "cli.py", "fit", "--config=cli.yaml", "--trainer.callbacks+=lq_plugin.DynamicQuantization")
     assert done.returncode == 0, done.stderr
-    assert statuses(project) == {"static/pt2": "ok"}
-    wrong = run(
-        project, "cli.py", "fit", "--trainer.callbacks+=lq_plugin.StaticQuantization", "--trainer.callbacks.smaples=1"
-    )
+    assert statuses(project) == {"static/pt2": "ok", "dynamic/pt2": "unsupported", "dynamic/torch": "ok"}
+    made = json.loads((project / "out" / "quantized" / "manifest.json").read_text())
+    assert made["config"]["quantization"]["static"]["observer"] == {"name": "percentile", "percentile": 99.9}
+    assert made["budget"]["max_drop"] == 0.5
+    assert "lq_plugin.PercentileObserver" in (project / "out" / "config.yaml").read_text()  # which repeats the run
+    wrong = run(project, "cli.py", "fit", "--config=cli.yaml", "--trainer.callbacks.smaples=1")
     assert wrong.returncode != 0
     assert "smaples" in wrong.stderr
+
+
+def test_a_model_trained_with_fabric_is_quantized_as_fabric_wraps_it_or_by_itself(project: Path) -> None:
+    done = run(project, "fit.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["wrapped True True", "own True True"]

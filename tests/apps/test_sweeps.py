@@ -63,6 +63,7 @@ def test_a_fit_is_reused_without_what_trained_it_and_without_unpickling(tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert (count(done, "fitting"), count(done, "the cached fit")) == (1, 1)
+    assert count(done, "this job of the sweep has no static quantization, so observer= is ignored") == 1
     assert not board(tmp_path)["failed"]
     states = {f"{row['candidate']}/{row['format']}": row["status"] for row in board(tmp_path)["artifacts"]}
     assert states.pop("dynamic/pt2") == "unsupported"

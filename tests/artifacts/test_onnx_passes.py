@@ -33,6 +33,7 @@ from lq_plugin.artifacts.onnx_passes import (
     transpose_integers,
     transpose_keys,
 )
+from lq_plugin.errors import ExportError
 
 FEED = np.array([[1, -2], [0.5, 3]], np.float32)
 
@@ -431,3 +432,17 @@ def test_a_float_layer_over_sequences_does_not_stop_openvino(tmp_path: Path) -> 
     candidate = lq_plugin.quantize(net, [torch.randn(4, 5, 8)], lq_plugin.Scheme(algorithms=(), skip=["2"]))
     artifact = lq_plugin.export(candidate, tmp_path, ["openvino"])["openvino"]
     assert sorted(kernel.int8 for kernel in openvino_format.kernels(artifact.path)) == [False, True]
+
+
+def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    class Lgamma(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.lgamma(self.layer(x).abs() + 1)
+
+    candidate = lq_plugin.quantize(Lgamma().eval(), [torch.randn(3, 4)], lq_plugin.Scheme(algorithms=()))
+    with pytest.raises(ExportError, match=r"no form of the operator prims\.lgamma; the format 'pt2' has"):
+        lq_plugin.export(candidate, tmp_path, ["onnx"])

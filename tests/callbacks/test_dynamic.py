@@ -244,3 +244,34 @@ def test_a_scheme_refuses_what_dynamic_kernels_do_not_have(options: dict[str, An
 def test_calibrating_for_dynamic_is_refused() -> None:
     with pytest.raises(ConfigError, match="scheme: 'dynamic' needs no calibration"):
         lq_plugin.calibrate(nn.Linear(2, 2), [torch.zeros(2, 2)], "dynamic")
+
+
+class Uncopied(list[Tensor]):
+    def __iter__(self) -> Any:
+        raise RuntimeError("only by index")
+
+
+class OfUncopied(Forecaster):
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        return super().forward(x[0] if isinstance(x, list) else x)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/mae", F.l1_loss(self(Uncopied([batch[0]])), batch[1]))
+
+
+def test_a_call_that_cannot_be_copied_fails_the_candidate_and_not_the_training(tmp_path: Path) -> None:
+    dynamic = DynamicQuantization()
+    trainer = L.Trainer(
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        callbacks=[dynamic],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(OfUncopied(), datamodule=Series())
+    assert trainer.state.finished
+    assert "only by index" in (dynamic.error or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ class Shaped(Layer):
         return self.layer(x).view(3, 4)
 
 
+class Written(Layer):
+    """Fails inside the standard library."""
+
+    def forward(self, x: Tensor, batch: dict[str, Any] | None = None) -> Tensor:
+        return self.layer(x) + len(json.dumps(x))
+
+
 def said(model: nn.Module, *args: Any, **dynamic_dims: list[int]) -> str:
     with pytest.raises(CaptureError) as error:
         capture(model, args, {}, {name.replace("_", "."): dims for name, dims in dynamic_dims.items()})
@@ -80,6 +88,12 @@ def test_an_argument_in_containers_is_named_as_in_dynamic_dims() -> None:
     assert [name for name, _ in signature.tensors()] == ["x", "batch.ids.0"]
     with pytest.raises(lq_plugin.errors.ArtifactError, match=r"^argument batch\.ids\.0: expected float32 of shape"):
         signature.flatten([IDS, {"ids": [IDS[:, :2]]}], {})
+
+
+def test_what_fails_in_the_standard_library_is_named_by_the_line_that_calls_it() -> None:
+    message = said(Written(), torch.ones(2, 4))
+    assert f"{__file__}:" in message
+    assert "return self.layer(x) + len(json.dumps(x))" in message
 
 
 def scripted(how: str) -> Any:

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 import lq_plugin.conf
 import lq_plugin.recipes
-from lq_plugin.apps.schema import TARGETS
 
 CONF = Path(str(resources.files(lq_plugin.conf)))
 RECIPES = sorted(file.stem for file in CONF.glob("recipe/*.yaml"))
@@ -21,9 +20,7 @@ RECIPES = sorted(file.stem for file in CONF.glob("recipe/*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_states_the_size_of_the_network(recipe: str) -> None:
     card = resources.files(lq_plugin.recipes).joinpath(recipe, "README.md").read_text()
-    (schema,) = OmegaConf.load(CONF / "model" / f"{recipe}.yaml").defaults
-    (target,) = (target for target in TARGETS if target.endswith(schema.split("@")[0].removeprefix("/lq_plugin/")))
-    made = get_class(target)()
+    made = get_class(OmegaConf.load(CONF / "model" / f"{recipe}.yaml")._target_)()
     stated = re.search(r"([\d,]+) parameters, ([\d.]+) MB", card)
     assert stated
     assert int(stated[1].replace(",", "")) == sum(p.numel() for p in made.parameters())

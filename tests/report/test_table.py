@@ -11,6 +11,7 @@ import pytest
 from damage.manifests import NASTY, good
 from rich.console import Console
 
+from lq_plugin.learning import Sensitivity
 from lq_plugin.printing import brief, line, plain
 from lq_plugin.report import table
 from lq_plugin.report.manifest import Entry, Kernels, Manifest, Speedup
@@ -81,3 +82,14 @@ def test_operators_that_fell_back_to_float_are_told(content: Manifest) -> None:
 
 def test_the_last_line_leads_to_the_manifest(content: Manifest) -> None:
     assert printed(content).splitlines()[-1] == "Manifest: run[/x]/manifest.json"
+
+
+@pytest.mark.parametrize(
+    ("other", "then"), [("ok", "; within it: "), ("failed", "; Int8Evaluation(search=Search()) would try")]
+)
+def test_a_search_is_offered_where_no_format_is_within_the_budget(other: str, then: str, content: Manifest) -> None:
+    entry = replace(content.artifacts[0], candidate="static", status="over_budget")
+    second = replace(entry, format="pt2", status=other)
+    ranking = {"static": (Sensitivity("conv", "conv2d", "conv2d", 1.0, 1.0),)}
+    shown = printed(replace(content, artifacts=(entry, second), sensitivity=ranking, trials=()))
+    assert f"Over budget: {entry.label}. INT8 costs most in conv (100%){then}" in shown

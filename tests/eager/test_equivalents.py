@@ -193,6 +193,36 @@ def test_what_a_recurrent_subclass_inherits_becomes_int8_and_its_own_forward_sta
     assert len(changed) == 1  # the head's
 
 
+class Offset(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids + 1)
+
+
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.cell = Offset(9, 8), Halved(8, 8)
+        self.again = self.cell
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.again(self.table(ids), self.cell(self.table(ids + 1)))  # type: ignore[no-any-return]
+
+
+def test_shared_layers_and_tables_keep_their_own_forward(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, ids = Twice().eval(), torch.arange(6)
+    scheme = Scheme("dynamic", algorithms=(), embeddings=True)
+    artifact = lq_plugin.export(lq_plugin.quantize(model, [ids], scheme), tmp_path, ["torch"])["torch"]
+    assert [(op["name"], op["op"]) for op in artifact.quantized_ops] == [("table", "embedding"), ("cell", "gru_cell")]
+    loaded, sqnr = lq_plugin.load(artifact.path, factory=Twice), SignalToQuantizationNoise()
+    assert loaded.cell is loaded.again
+    with torch.no_grad():
+        sqnr.update(loaded(ids), model(ids))
+    assert sqnr.compute() > 30
+
+
 def test_a_turned_layer_of_another_size_is_refused_by_name(tmp_path: Path) -> None:
     model = nn.Sequential(Turned(4, 6))
     made = lq_plugin.export(lq_plugin.quantize(model, [torch.randn(3, 4)], DYNAMIC), tmp_path, ["torch"])["torch"]

@@ -31,7 +31,8 @@ samples gained less than .3 dB:
 Learning the ranges too, or correcting biases, gained no more than .25 dB on these.
 
 Not learnt: weights that something else reads too (a table that is tied to the last linear layer), weights that are
-parametrized, and those that only a graph has as a layer, such as the projections of ``nn.MultiheadAttention``.
+parametrized, those of layers with a forward of their own, and those that only a graph has as a layer, such as the
+projections of ``nn.MultiheadAttention``.
 
 Source: Frantar et al., "GPTQ" (2023), https://arxiv.org/abs/2210.17323.
 """
@@ -125,7 +126,7 @@ def _matrices(candidate: DynamicCandidate) -> list[_Matrix]:
     return [
         _Matrix(layer.paths[0], name, weight)
         for layer in candidate.survey.chosen
-        if layer.kind in _COLUMNS and not parametrize.is_parametrized(layer.module)
+        if layer.kind in _COLUMNS and not layer.own_forward and not parametrize.is_parametrized(layer.module)
         for name, weight in layer.module.named_parameters(recurse=False)
         if name.startswith("weight") and uses[weight.data_ptr()] == 1 and 0 < weight.shape[1] ** 2 <= _LARGEST
     ]

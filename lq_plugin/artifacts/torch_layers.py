@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.coverage import Coverage
-from lq_plugin.eager import swap
-from lq_plugin.eager.layers import KINDS, Tensors, flatten, misfits, quantized, resembling, unflatten
+from lq_plugin.eager import equivalents, swap
+from lq_plugin.eager.inherited import in_place_of
+from lq_plugin.eager.layers import KINDS, Tensors, flatten, misfits, quantized, unflatten
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.untrusted import read_json
@@ -37,7 +38,7 @@ def export(candidate: DynamicCandidate, folder: Path, threads: int | None = None
     described: list[dict[str, Any]] = []
     tensors: Tensors = {}
     for number, layer in enumerate(found.chosen):
-        made = quantized(layer.module, layer.kind, candidate.scheme.weights)
+        made = quantized(layer.plain, layer.kind, candidate.scheme.weights)
         options, parts = flatten(made, layer.kind)
         described.append({"paths": list(layer.paths), "kind": layer.kind, "options": options})
         tensors |= {f"int8.{number}.{name}": tensor.contiguous() for name, tensor in parts.items()}
@@ -69,9 +70,8 @@ def rebuild(folder: Path, factory: Callable[[], nn.Module]) -> nn.Module:
     for number, entry in enumerate(layers):
         parts = _below(f"int8.{number}.", tensors)
         _check(module, entry, parts)
-        made[entry["paths"][0]] = resembling(
-            unflatten(entry["kind"], entry["options"], parts), module.get_submodule(entry["paths"][0])
-        )
+        kind, path = entry["kind"], entry["paths"][0]
+        made[path] = in_place_of(module.get_submodule(path), unflatten(kind, entry["options"], parts), kind)
     _check_sharing(module, layers)
     around = swap.swapped(module, {path: nn.Identity() for path in made})
     _fill(around, _below("float.", tensors), aliases)
@@ -160,13 +160,14 @@ def _check(module: nn.Module, entry: Mapping[str, Any], tensors: Tensors) -> Non
     kind, options = entry["kind"], entry["options"]
     name = entry["paths"][0] or "the module itself"
     layer = _at(module, entry["paths"][0], kind)
-    given = {option: getattr(layer, option, None) for option in options}
-    if not isinstance(layer, KINDS[kind].float_class) or given != options:
+    possible = [form for form in equivalents.forms(layer, kind) if isinstance(form, KINDS[kind].float_class)]
+    fitting = [form for form in possible if {name: getattr(form, name, None) for name in options} == options]
+    if not fitting:
         raise ArtifactError(
             f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, but a {kind} with {options} was "
             f"exported. {_AS_TRAINED}"
         )
-    wrong = misfits(layer, kind, tensors)
+    wrong = misfits(fitting[0], kind, tensors)
     if wrong:
         raise ArtifactError(
             f"factory: {name!r} of {type(module).__name__} is {_short(layer)}, which does not fit the exported {kind}: "

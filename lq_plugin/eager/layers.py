@@ -32,7 +32,7 @@ from lq_plugin.qparams import QuantSpec
 
 Tensors = dict[str, Tensor]
 _WEIGHTS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_PLAIN = (types.NoneType, bool, int, float, str)
+PLAIN = (types.NoneType, bool, int, float, str)
 _SCALE, _ZERO = ".scale", ".zero_point"
 # The version attribute of torch's layers, as their _load_from_state_dict sets it for files of older versions: forward
 # and packing reduce the range of inputs to 7 bits only from the next version on.
@@ -133,7 +133,7 @@ def _with_wide_inputs(layer: Any, kind: str) -> nn.Module:
 def resembling(layer: nn.Module, original: nn.Module) -> nn.Module:
     """Give an INT8 layer the attributes that the forward around it may read, such as ``proj_size``; return it."""
     for name, value in vars(original).items():
-        if not name.startswith("_") and isinstance(value, _PLAIN) and not hasattr(layer, name):
+        if not name.startswith("_") and isinstance(value, PLAIN) and not hasattr(layer, name):
             setattr(layer, name, value)
     if isinstance(original, nn.RNNBase):
         layer.flatten_parameters = _nothing  # type: ignore[assignment]

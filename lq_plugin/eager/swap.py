@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch.nn.utils import parametrize
 
 from lq_plugin import patterns
 from lq_plugin.coverage import Coverage, FloatOp, QuantizedOp
-from lq_plugin.eager.layers import KINDS, quantized, resembling, unfit_call
+from lq_plugin.eager import equivalents
+from lq_plugin.eager.inherited import in_place_of, overrides, subclass
+from lq_plugin.eager.layers import KINDS, quantized, unfit_call
 from lq_plugin.errors import CaptureError, UnsupportedError
 from lq_plugin.graph.capture import Call, private_call
 from lq_plugin.graph.copying import detached_copy, module_names
@@ -23,6 +26,7 @@ from lq_plugin.qparams import QuantSpec
 from lq_plugin.scheme import Scheme
 
 _ROUNDING = 1e-3  # of the largest value: far more than rounding makes, far less than a lost activation
+_NO_FORM = "no dynamic INT8 form of this layer"
 _KNOWN: Mapping[str, type[nn.Module]] = {**{name: kind.float_class for name, kind in KINDS.items()}, "rnn": nn.RNN}
 
 
@@ -34,11 +38,28 @@ class Layer:
         paths: everywhere it is in the module; the root is ``""``.
         kind: what it is, a key of ``KINDS`` or ``"rnn"``.
         module: the layer itself.
+        forms: layers that may compute the same with torch's forward, as ``equivalents.forms`` returns them.
     """
 
     paths: Sequence[str]
     kind: str
     module: nn.Module
+    forms: Sequence[nn.Module]
+
+    @property
+    def plain(self) -> nn.Module:
+        """The layer that computes the same with torch's forward."""
+        return self.forms[0]
+
+    @property
+    def own_forward(self) -> bool:
+        """Whether its forward is another one than torch's."""
+        return overrides(self.module, _KNOWN[self.kind])
+
+    @property
+    def name(self) -> str:
+        """What a layer that stays float is called: its kind, or its class where that is another one."""
+        return self.kind if isinstance(self.module, _KNOWN[self.kind]) else type(self.module).__name__
 
     @property
     def within(self) -> set[str]:
@@ -75,6 +96,8 @@ def survey(module: nn.Module, example: Call, scheme: Scheme) -> Survey:
     check_patterns(module, scheme)
     layers = _layers(module)
     refused = _refusals(layers, scheme)
+    layers = _tried(module, example, layers, refused)
+    refused = {id(layer.module): _unlike(layer) for layer in layers if not layer.forms} | refused
     for find in (_misuses, _inseparable):
         refused |= find(module, example, [layer for layer in layers if id(layer.module) not in refused])
     chosen = [layer for layer in layers if id(layer.module) not in refused]
@@ -154,7 +177,7 @@ def int8(module: nn.Module, layers: Sequence[Layer], weights: QuantSpec) -> nn.M
         layers: those that become INT8, as :func:`survey` has chosen them.
         weights: which integers their weights become.
     """
-    made = {x.paths[0]: resembling(quantized(x.module, x.kind, weights), x.module) for x in layers}
+    made = {x.paths[0]: in_place_of(x.module, quantized(x.plain, x.kind, weights), x.kind) for x in layers}
     return swapped(module, made)
 
 
@@ -177,20 +200,23 @@ def _layers(module: nn.Module) -> list[Layer]:
     found: dict[int, tuple[str, nn.Module]] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         kind = next((kind for kind, float_class in _KNOWN.items() if isinstance(part, float_class)), None)
+        if kind is None and path and equivalents.holds_matrix(part):
+            kind = "linear"  # perhaps: it is tried
         if kind is not None:
             paths.setdefault(id(part), []).append(path)
             found[id(part)] = kind, part
-    return [Layer(tuple(paths[key]), kind, part) for key, (kind, part) in found.items()]
+    return [Layer(tuple(paths[key]), kind, part, equivalents.forms(part, kind)) for key, (kind, part) in found.items()]
 
 
 def _refusals(layers: Sequence[Layer], scheme: Scheme) -> dict[int, str]:
     """Why layers stay float, as far as the layers themselves show."""
-    reasons = {id(x.module): patterns.exclusion(scheme, x.kind, x.within) or _refusal(x.module, x.kind) for x in layers}
+    reasons = {id(x.module): patterns.exclusion(scheme, x.kind, x.within) or _refusal(x) for x in layers}
     return {key: reason for key, reason in reasons.items() if reason is not None}
 
 
-def _refusal(part: Any, kind: str) -> str | None:
+def _refusal(layer: Layer) -> str | None:
     """Why a layer stays float whatever the scheme, as far as the layer itself shows."""
+    part, kind = cast(Any, layer.module), layer.kind
     if kind == "rnn":
         return "torch has no INT8 kernel for nn.RNN"
     if getattr(part, "proj_size", 0):
@@ -199,9 +225,8 @@ def _refusal(part: Any, kind: str) -> str | None:
         return f"torch's INT8 kernel sums where mode={part.mode!r}"
     if getattr(part, "max_norm", None) is not None:
         return "torch's INT8 kernel does not apply max_norm"
-    base = type(part).__mro__[1] if parametrize.is_parametrized(part) else type(part)
-    if getattr(part.forward, "__func__", None) is not _KNOWN[kind].forward:
-        return f"{base.__name__} overrides the forward of {_KNOWN[kind].__name__}"
+    if not layer.forms:
+        return _unlike(layer)
     if any(map(nn.parameter.is_lazy, part.parameters())):
         return "its size is not known before its first call"
     if part._forward_hooks or part._forward_pre_hooks:
@@ -213,6 +238,27 @@ def _refusal(part: Any, kind: str) -> str | None:
     if kind == "embedding_bag" and part.padding_idx is not None and part.weight[part.padding_idx].any():
         return "torch's INT8 kernel does not leave out padding_idx"
     return None
+
+
+def _tried(module: nn.Module, example: Call, layers: Sequence[Layer], refused: Mapping[int, str]) -> list[Layer]:
+    """Run the example on a private copy, and keep of each layer's forms those that compute what it does there."""
+    own = [x for x in layers if id(x.module) not in refused and x.plain is not x.module]
+    if not own:
+        return list(layers)
+    probe = detached_copy(module)
+    trials = {id(x.module): equivalents.Trial(probe.get_submodule(x.paths[0]), list(x.forms)) for x in own}
+    run(probe, example)
+    return [replace(x, forms=trials[id(x.module)].forms) if id(x.module) in trials else x for x in layers]
+
+
+def _unlike(layer: Layer) -> str:
+    """Why a layer stays float that computes something else than torch's layer of its kind."""
+    if layer.name != layer.kind:
+        return _NO_FORM
+    part, base = type(layer.module), _KNOWN[layer.kind].__name__
+    name = (part.__mro__[1] if parametrize.is_parametrized(layer.module) else part).__name__
+    why = "computes something else" if layer.kind == "linear" else "holds more than its weights and plain values"
+    return f"{name} overrides the forward of {base}, and {why}"
 
 
 def _misuses(module: nn.Module, example: Call, layers: Sequence[Layer]) -> dict[int, str]:
@@ -259,9 +305,9 @@ def _change(
 
 def _stand_in(layer: Layer) -> nn.Module:
     """An INT8 layer that computes what the float one does."""
-    made = resembling(quantized(layer.module, layer.kind, QuantSpec()), layer.module)
-    made.forward = layer.module.forward
-    return made
+    made = quantized(layer.plain, layer.kind, QuantSpec())
+    made.forward = MethodType(_KNOWN[layer.kind].forward, layer.plain)
+    return in_place_of(layer.module, made, layer.kind)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
@@ -290,12 +336,13 @@ def run(module: nn.Module, example: Call) -> Any:
 
 
 class _Witness:
-    """Sees how a layer is used; the layer is changed for that."""
+    """Sees how torch's forward of a layer is used; the layer is changed for that."""
 
     def __init__(self, layer: nn.Module, kind: str) -> None:
         self._called = self._inside = False
         self._misuse: str | None = None
-        layer_class, forward = type(layer), layer.forward
+        around = kind != "linear" and overrides(layer, _KNOWN[kind])
+        layer_class, forward = type(layer), MethodType(_KNOWN[kind].forward, layer) if around else layer.forward
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._called = self._inside = True
@@ -310,8 +357,13 @@ class _Witness:
                 self._misuse = f"its {name} is read outside its forward"
             return layer_class.__getattr__(part, name)
 
-        layer.__class__ = type(layer_class.__name__, (layer_class,), {"__getattr__": read})
-        layer.forward = call
+        if around:
+            layer.__class__ = subclass(
+                layer_class, _KNOWN[kind], lambda _, *args, **kwargs: call(*args, **kwargs), __getattr__=read
+            )
+        else:
+            layer.__class__ = type(layer_class.__name__, (layer_class,), {"__getattr__": read})
+            layer.forward = call
 
     @property
     def reason(self) -> str | None:
@@ -323,10 +375,10 @@ def _float_ops(module: nn.Module, layers: Sequence[Layer], refused: Mapping[int,
     """Layers that stay float, and other modules that hold parameters."""
     known = {id(layer.module) for layer in layers}
     left = [
-        FloatOp(_name(module, x.paths[0]), x.kind, refused[id(x.module)]) for x in layers if id(x.module) in refused
+        FloatOp(_name(module, x.paths[0]), x.name, refused[id(x.module)]) for x in layers if id(x.module) in refused
     ]
     others = [
-        FloatOp(_name(module, path), type(part).__name__, "no dynamic INT8 form of this layer")
+        FloatOp(_name(module, path), type(part).__name__, _NO_FORM)
         for path, part in module.named_modules()
         if id(part) not in known and part._parameters and not isinstance(part, parametrize.ParametrizationList)
     ]

@@ -51,7 +51,10 @@ def test_a_damaged_state_says_nothing(state: Any) -> None:
 
 def test_dimensions_that_a_call_does_not_have_are_left_out() -> None:
     args, kwargs = call(3, 5)
-    assert existing_dims({"x": (1, 7), "gone": (0,), "more.y": (2,)}, forward, args, kwargs) == {"x": (1,), "more.y": (2,)}
+    assert existing_dims({"x": (1, 7), "gone": (0,), "more.y": (2,)}, forward, args, kwargs) == {
+        "x": (1,),
+        "more.y": (2,),
+    }
 
 
 class Pooled(nn.Module):

@@ -39,6 +39,18 @@ class Twice(Branching):
         return super().forward(x)
 
 
+class Counting(nn.Module):
+    """Changes a buffer in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
 def layers(width: int, count: int = 2) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, width), *(nn.Linear(width, width) for _ in range(count - 2)), nn.Linear(width, 4))
 
@@ -82,8 +94,10 @@ def test_the_number_of_captures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_search_changes_neither_the_module_nor_the_random_state() -> None:
-    model, state = Branching(drop=nn.Dropout(), encoder=layers(8)).train(), torch.get_rng_state()
+    model = Branching(counting=Counting(), drop=nn.Dropout(), encoder=layers(8)).train()
+    state, tensors = torch.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}
     assert found(model) == [("encoder", 1.0)]
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(part.training and "forward" not in vars(part) for part in model.modules())
 

@@ -41,7 +41,7 @@ def test_a_run_of_another_precision_ends_with_artifacts(precision: Any, tmp_path
     without.load_state_dict(with_callbacks.state_dict())
     for model, attached in ((with_callbacks, callbacks), (without, ())):
         torch.manual_seed(0)
-        fit(tmp_path, model, *attached, precision=precision)
+        fit(tmp_path / str(len(attached)), model, *attached, precision=precision)
     for name, tensor in without.state_dict().items():
         assert torch.equal(tensor, with_callbacks.state_dict()[name]), name
     assert export.manifest is not None

@@ -223,5 +223,5 @@ def test_a_candidates_reference_is_its_graph_and_stays_so_when_the_graph_is_rewr
     assert given.reference is given.graph
     rewritten = replace(given, graph=duplicate(given.graph))
     assert rewritten.reference is given.graph
-    dynamic = lq_plugin.quantize(nn.Linear(8, 4), [GRID], "dynamic")
+    dynamic = lq_plugin.quantize(nn.Linear(8, 4), [GRID], Scheme(method="dynamic", algorithms=()))
     assert dynamic.reference is dynamic.graph

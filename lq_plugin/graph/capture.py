@@ -148,7 +148,7 @@ def _captured(task: _Task) -> Graph:
     module = program.module(check_guards=False)
     remove_checks(module)
     for name, kind in structure.dropped(outputs[-1], "output"):
-        _say_dropped(name, kind)
+        _say_dropped(type(task.module).__name__, name, kind)
     return Graph(
         module=module,
         signature=Signature(
@@ -162,12 +162,12 @@ def _captured(task: _Task) -> Graph:
 
 
 @functools.cache
-def _say_dropped(name: str, kind: str) -> None:
-    note(f"{name}: a graph cannot return a {kind}; artifacts give None in its place")
+def _say_dropped(target: str, name: str, kind: str) -> None:
+    note(f"{target}: a graph cannot return the {kind} in {name}; artifacts give None in its place")
 
 
 def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-    """Copy a call to the CPU, so that it shares nothing with the caller."""
+    """Copy a call to the CPU, so that it shares no tensor with the caller."""
     with torch.inference_mode(False):
         copied: Call = nesting.mapped(lambda tensor: tensor.detach().cpu().clone(), (tuple(args), dict(kwargs)))
     return copied

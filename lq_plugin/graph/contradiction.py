@@ -13,6 +13,7 @@ from lq_plugin.errors import ArtifactError
 from lq_plugin.graph import nesting
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.signature import Signature
+from lq_plugin.graph.structure import dropped
 from lq_plugin.noise import muted
 
 _TOLERANCE = (
@@ -49,6 +50,11 @@ def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, ten
     except Exception as error:
         return f"its forward does not run with batches of both one and two ({type(error).__name__})"
     left, right = list(nesting.leaves(given)), list(nesting.leaves(wanted))
+    if any(True for _ in dropped(signature.output, "output")):  # None in the graph's output
+        right = [
+            leaf if isinstance(leaf, Tensor) or own is not None else None
+            for own, leaf in zip(left, right, strict=False)
+        ]
     if len(left) != len(right) or not all(map(_alike, left, right)):
         return "its forward computes something else for larger batches"
     return None
@@ -64,8 +70,6 @@ def _devices() -> list[int]:
 
 
 def _alike(given: Any, wanted: Any) -> bool:
-    if given is None and not isinstance(wanted, Tensor):  # it may have been dropped
-        return True
     if not isinstance(given, Tensor) or not isinstance(wanted, Tensor):
         return type(given) is type(wanted) and bool(given == wanted or given != given)  # nan is unlike itself
     if given.shape != wanted.shape or given.dtype != wanted.dtype:

@@ -118,7 +118,10 @@ def _unflatten(like: Any, kind: str, items: Children) -> Any:
 
 
 def _with_fields(like: Any, items: Children) -> Any:
-    """A copy as pickle makes it: the constructor may take something else (``InitVar``) or change what it is given."""
+    """A copy as pickle makes it: the constructor may take something else (``InitVar``) or change what it is given.
+
+    Attributes that are no fields are the same objects.
+    """
     made = copy.copy(like)
     for name, item in items:
         object.__setattr__(made, name, item)  # of frozen classes, too

@@ -44,13 +44,13 @@ def sections(manifest: Manifest) -> list[Section]:
     Args:
         manifest: of one run, from anywhere.
     """
-    trials: dict[str, list[Trial]] = {}
+    budget, trials = manifest.budget, dict[str, list[Trial]]()
     for trial in manifest.trials:
         trials.setdefault(trial.candidate, []).append(trial)
     return [
         *(_operators(name, ranking) for name, ranking in manifest.sensitivity.items() if ranking),
         *([_algorithms(manifest.steps)] if manifest.steps else []),
-        *(_search(name, made, manifest.budget or Budget()) for name, made in trials.items()),
+        *(_search(name, made, budget) for name, made in trials.items() if budget is not None),
     ]
 
 

@@ -158,6 +158,7 @@ def _captured(task: _Task) -> Graph:
         batch_dims=task.batch_dims,
         modules=tuple(name for name, _ in task.module.named_modules() if name),
         structure=structure_digest(module),
+        gives_samples=_gives_samples(program, task),
     )
 
 
@@ -195,6 +196,16 @@ def _input_shapes(program: ExportedProgram) -> list[list[int | None]]:
     inputs = set(program.graph_signature.user_inputs)
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     return [[size if isinstance(size, int) else size.node.maybe_as_int() for size in value.shape] for value in values]
+
+
+def _gives_samples(program: ExportedProgram, task: _Task) -> bool:
+    """Whether an output has as many samples as the inputs, or all outputs are single numbers."""
+    batches = [tensor.shape[dims[0]] for tensor, dims in zip(task.tensors, task.batch_dims, strict=True) if dims]
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    outputs = (values.get(name) for name in program.graph_signature.user_outputs)
+    shapes = [output.shape for output in outputs if isinstance(output, Tensor) and output.dim()]
+    sizes = {size if isinstance(size, int) else size.node.hint for shape in shapes for size in shape}
+    return not shapes or not batches or batches[0] in sizes
 
 
 def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | None]]) -> tuple[Parameter, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -29,6 +27,7 @@ class Graph:
         modules: names of the target's submodules, for patterns.
         structure: digest of what was captured, without the values of its weights. Statistics describe the values of one
             structure; names of values mean nothing elsewhere.
+        gives_samples: whether outputs have as many samples as inputs. A graph network's do not: a node is no sample.
         digest: of what was captured and of its weights, before folding; see :func:`~lq_plugin.identity.graph_digest`.
             Empty until a snapshot is made, because until then the weights may change.
     """
@@ -39,6 +38,7 @@ class Graph:
     batch_dims: tuple[tuple[int, ...], ...]
     modules: tuple[str, ...]
     structure: str
+    gives_samples: bool = True
     digest: str = ""
 
     @property
@@ -55,17 +55,7 @@ class Graph:
         structures = (structure for _, structure in self.signature.tensors())
         pairs = zip(structures, self.batch_dims, strict=True)
         dynamic = (not dims or structure["shape"][dims[0]] is None for structure, dims in pairs)
-        return all(dynamic) and len(set(self._batches(tensors))) < 2 and self._gives_samples
-
-    @cached_property
-    def _gives_samples(self) -> bool:
-        """Whether outputs have as many samples as inputs. Nodes of a graph network do not: one of them is no sample."""
-        weights = itertools.chain(self.module.parameters(), self.module.buffers())
-        device = next((tensor.device for tensor in weights), torch.device("cpu"))
-        with isolated():
-            outputs = self.module(*(tensor.to(device, copy=True) for tensor in self.example))
-        shapes = [output.shape for output in outputs if output.dim()]
-        return not shapes or any(self.batch_size in shape for shape in shapes)
+        return all(dynamic) and len(set(self._batches(tensors))) < 2 and self.gives_samples
 
     def _batches(self, tensors: Sequence[Tensor]) -> list[int]:
         """Size of the batch dimension of each input that has one."""

@@ -16,7 +16,7 @@ import lq_plugin
 from lq_plugin.artifacts import onnx as onnx_format
 from lq_plugin.artifacts import openvino as openvino_format
 from lq_plugin.graph import attention
-from lq_plugin.graph.capture import _cells
+from lq_plugin.graph.capture import _decompositions
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import module_path, operator_type
 from lq_plugin.graph.placement import place, place_dynamic
@@ -146,7 +146,7 @@ def test_the_graph_is_the_same_whatever_layout_a_device_gives_attention() -> Non
         model = Attending(layer, need_weights=False)
         with attention_in_parts():
             program = torch.export.export(model, (torch.empty(S, S, E, device=device),))
-        return [f"{node.name} {node.target}" for node in program.run_decompositions(_cells()).graph.nodes]
+        return [f"{node.name} {node.target}" for node in program.run_decompositions(_decompositions()).graph.nodes]
 
     assert captured("meta") == captured("cpu")
 

@@ -54,7 +54,7 @@ def raised_of_number(x: Tensor) -> None:
 
 
 def of_a_distribution(x: Tensor) -> None:
-    torch.distributions.Normal(x, torch.ones_like(x))
+    torch.distributions.Normal(x, torch.ones_like(x), validate_args=True)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lq_plugin.artifacts.base import formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
-from lq_plugin.evaluation.judging import judged, select
+from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.exporting import exported
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
@@ -276,6 +276,7 @@ def _with_manifest(
         fp32=fp32 or Fp32(),
         artifacts=tuple(entries),
         selected=select(entries),
+        unselected=unselected(entries),
         budget=budget,
         calibration={name: _provenance(candidate) for name, candidate in candidates.items()},
         steps=tuple(step for learning in learnt for step in learning.steps),

@@ -8,8 +8,8 @@ import pytest
 
 from lq_plugin import Budget
 from lq_plugin.errors import ConfigError
-from lq_plugin.evaluation.judging import select
-from lq_plugin.report.manifest import Entry, LatencyRecord
+from lq_plugin.evaluation.judging import select, unselected
+from lq_plugin.report.manifest import Entry, Fp32, LatencyRecord
 from lq_plugin.selection import pareto_front, resolve
 
 
@@ -100,6 +100,33 @@ def entry(candidate: str, median: float | None, status: str = "ok", **measured: 
 )
 def test_the_fastest_within_the_budget_is_selected(artifacts: list[Entry], selected: str | None) -> None:
     assert select(artifacts) == selected
+
+
+@pytest.mark.parametrize(
+    ("medians", "fp32", "selected"),
+    [
+        ([2.0, 1.0], {"torch": 9.0, "openvino": 1.0}, "1/onnx"),
+        ([2.0, 1.0], {"torch": 9.0, "openvino": 0.9}, None),
+        ([2.0, 1.0], {}, "1/onnx"),  # nothing of FP32 was timed
+        ([None, None], {"torch": 9.0}, None),
+    ],
+)
+def test_what_is_slower_than_the_fastest_fp32_is_never_selected(
+    medians: list[float | None], fp32: dict[str, float], selected: str | None
+) -> None:
+    artifacts = [entry(str(n), median, fp32=Fp32(latency_ms=fp32)) for n, median in enumerate(medians)]
+    assert select(artifacts) == selected
+    reason = unselected(artifacts)
+    assert (reason is None) == (selected is not None or None in medians)
+    assert reason is None or "0.900 ms on openvino, 1.000 ms for 1/onnx" in reason
+
+
+def test_a_slower_artifact_is_selected_where_its_own_fp32_is_slower_too() -> None:
+    artifacts = [
+        entry("a", 1.0, fp32=Fp32(latency_ms={"torch": 0.5})),
+        entry("b", 2.0, fp32=Fp32(latency_ms={"torch": 3.0})),
+    ]
+    assert (select(artifacts), unselected(artifacts)) == ("b/onnx", None)
 
 
 @pytest.mark.parametrize(

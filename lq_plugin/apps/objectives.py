@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lq_plugin.errors import ConfigError, unknown_name
-from lq_plugin.report.manifest import Manifest
-from lq_plugin.selection import Budget
+from lq_plugin.report.manifest import Entry, Manifest
+from lq_plugin.selection import Budget, fastest
 
 _BETTER = {"latency_ms": "min", "size_bytes": "min", "sqnr_db": "max"}
 
@@ -20,16 +20,19 @@ def objectives(manifest: Manifest | None, names: Sequence[str]) -> float | tuple
         names: ``"metric"`` (the budget's), ``"latency_ms"``, ``"size_bytes"``, ``"sqnr_db"`` or a metric's name.
 
     Returns:
-        A number where one name is given; ``None`` where nothing was selected, or no metric is known.
+        A number where one name is given; ``None`` where nothing was selected, or no metric is known. Where FP32 is
+        faster than every artifact, nothing is selected, and the fastest one within the budget stands in: a sweep
+        compares jobs with each other.
 
     Raises:
         ConfigError: a name is none of these.
     """
-    if manifest is None or manifest.chosen is None:
+    chosen = None if manifest is None else manifest.chosen or _fastest(manifest)
+    if manifest is None or chosen is None:
         return None
-    known: dict[str, Any] = {**manifest.chosen.figures}
+    known: dict[str, Any] = {**chosen.figures}
     if manifest.budget is not None and manifest.budget.metric is not None:
-        known["metric"] = manifest.chosen.metrics[manifest.budget.metric]
+        known["metric"] = chosen.metrics[manifest.budget.metric]
     elif "metric" in names:
         return None
     for name in names:
@@ -37,6 +40,11 @@ def objectives(manifest: Manifest | None, names: Sequence[str]) -> float | tuple
             raise unknown_name("objectives", name, known)
     values = tuple(known[name] for name in names)
     return values[0] if len(values) == 1 else values
+
+
+def _fastest(manifest: Manifest) -> Entry | None:
+    best = fastest([(entry.status, entry.median) for entry in manifest.artifacts])
+    return None if best is None else manifest.artifacts[best]
 
 
 def check_directions(directions: Sequence[str] | str | None, names: Sequence[str], budget: Budget) -> None:

@@ -34,6 +34,35 @@ def judged(entry: Entry, budget: Budget, unjudged: str | None = None) -> Entry:
 
 
 def select(entries: Sequence[Entry]) -> str | None:
-    """Return the label of the fastest artifact within the budget, or ``None``."""
-    best = fastest([(entry.status, entry.median) for entry in entries])
-    return None if best is None else entries[best].label
+    """Return the label of the fastest artifact within the budget, or ``None``: where FP32 is faster there is none."""
+    best = _fastest(entries)
+    return None if best is None or _behind(best) else best.label
+
+
+def unselected(entries: Sequence[Entry]) -> str | None:
+    """Why no artifact is selected although one is within the budget; ``None`` if one is, or if none is within it."""
+    best = _fastest(entries)
+    if best is None or (ahead := _behind(best)) is None:
+        return None
+    runtime, latency = ahead
+    return (
+        f"Nothing is selected: FP32 is faster than every artifact within the budget ({latency:.3f} ms on {runtime}, "
+        f"{best.median:.3f} ms for {best.label})"
+    )
+
+
+def _fastest(entries: Sequence[Entry]) -> Entry | None:
+    """The artifact to select: one that FP32 is not faster than where there is one."""
+    for among in ([entry for entry in entries if not _behind(entry)], entries):
+        best = fastest([(entry.status, entry.median) for entry in among])
+        if best is not None:
+            return among[best]
+    return None
+
+
+def _behind(entry: Entry) -> tuple[str, float] | None:
+    """The runtime on which FP32 is fastest, and its latency, where that is less than the artifact's."""
+    if entry.median is None or entry.fp32 is None or not entry.fp32.latency_ms:
+        return None
+    runtime, latency = min(entry.fp32.latency_ms.items(), key=lambda each: each[1])
+    return (runtime, latency) if latency < entry.median else None

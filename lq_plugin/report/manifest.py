@@ -277,7 +277,8 @@ class Manifest:
         schema_version: of these types.
         fp32: the float model of the first target.
         artifacts: every candidate in every format.
-        selected: label of the fastest artifact within the budget.
+        selected: label of the fastest artifact within the budget; none that is slower than the fastest FP32 runtime.
+        unselected: why there is none although an artifact is within the budget.
         budget: the one that artifacts were judged by; ``None`` where nothing was evaluated.
         calibration: where each candidate's weights and statistics come from, and what its algorithms learnt from, by
             the candidate's name.
@@ -296,6 +297,7 @@ class Manifest:
         tuple[Entry, ...], is_a("a list of at least one", lambda v: isinstance(v, list) and len(v) > 0), not_many
     ]
     selected: Annotated[str | None, REQUIRED] = None
+    unselected: str | None = None
     budget: Annotated[Budget | None, _check_budget, REQUIRED] = None
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     steps: Annotated[tuple[AlgorithmStep, ...], not_many] = ()

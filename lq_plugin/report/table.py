@@ -95,6 +95,7 @@ def _problems(manifest: Manifest) -> list[str]:
     slower = [entry.label for _, entries in groups for entry in entries if entry.slower_than_fp32]
     larger = [entry.label for fp32, entries in groups for entry in entries if entry.larger_than(fp32)]
     lines += _over_budget(manifest)
+    lines += [manifest.unselected] if manifest.unselected else []
     if slower:
         lines.append(f"Slower than the fastest FP32 runtime: {', '.join(slower)}")
     if larger:

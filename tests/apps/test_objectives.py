@@ -48,6 +48,11 @@ def test_nothing_selected_is_no_objective() -> None:
     assert objectives(None, ["metric"]) is None
 
 
+def test_the_fastest_within_the_budget_stands_in_where_fp32_is_faster() -> None:
+    fit = tuple(replace(each, status="ok") for each in MANIFEST.artifacts)
+    assert objectives(replace(MANIFEST, artifacts=fit, selected=None), ["latency_ms"]) == 1.5
+
+
 def test_an_unknown_objective_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"objectives: 'latency' is unknown\. Did you mean 'latency_ms'"):
         objectives(MANIFEST, ["latency"])

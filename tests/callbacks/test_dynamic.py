@@ -177,7 +177,9 @@ def test_static_and_dynamic_stand_side_by_side_with_one_fp32(tmp_path: Path) -> 
     assert all(made[name]["speedup"]["vs_torch_fp32"] > 0 for name in measured)
     assert made["static/onnx"]["reload_max_difference"] < 1e-5
     assert manifest(tmp_path)["fp32"]["latency_ms"].keys() == {"torch", "onnxruntime"}
-    assert manifest(tmp_path)["selected"] == min(measured, key=lambda name: measured[name]["median"])
+    fastest = min(measured, key=lambda name: measured[name]["median"])
+    is_faster = measured[fastest]["median"] <= min(manifest(tmp_path)["fp32"]["latency_ms"].values())
+    assert manifest(tmp_path)["selected"] == (fastest if is_faster else None)
 
 
 BEFORE_TRAINING: dict[str, tuple[Callable[[], list[Callback]], type[Forecaster], str]] = {

@@ -443,12 +443,14 @@ def test_latency_is_measured_and_what_is_within_the_budget_is_selected(tmp_path:
     made = json.loads((tmp_path / "quantized" / "manifest.json").read_text())
     assert made["fp32"]["latency_ms"].keys() == {"torch", "openvino"}
     (entry,) = made["artifacts"]
-    assert (entry["status"], entry["error"], made["selected"]) == ("ok", None, "static/openvino")
+    assert (entry["status"], entry["error"]) == ("ok", None)
     latency = entry["latency_ms"]
     assert latency.keys() >= {"median", "p90", "batch_size", "threads", "rounds"}
     assert 0 < latency["median"] <= latency["p90"]
     assert (latency["batch_size"], latency["rounds"]) == (1, 2)
     fp32 = made["fp32"]["latency_ms"]
+    faster = latency["median"] <= min(fp32.values())
+    assert (made["selected"], made["unselected"] is None) == ("static/openvino" if faster else None, faster)
     assert entry["speedup"]["vs_torch_fp32"] == pytest.approx(fp32["torch"] / latency["median"])
     assert entry["speedup"]["vs_best_fp32"] == pytest.approx(min(fp32.values()) / latency["median"])
     assert entry["reload_max_difference"] < 1e-5

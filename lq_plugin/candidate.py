@@ -94,6 +94,9 @@ class StaticCandidate:
         learnt_ranges: learnt ranges, by the name of the value: lowest and highest value to represent. All other ranges
             come from the statistics.
         keep_float: names of operators that stay float, besides those that the scheme names.
+        faster_in_float: the same by runtime, for operators of which this was measured. Algorithms have learnt before
+            that. What they learnt is right for such an operator too: its weights were fitted to inputs with the
+            rounding errors that it does not get any more.
         learning: what algorithms learnt from, and their results; ``None`` if none was requested.
 
     Raises:
@@ -109,6 +112,7 @@ class StaticCandidate:
     weight_scales: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     learnt_ranges: Mapping[str, Range] = field(default_factory=dict, repr=False)
     keep_float: frozenset[str] = frozenset()
+    faster_in_float: Mapping[str, frozenset[str]] = field(default_factory=dict)
     learning: Learning | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -136,11 +140,14 @@ class StaticCandidate:
             UnsupportedError: nothing can be quantized for it.
         """
         known = self._placements.get(runtime)
-        return known or place(self.graph, self.scheme, runtime, self.keep_float)  # which says why
+        if known is not None:
+            return known
+        measured = self.faster_in_float.get(runtime, frozenset())
+        return place(self.graph, self.scheme, runtime, self.keep_float, measured)  # which says why
 
     @cached_property
     def _placements(self) -> dict[str, Placement]:
-        return place_everywhere(self.graph, self.scheme, self.keep_float)
+        return place_everywhere(self.graph, self.scheme, self.keep_float, self.faster_in_float)
 
     @property
     def runtimes(self) -> tuple[str, ...]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin import selection
-from lq_plugin.artifacts.base import formats_of
+from lq_plugin.artifacts.base import FORMATS, formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import is_mistake
-from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
+from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
 from lq_plugin.evaluation.judging import judged, select, unselected
+from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.exporting import exported
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
@@ -47,6 +48,8 @@ class Plan:
         jobs: the candidates to make.
         folder: where artifacts and the manifest go; ``None`` where nothing is exported.
         formats: of the artifacts.
+        placement: ``"auto"``: operators of static candidates that INT8 slows down on a runtime go back to float there,
+            where latency is measured; ``"runtime"``: placed as the runtime wants it, and nothing is measured for that.
         protocol: how artifacts are evaluated; ``None`` where they are not.
         budget: how much of a metric may be dropped.
         search: limits of the search for mixed precision if a static candidate is over the budget; ``None`` for none.
@@ -60,6 +63,7 @@ class Plan:
     jobs: tuple[Job, ...] = ()
     folder: Path | None = None
     formats: Sequence[str] = ()
+    placement: str = "runtime"
     protocol: Protocol | None = None
     budget: Budget = Budget()
     search: Search | None = None
@@ -111,7 +115,7 @@ def finish(plan: Plan, store: Store) -> Finished:
     else:
         with only_run_in(plan.folder):
             told = {reason_of(job.failure) for job in plan.jobs if job.failure is not None}
-            finished = _delivered(_Run(plan, plan.folder, store, told))
+            finished = _delivered(_Run(plan, plan.folder, store, _placing(plan, store), told))
     store.complete()
     return finished
 
@@ -123,15 +127,24 @@ class _Run:
     plan: Plan
     folder: Path
     store: Store
+    placing: MeasuredPlacement | None = None
     told: set[str] = field(default_factory=set)  # see exported
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
-        return exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
+        entry = exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
+        known = self.placing and self.placing.known(candidate.result, format_name)
+        return replace(entry, placement=known.reason) if known and entry.path is not None else entry
+
+
+def _placing(plan: Plan, store: Store) -> MeasuredPlacement | None:
+    """What decides on placements by measuring; ``None`` where nothing is to be measured."""
+    latency = None if plan.protocol is None else plan.protocol.latency
+    return None if plan.placement == "runtime" or latency is None else MeasuredPlacement(latency, store.decisions())
 
 
 def _delivered(run: _Run) -> Finished:
     plan = run.plan
-    candidates = _candidates(plan, run.store)
+    candidates = _recalled(run, _candidates(plan, run.store))
     earlier = remove_manifest(run.folder)
     entries = [
         run.exported(job, candidates[job.name], name)
@@ -160,6 +173,19 @@ def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
     return candidates
 
 
+def _recalled(run: _Run, candidates: dict[str, Step[Candidate]]) -> dict[str, Step[Candidate]]:
+    """The candidates with the placements that an earlier run has decided on."""
+    placing = run.placing
+    if placing is None:
+        return candidates
+    return {
+        name: replace(step, result=placing.recalled(step.result, run.plan.formats))
+        if isinstance(step.result, StaticCandidate)
+        else step
+        for name, step in candidates.items()
+    }
+
+
 def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
     """Raise a user error, or the reason why there is no candidate at all."""
     errors = [step.error for step in candidates.values() if step.error is not None]
@@ -172,17 +198,19 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished, entries: Seque
     """Evaluate, judge and select; a model that cannot be evaluated does not stop the others."""
     comparisons: list[Comparison] = []
     measured: dict[str, Entry] = {}
-    subjects = attempt("nothing can be evaluated", partial(_subjects, run, finished.candidates, entries))
+    candidates = dict(finished.candidates)
+    subjects = attempt("nothing can be evaluated", partial(_subjects, run, candidates, entries))
     failure = subjects.reason
     for subject in subjects.result or ():
         labels = ", ".join(entry.label for entry in subject.entries)
-        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, protocol, note))
+        step = attempt(f"{labels} cannot be evaluated", partial(_compared, run, protocol, subject, candidates))
         failure = step.reason or failure
         if step.result is None:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
         else:
             comparisons.append(step.result)
             measured |= {entry.label: entry for entry in step.result.entries}
+    finished = replace(finished, candidates=candidates)
     if not comparisons:
         left = [measured.get(entry.label, entry) for entry in entries]
         return replace(_with_manifest(run, finished, left, budget=run.plan.budget), unjudged=failure)
@@ -191,6 +219,45 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished, entries: Seque
     finished = replace(finished, sensitivity=_sensitivity(run.plan, finished, judgements))
     finished = _with_manifest(run, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
     return replace(finished, unjudged=mistake)
+
+
+def _compared(run: _Run, protocol: Protocol, subject: Subject, candidates: dict[str, Step[Candidate]]) -> Comparison:
+    """Measure a model and its artifacts, some of them placed anew; updates the candidates."""
+    known = timed(subject, protocol, note)
+    if run.placing is None:
+        return compare(subject, protocol, note, known)
+    entries = [_placed(run, run.placing, subject, entry, known, candidates) for entry in subject.entries]
+    made = [entry for entry in entries if entry.path is not None]
+    again = [entry.sha256 for entry in entries] != [entry.sha256 for entry in subject.entries]
+    subject = replace(subject, entries=made)
+    compared = compare(subject, protocol, note, None if again else known)
+    return replace(compared, entries=(*compared.entries, *(entry for entry in entries if entry.path is None)))
+
+
+def _placed(
+    run: _Run,
+    placing: MeasuredPlacement,
+    subject: Subject,
+    entry: Entry,
+    known: Timed,
+    candidates: dict[str, Step[Candidate]],
+) -> Entry:
+    """Decide on the placement of an artifact, if that was not done before; it is exported again if it changes."""
+    candidate = candidates[entry.candidate].result
+    floats, int8 = known.median(FORMATS[entry.format].lane), known.median(entry.label)
+    undecided = FORMATS[entry.format].profile is not None and entry.placement is None
+    if not undecided or not isinstance(candidate, StaticCandidate) or floats is None or int8 is None:
+        return entry
+    decide = partial(placing.decided, candidate, entry.format, subject.path(entry), (floats, int8))
+    step = attempt(f"the placement of {entry.label} cannot be measured", decide)
+    decision = placing.known(candidate, entry.format)
+    if step.result is None or decision is None:
+        return entry
+    if not decision.float_ops:
+        return replace(entry, placement=decision.reason)
+    candidates[entry.candidate] = Step(step.result)
+    job = next(job for job in run.plan.jobs if job.name == entry.candidate)
+    return run.exported(job, candidates[entry.candidate], entry.format)
 
 
 def _sensitivity(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Mapping[str, Sequence[Sensitivity]]:

@@ -17,12 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from lq_plugin.artifacts.description import decisions
+from lq_plugin.artifacts.description import as_json, decisions
 from lq_plugin.coverage import Measured
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration
@@ -176,7 +175,7 @@ class _Decisions(dict[str, Measured]):
 
     def __setitem__(self, digest: str, decision: Measured) -> None:
         with _noted("a measured decision"):
-            write_whole(self._folder / f"{digest}.json", json.dumps(asdict(decision)).encode())
+            write_whole(self._folder / f"{digest}.json", json.dumps(as_json(decision)).encode())
         super().__setitem__(digest, decision)
 
 

@@ -108,7 +108,7 @@ class Trials:
     def _digest(self, candidate: StaticCandidate) -> str:
         """A digest of what a trial's result depends on: the artifact, and the data, known by FP32's metrics on them."""
         example = tensors_digest({str(number): tensor for number, tensor in enumerate(candidate.reference.example)})
-        artifact = artifact_digest(candidate, self.entry.format, FORMATS[self.entry.format].packages, self.threads)
+        artifact = artifact_digest(candidate, self.entry.format, self.threads)
         return checksums.of_json([artifact, example, sorted(self.fp32.metrics.items())])
 
 

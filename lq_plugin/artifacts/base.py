@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lq_plugin import cpu
-from lq_plugin.artifacts import description, onnx, onnx_dynamic, openvino, pt2, torch_layers
+from lq_plugin.artifacts import description, onnx, onnx_dynamic, onnx_profile, openvino, pt2, torch_layers
 from lq_plugin.artifacts.description import Artifact as Artifact
-from lq_plugin.coverage import Coverage, Kernel
+from lq_plugin.coverage import Coverage, Duration, Kernel
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.signature import Signature
@@ -57,6 +57,8 @@ class Format:
         module: reads that folder into a module that is slow as it is and fast under ``torch.compile``, which is how its
             latency is measured.
         kernels: lists the kernels that the runtime chose for that folder's layers, from its own optimized graph.
+        profile: lists how long each node of that graph takes, in the order in which they run, by the runtime's own
+            profiler; called with the flat inputs of a call and a number of threads.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
         never_saturates: whether its kernels use 7 bits for a layer's input where 8 could saturate.
@@ -72,6 +74,7 @@ class Format:
     load: Callable[[Path, int | None], Run] | None = None
     module: Callable[[Path], nn.Module] | None = None
     kernels: Callable[[Path], Sequence[Kernel]] | None = None
+    profile: Callable[[Path, Sequence[Tensor], int | None], Sequence[Duration]] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
     never_saturates: bool = False
@@ -93,6 +96,7 @@ FORMATS: Mapping[str, Format] = {
         writers={"dynamic": onnx_dynamic.export},
         load=onnx.load,
         kernels=onnx.kernels,
+        profile=onnx_profile.profile,
     ),
     "openvino": Format(
         "openvino",
@@ -102,6 +106,7 @@ FORMATS: Mapping[str, Format] = {
         export=openvino.export,
         load=openvino.load,
         kernels=openvino.kernels,
+        profile=openvino.profile,
     ),
     "pt2": Format(
         "torch",

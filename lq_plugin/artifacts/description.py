@@ -7,6 +7,7 @@ write its new checksum too. So everything that is read here is checked like any 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from lq_plugin.untrusted import naming, read_json, regular_file
 FILE = "artifact.json"
 SCHEMA_VERSION = 1
 _TEXTS = ("candidate", "method", "format", "runtime")
+_DECISION = {"int8": bool, "reason": str, "float_ops": list, "saved": dict}
 _OPERATORS = {"quantized_ops": {"name", "op"}, "float_ops": {"name", "op", "reason"}}
 
 
@@ -102,7 +104,7 @@ def write(
         "quantized_ops": [vars(op) for op in coverage.quantized],
         "float_ops": [vars(op) for op in coverage.float_ops],
         "saturates_without_vnni": saturates_without_vnni,
-        "measured": {digest: asdict(decision) for digest, decision in coverage.measured.items()},
+        "measured": {digest: as_json(decision) for digest, decision in coverage.measured.items()},
         "files": {file.name: checksums.of_file(file) for file in sorted(folder.iterdir())},
     }
     content["sha256"] = checksums.of_json(content)
@@ -178,6 +180,11 @@ def _artifact(folder: Path, content: Any) -> Artifact:
     )
 
 
+def as_json(decision: Measured) -> dict[str, Any]:
+    """Return a decision as builtins, without what it leaves empty."""
+    return {name: value for name, value in asdict(decision).items() if value not in ((), {})}
+
+
 def decisions(content: Any) -> dict[str, Measured]:
     """Return the measured decisions, as they were written.
 
@@ -186,11 +193,19 @@ def decisions(content: Any) -> dict[str, Measured]:
     """
     if not isinstance(content, dict) or not all(map(checksums.is_sha256, content)):
         raise ValueError("measured must hold a decision for each sha256")
-    for decision in content.values():
-        fields = isinstance(decision, dict) and {name: type(value) for name, value in decision.items()}
-        if fields != {"int8": bool, "reason": str}:
-            raise ValueError("measured must hold decisions of int8 (true or false) and reason")
-    return {digest: Measured(**decision) for digest, decision in content.items()}
+    return {digest: _decision(decision) for digest, decision in content.items()}
+
+
+def _decision(content: Any) -> Measured:
+    given = {"float_ops": [], "saved": {}, **content} if isinstance(content, dict) else {}
+    if {name: type(value) for name, value in given.items()} != _DECISION:
+        raise ValueError("measured must hold decisions of int8 (true or false), reason, float_ops and saved")
+    names, saved = given["float_ops"], given["saved"]
+    if not all(isinstance(name, str) for name in (*names, *saved)):
+        raise ValueError("float_ops and saved of a decision must name operators")
+    if not all(isinstance(each, float) and math.isfinite(each) for each in saved.values()):
+        raise ValueError("saved of a decision must hold numbers")
+    return Measured(given["int8"], given["reason"], tuple(names), saved)
 
 
 def _is_record(value: Any, fields: set[str]) -> bool:

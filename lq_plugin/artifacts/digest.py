@@ -6,26 +6,25 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
 from pathlib import Path
 
 import lq_plugin
 from lq_plugin import checksums, cpu
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.identity import tensors_digest
 from lq_plugin.scheme import as_dict
 
 
-def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[str], threads: int | None = None) -> str:
+def artifact_digest(candidate: Candidate, format_name: str, threads: int | None = None) -> str:
     """Return a sha256 of everything that decides how a graph is written in a format.
 
     Args:
         candidate: what is exported.
         format_name: the format, which holds a graph.
-        packages: that write it, besides torch and torchao.
         threads: number of threads with which forms of operators are compared; ``None`` for the runtime's choice.
     """
-    graph = candidate.graph
+    graph, packages = candidate.graph, FORMATS[format_name].packages
     content = {
         "candidate": [candidate.name, as_dict(candidate.scheme)],
         "graph": [graph.digest, graph.signature.to_json(), [list(tensor.shape) for tensor in graph.example]],
@@ -42,6 +41,7 @@ def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[s
         )
         content["weight_scales"] = tensors_digest(candidate.weight_scales)
         content["keep_float"] = sorted(candidate.keep_float)
+        content["faster_in_float"] = sorted(candidate.faster_in_float.get(FORMATS[format_name].runtime, ()))
         content["learnt_ranges"] = {name: list(bounds) for name, bounds in candidate.learnt_ranges.items()}
     return checksums.of_json(content)
 

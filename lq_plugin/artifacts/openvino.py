@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lq_plugin.artifacts import onnx
-from lq_plugin.coverage import Kernel
+from lq_plugin.coverage import Duration, Kernel
 from lq_plugin.errors import require
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FILE = "model.xml"
 FILES = (FILE, "model.bin")
 _INT8 = ("i8", "u8")
+_CALLS, _FIRST_CALLS = 35, 5  # of profiling: those that count, and those before them
 # Types of its kernels and the operators that they compute. An attention is one kernel for several products, and it
 # has no INT8 form of a recurrent layer.
 _KERNELS = {
@@ -74,7 +76,21 @@ def kernels(folder: Path) -> list[Kernel]:
     return found
 
 
-def _compiled(folder: Path, threads: int | None) -> openvino.CompiledModel:
+def profile(folder: Path, tensors: Sequence[Tensor], threads: int | None) -> list[Duration]:
+    """Return how long each node takes, the median of all calls, in the order in which they run."""
+    compiled = _compiled(folder, threads, PERF_COUNT="YES")
+    request, times = compiled.create_infer_request(), dict[str, list[float]]()
+    for _ in range(_FIRST_CALLS + _CALLS):
+        request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
+        for node in request.profiling_info:
+            times.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
+    return [
+        Duration(frozenset({name.partition("/")[0]}), statistics.median(each[_FIRST_CALLS:]))
+        for name, each in times.items()
+    ]
+
+
+def _compiled(folder: Path, threads: int | None, **further: str) -> openvino.CompiledModel:
     """Compile the model for the CPU; what is not INT8 is computed in float32 on every CPU.
 
     The frontend is named, because OpenVINO would otherwise try every format that it knows on a foreign file.
@@ -82,7 +98,7 @@ def _compiled(folder: Path, threads: int | None) -> openvino.CompiledModel:
     ov = require("openvino", "openvino", "load: an OpenVINO artifact")
     reader = ov.frontend.FrontEndManager().load_by_framework("ir")
     model = reader.convert(reader.load(str(folder / FILE)))
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **further}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     compiled: openvino.CompiledModel = ov.Core().compile_model(model, "CPU", settings)

@@ -12,6 +12,7 @@ from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, fo
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError
+from lq_plugin.evaluation.placing import check_placement
 from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.report.manifest import Manifest
 
@@ -25,19 +26,27 @@ class ArtifactExport(FinishingCallback):
         formats: any of ``"onnx"`` (for onnxruntime), ``"openvino"`` and ``"pt2"``. Dynamic candidates are exported as
             ``"torch"`` too. A format that a method does not support is listed in the manifest as unsupported.
         output_dir: folder of the run; the Trainer's ``log_dir``, else its ``default_root_dir``, by default.
+        placement: ``"auto"``: where an artifact of a static candidate turns out to be no faster than FP32 on its own
+            runtime, operators that cost more than they gain go back to float, if that is measured to be faster on this
+            machine. It needs the latency that :class:`~lq_plugin.Int8Evaluation` measures, and takes no time where
+            INT8 is faster. Decisions are kept, so that the same fit gives the same artifacts again. ``"runtime"``:
+            artifacts are placed as the runtime wants it, which is the same on every machine.
 
     Attributes:
         folder: where artifacts and ``manifest.json`` are, known once fit has started.
         manifest: the content of ``manifest.json`` after fit.
 
     Raises:
-        ConfigError: an unknown format, or, before training, a folder that cannot be written.
+        ConfigError: an unknown format or placement, or, before training, a folder that cannot be written.
         MissingExtraError: a format needs a package that is not installed.
     """
 
-    def __init__(self, formats: Sequence[str] = DEFAULT_FORMATS, output_dir: str | None = None) -> None:
+    def __init__(
+        self, formats: Sequence[str] = DEFAULT_FORMATS, output_dir: str | None = None, placement: str = "auto"
+    ) -> None:
         self.formats = check_formats(formats)
         self.output_dir = output_dir
+        self.placement = check_placement(placement)
         self.folder: Path | None = None
         self.manifest: Manifest | None = None
 
@@ -59,8 +68,9 @@ class ArtifactExport(FinishingCallback):
 
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for artifacts, and a manifest."""
-        export = {"formats": list(self.formats), "output_dir": self.output_dir}
-        return replace(plan, folder=self.folder, formats=self.formats, config=replace(plan.config, export=export))
+        export = {"formats": list(self.formats), "output_dir": self.output_dir, "placement": self.placement}
+        config = replace(plan.config, export=export)
+        return replace(plan, folder=self.folder, formats=self.formats, placement=self.placement, config=config)
 
     def receive(self, finished: Finished) -> None:
         """Take the manifest."""

@@ -111,21 +111,49 @@ class Comparison:
     judged_by: Sequence[str]
 
 
-def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -> Comparison:
+@dataclass(frozen=True)
+class Timed:
+    """The latencies of a float model and its artifacts, and the call they were measured with.
+
+    Args:
+        inputs: the call.
+        timings: by label of the artifact, or by name of the runtime that FP32 runs on; empty where nothing was timed.
+    """
+
+    inputs: Inputs
+    timings: Mapping[str, Timing] = field(default_factory=dict)
+
+    def median(self, name: str) -> float | None:
+        """Return the milliseconds of a call; ``None`` where it was not timed."""
+        return self.timings[name].median if name in self.timings else None
+
+
+def timed(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -> Timed:
+    """Measure latencies as a protocol says.
+
+    This comes before all evaluation, which opens sessions whose threads would disturb it.
+    """
+    if protocol.latency is None:
+        return Timed(_example(subject))
+    note(f"measuring the latency of {len(subject.entries)} artifacts and of FP32 on the same runtimes …")
+    inputs = _inputs(subject, protocol.latency.batch_size)
+    return Timed(inputs, _time(subject, inputs, protocol.latency))
+
+
+def compare(
+    subject: Subject, protocol: Protocol, note: Callable[[str], None], known: Timed | None = None
+) -> Comparison:
     """Measure a float model and its artifacts.
 
     Args:
         subject: what is compared.
         protocol: which splits and metrics, and how latency is measured.
         note: called with a line of text at each step.
+        known: their latencies, where they have been measured.
     """
     labels = [entry.label for entry in subject.entries]
-    timings: dict[str, Timing] = {}
-    inputs = _example(subject)
-    if protocol.latency is not None:  # first, because evaluation opens sessions whose threads would disturb it
-        note(f"measuring the latency of {len(labels)} artifacts and of FP32 on the same runtimes …")
-        inputs = _inputs(subject, protocol.latency.batch_size)
-        timings = _time(subject, inputs, protocol.latency)
+    known = known or timed(subject, protocol, note)
+    inputs, timings = known.inputs, known.timings
     note("evaluating FP32 …")
     baseline = _score(subject, protocol, None)
     lanes = {name: timing for name, timing in timings.items() if name not in labels}

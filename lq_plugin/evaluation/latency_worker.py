@@ -53,7 +53,7 @@ def _until(seconds: float) -> Iterator[None]:
 
 def _main(format_name: str, folder: str, inputs: str, results: str, threads: str, parent: str, key: str) -> None:
     answer = _answers(key)
-    _end_with(int(parent))
+    end_with(int(parent))
     import torch
 
     torch.set_num_threads(int(threads))
@@ -80,7 +80,7 @@ def _answers(key: str) -> Callable[[object], None]:
     return answer
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process when its parent ends, however that ends, and even while this one is stopped.
 
     A stopped process notices nothing but SIGKILL, which Linux sends for us. It does so when the *thread* that started

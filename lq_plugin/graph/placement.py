@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -43,6 +44,7 @@ from lq_plugin.scheme import Scheme
 
 Chosen = dict[fx.Node, Operator]  # what is quantized, and how
 Refused = dict[fx.Node, str]  # what stays float, and why
+FASTER_IN_FLOAT = "faster in float on this machine (measured)"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,13 @@ class Placement:
     float_ops: tuple[FloatOp, ...] = ()
 
 
-def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = frozenset()) -> Placement:
+def place(
+    graph: Graph,
+    scheme: Scheme,
+    runtime: str,
+    keep_float: Set[str] = frozenset(),
+    faster_in_float: Set[str] = frozenset(),
+) -> Placement:
     """Decide where quantize/dequantize pairs go for one runtime, with scales that are fixed ahead of time.
 
     Args:
@@ -78,6 +86,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
         scheme: what is quantized; ``skip`` and ``only`` are its user's patterns.
         runtime: a key of ``RUNTIMES``.
         keep_float: names of operators (of the graph's nodes) that stay float besides.
+        faster_in_float: the same of operators for which this was measured on this runtime.
 
     Raises:
         ConfigError: a pattern of the scheme matches nothing.
@@ -85,7 +94,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
     """
     check_patterns(graph, scheme)
     nodes = graph.module.graph.nodes
-    if unknown := sorted(keep_float - {node.name for node in nodes}):
+    if unknown := sorted((keep_float | faster_in_float) - {node.name for node in nodes}):
         raise unknown_name("keep_float", unknown[0], [node.name for node in nodes])
     convolutional = _convolutional_values(nodes)
     rules = RUNTIMES[runtime]
@@ -94,6 +103,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
         return (
             patterns.exclusion(scheme, operator.name, module_stack(node))
             or ("chosen to stay float" if node.name in keep_float else None)
+            or (FASTER_IN_FLOAT if node.name in faster_in_float else None)
             or _of_its_constants(node, operator)
             or _static_refusal(node, operator, convolutional)
             or rules.stays_float.get(kind_of(node, operator))
@@ -123,10 +133,21 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Set[str] = fro
     )
 
 
-def place_everywhere(graph: Graph, scheme: Scheme, keep_float: Set[str] = frozenset()) -> dict[str, Placement]:
+def place_everywhere(
+    graph: Graph,
+    scheme: Scheme,
+    keep_float: Set[str] = frozenset(),
+    faster_in_float: Mapping[str, Set[str]] = MappingProxyType({}),
+) -> dict[str, Placement]:
     """Return a placement for each runtime that something can be quantized for, by name.
 
     This also checks a scheme against a graph.
+
+    Args:
+        graph: a folded graph.
+        scheme: what is quantized.
+        keep_float: see :func:`place`.
+        faster_in_float: the same, by runtime.
 
     Raises:
         ConfigError: a pattern of the scheme matches nothing.
@@ -135,7 +156,8 @@ def place_everywhere(graph: Graph, scheme: Scheme, keep_float: Set[str] = frozen
     placements: dict[str, Placement] = {}
     for runtime in RUNTIMES:
         try:
-            placements[runtime] = place(graph, scheme, runtime, keep_float)
+            measured = faster_in_float.get(runtime, frozenset())
+            placements[runtime] = place(graph, scheme, runtime, keep_float, measured)
         except UnsupportedError as error:
             refused = error
     if not placements:

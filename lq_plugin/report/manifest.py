@@ -154,6 +154,8 @@ class Entry:
         quantized_ops: the operators that compute on integers.
         float_ops: those that stay float, and why.
         kernels: what the runtime computes them with; ``None`` where it does not tell, or nothing was measured.
+        placement: which operators go back to float because of their speed on this machine, and what was measured;
+            ``None`` where ``ArtifactExport(placement="auto")`` has measured nothing.
         status: ``ok`` or ``over_budget`` as the budget judged its validation figures, ``not_evaluated`` where nothing
             judged it, ``failed`` where it could not be made or run, or ``unsupported``.
         error: why it failed, why something was not measured, or why nothing judged it.
@@ -176,6 +178,7 @@ class Entry:
     quantized_ops: tuple[QuantizedOp, ...] = ()
     float_ops: tuple[FloatOp, ...] = ()
     kernels: Kernels | None = None
+    placement: str | None = None
     status: Annotated[str, one_of(*STATUSES), REQUIRED] = "not_evaluated"
     error: Annotated[str | None, REQUIRED] = None
 

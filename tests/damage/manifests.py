@@ -121,12 +121,14 @@ def good() -> dict[str, Any]:
         quantized_ops=(QuantizedOp("net.0", "conv2d"),),
         float_ops=(FloatOp("net.1", "gelu", "no kernel"),),
         kernels=Kernels({"QLinearConv": ("conv",)}, {"FusedConv": ("other",)}, {"conv2d": 1}),
+        placement="measured here",
         status="ok",
     )
     content = Manifest(
         fp32=fp32,
         artifacts=(made, Entry("static", "static", "torch.compile", "pt2", status="failed", error="why")),
         selected="static/onnx",
+        unselected="why",
         budget=Budget("val/acc", 0.1, relative=True, mode="max"),
         calibration={"static": {"checkpoint": "a.ckpt", "samples": 48}},
         steps=(AlgorithmStep("static", "smoothing", "refused", "too little", {"torch": 9.0}, {"torch": 9.1}),),

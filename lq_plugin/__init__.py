@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lq_plugin.artifacts.base import Artifact, export, load
+    from lq_plugin.artifacts.base import Artifact, load
     from lq_plugin.callbacks.dynamic import DynamicQuantization
     from lq_plugin.callbacks.evaluation import Int8Evaluation
     from lq_plugin.callbacks.export import ArtifactExport
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
     from lq_plugin.evaluation.latency import Latency
     from lq_plugin.evaluation.metrics import evaluate
+    from lq_plugin.exporting import export
     from lq_plugin.functional import calibrate, quantize
     from lq_plugin.graph.calibration import Calibration
     from lq_plugin.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
@@ -74,7 +75,7 @@ _HOMES = {
     "StaticQuantization": "lq_plugin.callbacks.static",
     "calibrate": "lq_plugin.functional",
     "evaluate": "lq_plugin.evaluation.metrics",
-    "export": "lq_plugin.artifacts.base",
+    "export": "lq_plugin.exporting",
     "find_results": "lq_plugin.report.results",
     "load": "lq_plugin.artifacts.base",
     "quantize": "lq_plugin.functional",

@@ -1,21 +1,94 @@
-"""Artifacts of candidates on disk: taken from the store if an earlier run has made them, else exported."""
+"""Artifacts of candidates on disk: exported, taken from the store if an earlier run has made them, placed anew."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lq_plugin.artifacts.base import FORMATS, Artifact, export_one, read
+from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import ArtifactError, CaptureError, UnsupportedError
+from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedError
+from lq_plugin.evaluation.latency import Latency
+from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement
 from lq_plugin.jobs import Job
 from lq_plugin.progress import note
 from lq_plugin.report.manifest import Entry
 from lq_plugin.steps import Step, attempt, logger, reason_of, say
-from lq_plugin.store import Store, remove
+from lq_plugin.store import STORE, Store, remove
+
+
+def export(
+    candidate: Candidate,
+    folder: str | os.PathLike[str],
+    formats: Sequence[str] | None = None,
+    threads: int | None = None,
+    placement: str = "runtime",
+) -> dict[str, Artifact]:
+    """Export a candidate, one folder a format.
+
+    Args:
+        candidate: what to export.
+        folder: where the formats' folders are made; an existing one is replaced when the new one is complete.
+        formats: keys of ``FORMATS``; all that the candidate's method has by default. ``"torch"`` is always made of a
+            dynamic candidate.
+        threads: how many threads will run the artifact; give :func:`~lq_plugin.load` the same number. The runtime
+            chooses by default. Whether a GRU is faster in INT8 is measured with this number.
+        placement: ``"auto"``: measure whether a static candidate is faster than FP32 on each runtime, for one sample;
+            where it is not, operators that cost more than they gain go back to float, if that is measured to be faster
+            on this machine. The decisions are kept in the folder, and read back by the next call. ``"runtime"``: place
+            it as the runtime wants it, and measure nothing for that.
+
+    Returns:
+        The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
+        why. An error is raised after all other formats were made.
+
+    Raises:
+        ConfigError: an unknown format or placement, or too few threads.
+        UnsupportedError: none of the formats exists for the candidate.
+        MissingExtraError: a format needs a package that is not installed.
+        ExportError: a runtime's exporter refused the graph.
+        EvaluationError: the placement was to be measured, and that failed.
+    """
+    method = candidate.scheme.method
+    asked = [name for name in FORMATS if method not in FORMATS[name].refuses] if formats is None else formats
+    artifacts: dict[str, Artifact] = {}
+    refused: dict[str, str] = {}
+    failed: LqError | None = None
+    measured = check_placement(placement) == "auto"
+    placing = MeasuredPlacement(Latency(threads=threads), Store(Path(folder) / STORE).decisions()) if measured else None
+    for name in formats_of(method, check_formats(asked)):
+        try:
+            artifacts[name] = _placed_artifact(candidate, Path(folder) / name, name, threads, placing)
+        except UnsupportedError as error:
+            refused[name] = str(error)
+        except LqError as error:
+            failed = failed or error
+    if failed is not None:
+        failed.add_note(f"Still exported to {str(folder)!r}: {', '.join(artifacts) or 'nothing'}.")
+        raise failed
+    if not artifacts:
+        raise UnsupportedError(f"formats: {list(asked)} cannot be made from candidate {candidate.name!r}: {refused}.")
+    for name, reason in refused.items():
+        logger.warning("%s/%s is unsupported: %s", candidate.name, name, reason)
+    return artifacts
+
+
+def _placed_artifact(
+    candidate: Candidate, path: Path, format_name: str, threads: int | None, placing: MeasuredPlacement | None
+) -> Artifact:
+    """Export a candidate, and once more where another placement turns out to be faster."""
+    if placing is None or not placing.applies(candidate, format_name):
+        return export_one(candidate, path, format_name, threads)
+    known = placing.known(candidate, format_name) is not None
+    candidate = placing.recalled(candidate, [format_name])
+    artifact = export_one(candidate, path, format_name, threads)
+    placed = candidate if known else placing.decided(candidate, format_name, path)
+    return artifact if placed is candidate else export_one(placed, path, format_name, threads)
 
 
 def exported(

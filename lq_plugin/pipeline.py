@@ -245,8 +245,7 @@ def _placed(
     """Decide on the placement of an artifact, if that was not done before; it is exported again if it changes."""
     candidate = candidates[entry.candidate].result
     floats, int8 = known.median(FORMATS[entry.format].lane), known.median(entry.label)
-    undecided = FORMATS[entry.format].profile is not None and entry.placement is None
-    if not undecided or not isinstance(candidate, StaticCandidate) or floats is None or int8 is None:
+    if not placing.applies(candidate, entry.format) or entry.placement is not None or floats is None or int8 is None:
         return entry
     decide = partial(placing.decided, candidate, entry.format, subject.path(entry), (floats, int8))
     step = attempt(f"the placement of {entry.label} cannot be measured", decide)
@@ -288,7 +287,7 @@ def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished)
     made, winners = list[Trial](), dict[str, Step[Candidate]]()
     for job in run.plan.jobs:
         candidate = finished.candidates[job.name].result
-        trials = trials_for(job, candidate, known, run.folder, protocol, run.store, run.plan.threads)
+        trials = trials_for(job, candidate, known, run.folder, protocol, run.store, run.plan.threads, run.placing)
         if trials is not None:
             step = attempt(f"the search for {job.name!r} failed", partial(trials.winner, search))
             made += trials.made
@@ -302,11 +301,14 @@ def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished)
     if not winners:
         return _with_manifest(run, finished, known.artifacts, fp32=known.fp32, budget=known.budget)
     jobs = {job.name: job for job in run.plan.jobs}
+    settled = replace(run, placing=None)  # a winner keeps what was decided about the candidate that it comes from
     entries = [
-        run.exported(jobs[name], winners[name], entry.format) if (name := entry.candidate) in winners else entry
+        replace(settled.exported(jobs[name], winners[name], entry.format), placement=entry.placement)
+        if (name := entry.candidate) in winners
+        else entry
         for entry in known.artifacts
     ]
-    return _evaluated(run, protocol, finished, entries)
+    return _evaluated(settled, protocol, finished, entries)
 
 
 def _subjects(run: _Run, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:

@@ -29,6 +29,7 @@ from lq_plugin.progress import note
 from lq_plugin.torch_file import read
 from lq_plugin.untrusted import naming, read_json, regular_file
 
+STORE = ".lq_plugin"  # below the default_root_dir of a Trainer, or the folder that export writes to
 _ABANDONED = 3600.0  # seconds after which a half-written file must come from a killed run
 _STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
 

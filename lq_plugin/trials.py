@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from lq_plugin import checksums
@@ -14,6 +15,7 @@ from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.evaluation.compare import Protocol, Subject, validated
 from lq_plugin.evaluation.judging import judged
+from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.identity import tensors_digest
 from lq_plugin.jobs import Job, StaticJob
@@ -21,7 +23,7 @@ from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.progress import note
 from lq_plugin.refinement import repeated
 from lq_plugin.report.manifest import Entry, Fp32, Manifest
-from lq_plugin.search.cost import operations
+from lq_plugin.search.cost import operations, time_saved
 from lq_plugin.search.mixed_precision import Search, order, search
 from lq_plugin.selection import Budget
 from lq_plugin.steps import attempt
@@ -43,6 +45,8 @@ class Trials:
         budget: how much of which metric may be dropped.
         store: keeps the results of trials, so that an interrupted search continues.
         threads: number of threads that runtimes use.
+        placing: says how much time INT8 saves in each operator; ``None`` where that is not to be measured, and
+            multiplications are counted instead.
 
     Attributes:
         made: every trial so far.
@@ -58,6 +62,7 @@ class Trials:
     budget: Budget
     store: Store
     threads: int | None = None
+    placing: MeasuredPlacement | None = None
     made: list[Trial] = field(default_factory=list)
 
     def winner(self, limits: Search) -> StaticCandidate | None:
@@ -65,16 +70,25 @@ class Trials:
         note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float …")
         placed = self.candidate.placed(self.entry.runtime).quantized  # others are float already where trials run
         errors = {each.node: each.error for each in self.sensitivity if each.node in placed}
-        ranking = order(errors, operations(self.candidate.graph))
+        ranking = order(errors, time_saved(operations(self.candidate.graph), self._microseconds()))
         chosen = search(ranking, self._is_within, limits)
         return None if chosen is None else self._mixed(frozenset(chosen))
+
+    def _microseconds(self) -> Mapping[str, float]:
+        """What INT8 saves in each operator of the artifact, as far as that is measured."""
+        if self.placing is None or not self.placing.applies(self.candidate, self.entry.format):
+            return {}
+        saved = partial(self.placing.saved, self.candidate, self.entry.format, self.subject.path(self.entry))
+        step = attempt("the time of operators cannot be measured; their multiplications are counted instead", saved)
+        return step.result or {}
 
     def _mixed(self, float_ops: frozenset[str]) -> StaticCandidate:
         """The candidate with some operators left float; the algorithms that were kept run again."""
         learning = self.candidate.learning
         kept = [step.algorithm for step in learning.steps if step.outcome == "kept"] if learning else []
         plain = replace(self.candidate.plain, keep_float=float_ops)
-        return replace(repeated(plain, self.samples, kept), learning=learning)
+        learnt = repeated(plain, self.samples, kept)
+        return replace(learnt, learning=learning, faster_in_float=self.candidate.faster_in_float)
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
         start = time.perf_counter()
@@ -120,6 +134,7 @@ def trials_for(
     protocol: Protocol,
     store: Store,
     threads: int | None,
+    placing: MeasuredPlacement | None = None,
 ) -> Trials | None:
     """Prepare the search for a candidate; ``None`` if there is nothing to search for.
 
@@ -131,6 +146,7 @@ def trials_for(
         protocol: how artifacts are evaluated.
         store: keeps the results of trials.
         threads: number of threads that runtimes use.
+        placing: measures what operators cost, if that is to be measured.
     """
     sensitivity, entry = known.sensitivity.get(job.name), _fastest_of(known.artifacts, job.name)
     if not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate) or not sensitivity:
@@ -148,6 +164,7 @@ def trials_for(
         known.budget,
         store,
         threads,
+        placing,
     )
 
 

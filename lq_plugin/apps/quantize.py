@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import IGNORED
 from lq_plugin.apps.train import built, check, outcome, plain
-from lq_plugin.callbacks.finishing import STORE, RunContext
+from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import content, read_file
 from lq_plugin.errors import ConfigError
 from lq_plugin.progress import note
-from lq_plugin.store import Store
+from lq_plugin.store import STORE, Store
 from lq_plugin.torch_file import foreign_in, walk
 
 _OF_LIGHTNING_CLI = ("_instantiator", "_class_path")  # it makes modules from what their checkpoints name

@@ -176,56 +176,14 @@ def formats_of(method: str, formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*formats, *ALWAYS.get(method, ()))))
 
 
-def export(
-    candidate: Candidate,
-    folder: str | os.PathLike[str],
-    formats: Sequence[str] | None = None,
-    threads: int | None = None,
-) -> dict[str, Artifact]:
-    """Export a candidate, one folder a format.
+def export_one(candidate: Candidate, path: Path, format_name: str, threads: int | None = None) -> Artifact:
+    """Export a candidate in one format to ``path``.
 
     Args:
         candidate: what to export.
-        folder: where the formats' folders are made; an existing one is replaced when the new one is complete.
-        formats: keys of ``FORMATS``; all that the candidate's method has by default. ``"torch"`` is always made of a
-            dynamic candidate.
-        threads: how many threads will run the artifact; give :func:`load` the same number. The runtime chooses by
-            default. Whether a GRU is faster in INT8 is measured with this number.
-
-    Returns:
-        The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
-        why. An error is raised after all other formats were made.
-
-    Raises:
-        ConfigError: an unknown format, or too few threads.
-        UnsupportedError: none of the formats exists for the candidate.
-        MissingExtraError: a format needs a package that is not installed.
-        ExportError: a runtime's exporter refused the graph.
-    """
-    method = candidate.scheme.method
-    asked = [name for name in FORMATS if method not in FORMATS[name].refuses] if formats is None else formats
-    artifacts: dict[str, Artifact] = {}
-    refused: dict[str, str] = {}
-    failed: LqError | None = None
-    for name in formats_of(method, check_formats(asked)):
-        try:
-            artifacts[name] = export_one(candidate, Path(folder) / name, name, threads)
-        except UnsupportedError as error:
-            refused[name] = str(error)
-        except LqError as error:
-            failed = failed or error
-    if failed is not None:
-        failed.add_note(f"Still exported to {str(folder)!r}: {', '.join(artifacts) or 'nothing'}.")
-        raise failed
-    if not artifacts:
-        raise UnsupportedError(f"formats: {list(asked)} cannot be made from candidate {candidate.name!r}: {refused}.")
-    for name, reason in refused.items():
-        logger.warning("%s/%s is unsupported: %s", candidate.name, name, reason)
-    return artifacts
-
-
-def export_one(candidate: Candidate, path: Path, format_name: str, threads: int | None = None) -> Artifact:
-    """Export a candidate in one format to ``path``; see :func:`export`.
+        path: the artifact's folder; an existing one is replaced when the new one is complete.
+        format_name: the format.
+        threads: how many threads will run the artifact; ``None`` for the runtime's choice.
 
     Raises:
         ConfigError: too few threads.

@@ -23,13 +23,12 @@ from lq_plugin.pipeline import Finished, Plan
 from lq_plugin.report.manifest import Config, Manifest
 from lq_plugin.source import Source
 from lq_plugin.steps import say
-from lq_plugin.store import Store
+from lq_plugin.store import STORE, Store
 
 logger = logging.getLogger("lq_plugin")
 # The Trainer gives each of its callbacks these methods of the LightningModule, and another Trainer gives its own. With
 # them, a copy of a callback would be a copy of the whole run.
 _OF_THE_MODULE = ("log", "log_dict")
-STORE = ".lq_plugin"  # below the default_root_dir
 
 
 @dataclass(frozen=True)

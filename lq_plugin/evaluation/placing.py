@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.profiling import profiled
 from lq_plugin.progress import note
-from lq_plugin.search.placements import charged, kind, neighbours, proposals
+from lq_plugin.search.placements import charged, kind, proposals, sources
 
 PLACEMENTS = ("auto", "runtime")
 TIME_LIMIT = 30.0  # seconds after which no further placement is exported
@@ -57,9 +58,14 @@ class MeasuredPlacement:
     options: Latency
     decisions: MutableMapping[str, Measured]
 
+    @staticmethod
+    def applies(candidate: Candidate | None, format_name: str) -> TypeGuard[StaticCandidate]:
+        """Whether a candidate's placement can be measured in a format: it is static, and the runtime has a profiler."""
+        return isinstance(candidate, StaticCandidate) and FORMATS[format_name].profile is not None
+
     def known(self, candidate: Candidate | None, format_name: str) -> Measured | None:
         """Return what was decided earlier about a candidate in a format, if anything was."""
-        if not isinstance(candidate, StaticCandidate) or FORMATS[format_name].profile is None:
+        if not self.applies(candidate, format_name):
             return None
         return self.decisions.get(self._digest("placement", _unmeasured(candidate, format_name), format_name))
 
@@ -128,7 +134,7 @@ class MeasuredPlacement:
         quantized = candidate.placed(FORMATS[format_name].runtime).quantized.keys()
         kinds = {node.name: kind(node) for node in candidate.graph.module.graph.nodes if node.name in quantized}
         chosen: dict[str, frozenset[str]] = {}
-        for floats in proposals(kinds, neighbours(candidate.graph, quantized), saved):
+        for floats in proposals(kinds, sources(candidate.graph, quantized), saved):
             if time.perf_counter() - start > TIME_LIMIT:
                 break
             name = f"placement {len(chosen) + 1}"

@@ -44,7 +44,7 @@ from lq_plugin.scheme import Scheme
 
 Chosen = dict[fx.Node, Operator]  # what is quantized, and how
 Refused = dict[fx.Node, str]  # what stays float, and why
-FASTER_IN_FLOAT = "faster in float on this machine (measured)"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,14 @@ class Placement:
     float_ops: tuple[FloatOp, ...] = ()
 
 
-def place(
-    graph: Graph,
-    scheme: Scheme,
-    runtime: str,
-    keep_float: Set[str] = frozenset(),
-    faster_in_float: Set[str] = frozenset(),
-) -> Placement:
+def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Mapping[str, str] = _NOTHING) -> Placement:
     """Decide where quantize/dequantize pairs go for one runtime, with scales that are fixed ahead of time.
 
     Args:
         graph: a folded graph.
         scheme: what is quantized; ``skip`` and ``only`` are its user's patterns.
         runtime: a key of ``RUNTIMES``.
-        keep_float: names of operators (of the graph's nodes) that stay float besides.
-        faster_in_float: the same of operators for which this was measured on this runtime.
+        keep_float: why operators stay float besides, by their names (of the graph's nodes).
 
     Raises:
         ConfigError: a pattern of the scheme matches nothing.
@@ -94,7 +87,7 @@ def place(
     """
     check_patterns(graph, scheme)
     nodes = graph.module.graph.nodes
-    if unknown := sorted((keep_float | faster_in_float) - {node.name for node in nodes}):
+    if unknown := sorted(keep_float.keys() - {node.name for node in nodes}):
         raise unknown_name("keep_float", unknown[0], [node.name for node in nodes])
     convolutional = _convolutional_values(nodes)
     rules = RUNTIMES[runtime]
@@ -102,8 +95,7 @@ def place(
     def refusal(node: fx.Node, operator: Operator) -> str | None:
         return (
             patterns.exclusion(scheme, operator.name, module_stack(node))
-            or ("chosen to stay float" if node.name in keep_float else None)
-            or (FASTER_IN_FLOAT if node.name in faster_in_float else None)
+            or keep_float.get(node.name)
             or _of_its_constants(node, operator)
             or _static_refusal(node, operator, convolutional)
             or rules.stays_float.get(kind_of(node, operator))
@@ -134,10 +126,7 @@ def place(
 
 
 def place_everywhere(
-    graph: Graph,
-    scheme: Scheme,
-    keep_float: Set[str] = frozenset(),
-    faster_in_float: Mapping[str, Set[str]] = MappingProxyType({}),
+    graph: Graph, scheme: Scheme, keep_float: Callable[[str], Mapping[str, str]] = lambda _: _NOTHING
 ) -> dict[str, Placement]:
     """Return a placement for each runtime that something can be quantized for, by name.
 
@@ -146,8 +135,7 @@ def place_everywhere(
     Args:
         graph: a folded graph.
         scheme: what is quantized.
-        keep_float: see :func:`place`.
-        faster_in_float: the same, by runtime.
+        keep_float: returns what :func:`place` takes for a runtime.
 
     Raises:
         ConfigError: a pattern of the scheme matches nothing.
@@ -156,8 +144,7 @@ def place_everywhere(
     placements: dict[str, Placement] = {}
     for runtime in RUNTIMES:
         try:
-            measured = faster_in_float.get(runtime, frozenset())
-            placements[runtime] = place(graph, scheme, runtime, keep_float, measured)
+            placements[runtime] = place(graph, scheme, runtime, keep_float(runtime))
         except UnsupportedError as error:
             refused = error
     if not placements:

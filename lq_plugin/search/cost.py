@@ -54,7 +54,7 @@ def time_saved(operations: Mapping[str, int], microseconds: Mapping[str, float])
 
     Example:
         >>> time_saved({"conv": 100, "linear": 50, "add": 10}, {"conv": 30.0, "linear": -2.0})
-        {'conv': 30.0, 'linear': 0.1, 'add': 2.0}
+        {'conv': 30.0, 'linear': 0.1, 'add': 2.007}
     """
     measured = {name: max(saved, _LEAST_SAVED) for name, saved in microseconds.items() if name in operations}
     if not measured:

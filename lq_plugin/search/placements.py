@@ -48,7 +48,7 @@ def charged(durations: Sequence[Duration], operators: Set[str]) -> dict[str, flo
 
 
 def proposals(
-    kinds: Mapping[str, str], neighbours: Mapping[str, Set[str]], saved: Mapping[str, float]
+    kinds: Mapping[str, str], sources: Mapping[str, Set[str]], saved: Mapping[str, float]
 ) -> list[frozenset[str]]:
     """Propose sets of operators to leave float; at least one layer stays INT8.
 
@@ -57,17 +57,17 @@ def proposals(
 
     Args:
         kinds: what kind each operator in INT8 is.
-        neighbours: the operators in INT8 that each of them reads from or is read by.
+        sources: the operators in INT8 that each of them reads from.
         saved: microseconds that INT8 saves by operator, negative where it costs time. Operators without a figure
-            (sums, poolings), whose time is charged to others, follow most of their neighbours.
+            (sums, poolings), whose time is charged to others, follow most of their sources.
 
     Returns:
         Different sets, none of them empty; none at all where INT8 saves no time in any operator, or in every one.
 
     Example:
         >>> kinds = {"conv": "conv2d", "add": "add", "linear": "linear"}
-        >>> neighbours = {"conv": {"add"}, "add": {"conv"}, "linear": {"add"}}
-        >>> [sorted(names) for names in proposals(kinds, neighbours, {"conv": -3.0, "linear": 5.0})]
+        >>> sources = {"conv": set(), "add": {"conv"}, "linear": {"add"}}
+        >>> [sorted(names) for names in proposals(kinds, sources, {"conv": -3.0, "linear": 5.0})]
         [['add', 'conv']]
     """
     known = {name: saved[name] for name in kinds if name in saved}
@@ -77,7 +77,7 @@ def proposals(
     losing = {name for name, microseconds in known.items() if microseconds <= 0}
     of_losing_kinds = {name for name in known if by_kind[kinds[name]] <= 0}
     found = [
-        _with_followers(chosen, kinds.keys() - known.keys(), neighbours)
+        _with_followers(chosen, kinds.keys() - known.keys(), sources)
         for chosen in (of_losing_kinds, losing, known.keys() - _best(known))
         if known.keys() - chosen
     ]
@@ -95,30 +95,27 @@ def _best(saved: Mapping[str, float]) -> set[str]:
     return best
 
 
-def _with_followers(chosen: Set[str], followers: Set[str], neighbours: Mapping[str, Set[str]]) -> frozenset[str]:
-    """Add operators most of whose neighbours are float, because INT8 would only add conversions around them."""
+def _with_followers(chosen: Set[str], followers: Set[str], sources: Mapping[str, Set[str]]) -> frozenset[str]:
+    """Add operators most of whose sources are float: in INT8 they would only move a conversion to before them."""
     floats = set(chosen)
-    while more := {name for name in followers - floats if 2 * len(neighbours[name] & floats) > len(neighbours[name])}:
+    while more := {name for name in followers - floats if 2 * len(sources[name] & floats) > len(sources[name])}:
         floats |= more
     return frozenset(floats)
 
 
-def neighbours(graph: Graph, operators: Set[str]) -> dict[str, set[str]]:
-    """Return for each operator those that it reads from or is read by, directly or through other nodes.
+def sources(graph: Graph, operators: Set[str]) -> dict[str, set[str]]:
+    """Return for each operator those that it reads from, directly or through other nodes.
 
     Args:
         graph: a folded graph.
         operators: names of nodes.
     """
-    sources: dict[fx.Node, set[str]] = {}
-    found: dict[str, set[str]] = {name: set() for name in operators}
+    read: dict[fx.Node, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for node in graph.module.graph.nodes:
-        read = set[str]().union(*(sources[each] for each in node.all_input_nodes))
+        read[node] = set[str]().union(*(read[each] for each in node.all_input_nodes))
         if node.name in operators:
-            found[node.name] |= read
-            for each in read:
-                found[each].add(node.name)
-        sources[node] = {node.name} if node.name in operators else read
+            found[node.name], read[node] = read[node], {node.name}
     return found
 
 

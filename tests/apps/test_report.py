@@ -27,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "0",
         Tiny(),
         StaticQuantization(),
-        ArtifactExport(["onnx"]),
+        ArtifactExport(["onnx"], placement="runtime"),
         Int8Evaluation(budget=Budget("val/acc", max_drop=1.0), latency=Latency(rounds=1, seconds=0.01)),
     )
     (folder / "1").mkdir()

@@ -13,7 +13,11 @@ import pytest
 QUICK = ("recipe=mnist_cnn", "data.samples=30", "trainer.max_epochs=1", "callbacks.progress=null", "export=pt2")
 PLAIN = ("quantization=none", "export=none", "evaluation=none")
 UNTIMED = ("callbacks.evaluation.latency=null",)
-TIMED = ("callbacks.evaluation.latency.rounds=1", "callbacks.evaluation.latency.seconds=0.01")
+TIMED = (
+    "callbacks.evaluation.latency.rounds=1",
+    "callbacks.evaluation.latency.seconds=0.01",
+    "callbacks.export.placement=runtime",
+)
 
 
 def run(

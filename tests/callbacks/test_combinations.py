@@ -93,7 +93,8 @@ def test_two_quantizations_stand_together(tmp_path: Path) -> None:
 def test_different_targets_are_each_compared_with_their_own_fp32(tmp_path: Path) -> None:
     whole, head = StaticQuantization("whole"), DynamicQuantization("head", target="net.5")
     evaluation = Int8Evaluation(latency=Latency(rounds=1, seconds=0.01))
-    fit(tmp_path, Tiny(), whole, head, ArtifactExport(["onnx"]), evaluation, enable_checkpointing=False)
+    export = ArtifactExport(["onnx"], placement="runtime")
+    fit(tmp_path, Tiny(), whole, head, export, evaluation, enable_checkpointing=False)
     model = Tiny()
     made = {f"{e['candidate']}/{e['format']}": e for e in manifest(tmp_path)["artifacts"]}
     assert set(made) == {"whole/onnx", "head/onnx", "head/torch"}

@@ -168,7 +168,7 @@ def test_a_run_without_validation_is_quantized_too(tmp_path: Path) -> None:
 
 def test_static_and_dynamic_stand_side_by_side_with_one_fp32(tmp_path: Path) -> None:
     evaluation = Int8Evaluation(latency=Latency(rounds=1, seconds=0.01), budget=GENEROUS)
-    callbacks = [DynamicQuantization(), StaticQuantization(), ArtifactExport(["onnx"]), evaluation]
+    callbacks = [DynamicQuantization(), StaticQuantization(), ArtifactExport(["onnx"], placement="runtime"), evaluation]
     fit(tmp_path, Forecaster(), *callbacks, data=Series(), enable_checkpointing=False)
     made = entries(tmp_path)
     assert list(made) == ["dynamic/onnx", "dynamic/torch", "static/onnx"]

@@ -120,7 +120,7 @@ def test_weights_that_are_averaged_are_averaged_as_without(average: Callable[[],
 def test_measuring_latency_changes_nothing_either(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", [])
     evaluation = Int8Evaluation(latency=Latency(rounds=1, seconds=0.01))
-    callbacks = [evaluation, ArtifactExport(["onnx"]), StaticQuantization()]
+    callbacks = [evaluation, ArtifactExport(["onnx"], placement="runtime"), StaticQuantization()]
     quantized = run(tmp_path / "quantized", callbacks)
     quantized["rows"].pop()
     assert_same(plain, quantized)

@@ -439,7 +439,7 @@ def test_a_budget_without_validation_is_refused_when_it_is_given(budget: Budget)
 
 def test_latency_is_measured_and_what_is_within_the_budget_is_selected(tmp_path: Path) -> None:
     evaluation = Int8Evaluation(latency=Latency(rounds=2, seconds=0.02), budget=Budget("val/loss", 10.0, mode="min"))
-    fit(tmp_path, Tiny(), StaticQuantization(), ArtifactExport(["openvino"]), evaluation)
+    fit(tmp_path, Tiny(), StaticQuantization(), ArtifactExport(["openvino"], placement="runtime"), evaluation)
     made = json.loads((tmp_path / "quantized" / "manifest.json").read_text())
     assert made["fp32"]["latency_ms"].keys() == {"torch", "openvino"}
     (entry,) = made["artifacts"]

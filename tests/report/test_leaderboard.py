@@ -35,7 +35,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Tiny(),
         StaticQuantization(),
         StaticQuantization(observer="minmax", name="minmax"),
-        ArtifactExport(["onnx"]),
+        ArtifactExport(["onnx"], placement="runtime"),
         Int8Evaluation(budget=Budget(METRIC, max_drop=1.0, mode="max"), latency=Latency(rounds=1, seconds=0.01)),
     )
     return folder

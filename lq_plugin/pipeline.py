@@ -48,8 +48,6 @@ class Plan:
         jobs: the candidates to make.
         folder: where artifacts and the manifest go; ``None`` where nothing is exported.
         formats: of the artifacts.
-        placement: ``"auto"``: operators of static candidates that INT8 slows down on a runtime go back to float there,
-            where latency is measured; ``"runtime"``: placed as the runtime wants it, and nothing is measured for that.
         protocol: how artifacts are evaluated; ``None`` where they are not.
         budget: how much of a metric may be dropped.
         search: limits of the search for mixed precision if a static candidate is over the budget; ``None`` for none.
@@ -58,12 +56,13 @@ class Plan:
         seed: the one given to Lightning.
         trained: whether training has just ended, so that whatever can be made is worth having. If not, a user error
             stops everything, and so does having no candidate at all.
+        placement: ``"auto"``: operators of static candidates that INT8 slows down on a runtime go back to float there,
+            where latency is measured; ``"runtime"``: placed as the runtime wants it, and nothing is measured for that.
     """
 
     jobs: tuple[Job, ...] = ()
     folder: Path | None = None
     formats: Sequence[str] = ()
-    placement: str = "runtime"
     protocol: Protocol | None = None
     budget: Budget = Budget()
     search: Search | None = None
@@ -71,6 +70,7 @@ class Plan:
     config: Config = field(default_factory=Config)
     seed: int | None = None
     trained: bool = True
+    placement: str = "runtime"
 
     @property
     def threads(self) -> int | None:

@@ -201,9 +201,12 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished, entries: Seque
     candidates = dict(finished.candidates)
     subjects = attempt("nothing can be evaluated", partial(_subjects, run, candidates, entries))
     failure = subjects.reason
-    for subject in subjects.result or ():
-        labels = ", ".join(entry.label for entry in subject.entries)
-        step = attempt(f"{labels} cannot be evaluated", partial(_compared, run, protocol, subject, candidates))
+    for given in subjects.result or ():
+        labels = ", ".join(entry.label for entry in given.entries)
+        placed, known = (given.entries, None) if run.placing is None else _placed(run, protocol, given, candidates)
+        measured |= {entry.label: entry for entry in placed}
+        subject = replace(given, entries=[entry for entry in placed if entry.path is not None])
+        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, protocol, note, known))
         failure = step.reason or failure
         if step.result is None:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
@@ -221,34 +224,33 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished, entries: Seque
     return replace(finished, unjudged=mistake)
 
 
-def _compared(run: _Run, protocol: Protocol, subject: Subject, candidates: dict[str, Step[Candidate]]) -> Comparison:
-    """Measure a model and its artifacts, some of them placed anew; updates the candidates."""
-    known = timed(subject, protocol, note)
-    if run.placing is None:
-        return compare(subject, protocol, note, known)
-    entries = [_placed(run, run.placing, subject, entry, known, candidates) for entry in subject.entries]
-    made = [entry for entry in entries if entry.path is not None]
-    again = [entry.sha256 for entry in entries] != [entry.sha256 for entry in subject.entries]
-    subject = replace(subject, entries=made)
-    compared = compare(subject, protocol, note, None if again else known)
-    return replace(compared, entries=(*compared.entries, *(entry for entry in entries if entry.path is None)))
-
-
 def _placed(
-    run: _Run,
-    placing: MeasuredPlacement,
-    subject: Subject,
-    entry: Entry,
-    known: Timed,
-    candidates: dict[str, Step[Candidate]],
+    run: _Run, protocol: Protocol, subject: Subject, candidates: dict[str, Step[Candidate]]
+) -> tuple[Sequence[Entry], Timed | None]:
+    """Decide on the placements of a subject's artifacts where that was not done before; updates the candidates.
+
+    Returns:
+        The artifacts, some of them exported again, and the latencies of all; ``None`` where these have to be measured.
+    """
+    step = attempt("placements cannot be decided on", partial(timed, subject, protocol, note))
+    if step.result is None:
+        return subject.entries, None
+    entries = [_placed_one(run, subject, entry, step.result, candidates) for entry in subject.entries]
+    same = [entry.sha256 for entry in entries] == [entry.sha256 for entry in subject.entries]
+    return entries, step.result if same else None
+
+
+def _placed_one(
+    run: _Run, subject: Subject, entry: Entry, known: Timed, candidates: dict[str, Step[Candidate]]
 ) -> Entry:
-    """Decide on the placement of an artifact, if that was not done before; it is exported again if it changes."""
-    candidate = candidates[entry.candidate].result
+    placing, candidate = run.placing, candidates[entry.candidate].result
     floats, int8 = known.median(FORMATS[entry.format].lane), known.median(entry.label)
-    if not placing.applies(candidate, entry.format) or entry.placement is not None or floats is None or int8 is None:
+    if placing is None or floats is None or int8 is None or entry.placement is not None:
+        return entry
+    if not placing.applies(candidate, entry.format):
         return entry
     decide = partial(placing.decided, candidate, entry.format, subject.path(entry), (floats, int8))
-    step = attempt(f"the placement of {entry.label} cannot be measured", decide)
+    step = attempt(f"the placement of {entry.label} cannot be decided on", decide)
     decision = placing.known(candidate, entry.format)
     if step.result is None or decision is None:
         return entry

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ import torch
 from tiny import Images, Tiny, images
 from torch.utils.data import DataLoader
 
-from lq_plugin import Scheme, exporting, pipeline
+from lq_plugin import Budget, Scheme, exporting, pipeline
 from lq_plugin.artifacts import base
 from lq_plugin.artifacts.base import Artifact
 from lq_plugin.checkpoints import LIVE, Checkpoint
 from lq_plugin.checksums import of_file
+from lq_plugin.coverage import Duration
 from lq_plugin.errors import CalibrationError, UnsupportedError
-from lq_plugin.evaluation.compare import Protocol
-from lq_plugin.evaluation.latency import Latency
+from lq_plugin.evaluation import compare, latency, placing
+from lq_plugin.evaluation.compare import Protocol, Subject
+from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import DynamicJob, Job, StaticJob
@@ -140,6 +142,42 @@ def test_exports_know_the_number_of_threads_that_latency_is_measured_with(
     by_default = replace(plan(tmp_path), protocol=Protocol(["validate"]))
     assert by_default.threads == torch.get_num_threads()
     assert plan(tmp_path).threads is exported(tmp_path).threads is None
+
+
+def test_what_is_faster_in_float_is_exported_again_and_so_does_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def profiled(*_: Any) -> list[list[Duration]]:
+        asked.append("profile")
+        each = {"conv2d": (2.0, 3.0), "linear": (2.0, 1.0)}
+        return [[Duration(frozenset({name}), us[n]) for name, us in each.items()] for n in range(2)]
+
+    def measure(_: Any, lanes: Mapping[str, Any], *__: Any) -> dict[str, Timing]:
+        asked.append("placements")
+        return {name: Timing(median, median) for name, median in zip(lanes, (2.0, 3.0, 1.0), strict=True)}
+
+    def timed(subject: Subject, *_: Any) -> dict[str, Timing]:
+        asked.append("artifacts")
+        changed = any("measured" in op.reason for op in subject.entries[0].float_ops)
+        return {name: Timing(ms, ms) for name, ms in (("onnxruntime", 2.0), ("static/onnx", 1.0 if changed else 3.0))}
+
+    monkeypatch.setattr(placing, "profiled", profiled)
+    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(compare, "_time", timed)
+    monkeypatch.setattr(compare, "_reload_difference", lambda *_: None)  # there was no process
+    protocol = Protocol(["validate"], latency=Latency(threads=1))
+    for folder, expected in (("one", ["artifacts", "profile", "placements", "artifacts"]), ("two", ["artifacts"])):
+        asked.clear()
+        run = replace(plan(tmp_path / folder), jobs=jobs()[:1], protocol=protocol, placement="auto")
+        finish(replace(run, budget=Budget("val/loss", 9.0)), Store(tmp_path / "store"))
+        assert asked == expected
+        (entry,) = written(tmp_path / folder)["artifacts"]
+        assert [op["op"] for op in entry["quantized_ops"]] == ["linear"]
+        assert "1.000 ms with 1 operators in float, 3.000 without; FP32 takes 2.000 ms" in entry["placement"]
+        assert (entry["latency_ms"]["median"], written(tmp_path / folder)["selected"]) == (1.0, "static/onnx")
+    assert sums(tmp_path / "one") == sums(tmp_path / "two")
 
 
 def exported(folder: Path, seed: int = 0) -> Plan:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lq_plugin.candidate import Candidate, DynamicCandidate, DynamicDims, StaticCandidate
 from lq_plugin.eager import swap
@@ -26,7 +26,7 @@ from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
-from lq_plugin.refinement import refined, unrefined
+from lq_plugin.refinement import LEAST_SAMPLES, refined, unrefined
 from lq_plugin.scheme import Scheme
 from lq_plugin.steps import attempt
 
@@ -154,7 +154,7 @@ _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, Dynamic
 def _calibrated(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
 ) -> tuple[Graph, Calibration, Samples]:
-    """Observe all batches, and draw samples from them for the algorithms."""
+    """Observe all batches, except the samples that algorithms are judged by, and draw samples for the algorithms."""
     tracked, found = TrackedTarget(dynamic_dims), None
     while found is None:  # this ends: each further time fewer dimensions are fixed
         found = _observed(model, batches, scheme, tracked)
@@ -185,11 +185,16 @@ def _observed(
                     "dynamic_dims."
                 )
             return None
-        tensors = graph.signature.flatten(args, kwargs)
-        recording.observe(tensors)
+        tensors: Sequence[Tensor] | None = graph.signature.flatten(args, kwargs)
         if scheme.algorithm_names:
-            draw.add(tensors)
-    return graph, recording.calibration(scheme.observer.name, split="batches"), draw.drawn(draw.samples_seen)
+            tensors = draw.add(tensors)
+        if tensors is not None:
+            recording.observe(tensors)
+    samples = draw.drawn(draw.samples_seen)
+    if draw.samples_seen < LEAST_SAMPLES:  # the algorithms will not run, so nothing has to be judged
+        for call in samples.judge:
+            recording.observe(call)
+    return graph, recording.calibration(scheme.observer.name, split="batches"), samples
 
 
 def _first(inputs: Iterator[Call]) -> Call:

@@ -133,7 +133,8 @@ class Source:
 
         def choose(batches: Sequence[int | float]) -> Set[int]:
             nonlocal every, chosen
-            every, chosen = sum(batches), drawn_batches(batches, Draw.calls_for(count, size), seed)
+            every = sum(batches)
+            chosen = drawn_batches(batches, Draw.calls_for(count, size), seed, last=True)
             return chosen
 
         chosen_batches(self.model, self.data, self.target, choose, draw.see)

@@ -60,7 +60,12 @@ def test_without_algorithms_it_is_plain_calibration() -> None:
     none, auto = quantized(algorithms=[]), quantized(algorithms="smoothing")
     assert none.learning is None
     assert none.graph.digest == none.reference.digest == auto.reference.digest != auto.graph.digest
-    assert auto.plain.ranges == none.ranges
+    assert auto.plain.ranges.keys() == none.ranges.keys()
+
+
+def test_samples_to_judge_by_are_not_observed() -> None:
+    assert [quantized(algorithms=names).provenance.samples for names in ([], "smoothing")] == [64, 48]
+    assert quantized(samples=16, algorithms="smoothing").provenance.samples == 16  # nothing is judged
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

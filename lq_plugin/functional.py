@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lq_plugin.candidate import Candidate, DynamicCandidate, DynamicDims, StaticCandidate
 from lq_plugin.eager import swap
@@ -185,11 +185,10 @@ def _observed(
                     "dynamic_dims."
                 )
             return None
-        tensors: Sequence[Tensor] | None = graph.signature.flatten(args, kwargs)
-        if scheme.algorithm_names:
-            tensors = draw.add(tensors)
-        if tensors is not None:
-            recording.observe(tensors)
+        tensors = graph.signature.flatten(args, kwargs)
+        observed = draw.add(tensors) if scheme.algorithm_names else tensors
+        if observed is not None:
+            recording.observe(observed)
     samples = draw.drawn(draw.samples_seen)
     if draw.samples_seen < LEAST_SAMPLES:  # the algorithms will not run, so nothing has to be judged
         for call in samples.judge:

@@ -82,7 +82,7 @@ class _Rounding(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         origin = self.candidate.united.scales.get(n.name)
-        if origin in self.whole and isinstance(result, Tensor) and result.is_floating_point():
+        if origin is not None and origin in self.whole and isinstance(result, Tensor) and result.is_floating_point():
             spec = self.candidate.united.activation_spec
             clipped, unclipped = (
                 (rounded_activation(result, bounds, spec) - result).nan_to_num(0.0, 0.0, 0.0)

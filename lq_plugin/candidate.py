@@ -67,6 +67,12 @@ class Candidate(Protocol):
     def runtimes(self) -> tuple[str, ...]:
         """The runtimes whose INT8 can be computed by torch."""
 
+    def on(self, runtime: str) -> Candidate:
+        """Return the candidate that a runtime's artifact is made from: what algorithms learn may hold on one alone."""
+
+    def only_for(self, runtimes: Sequence[str]) -> Candidate:
+        """Return the candidate for some of its runtimes: algorithms learn what these need."""
+
     def in_torch(self, runtime: str) -> Callable[..., Sequence[Tensor]]:
         """Return what a runtime computes, as a function of the graph's inputs, run by torch."""
 
@@ -95,6 +101,8 @@ class StaticCandidate:
             come from the statistics.
         keep_float: names of operators that stay float, besides those that the scheme names.
         learning: what algorithms learnt from, and their results; ``None`` if none was requested.
+        only: the runtimes that it is for; ``None`` for all that something can be quantized for.
+        variants: what the other runtimes' artifacts are made from, by runtime.
 
     Raises:
         ConfigError: ``weight_scales`` or ``learnt_ranges`` names something that does not exist.
@@ -110,6 +118,8 @@ class StaticCandidate:
     learnt_ranges: Mapping[str, Range] = field(default_factory=dict, repr=False)
     keep_float: frozenset[str] = frozenset()
     learning: Learning | None = field(default=None, repr=False)
+    only: frozenset[str] | None = None
+    variants: Mapping[str, StaticCandidate] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.reference is None:
@@ -129,27 +139,38 @@ class StaticCandidate:
         """The provenance of the calibration."""
         return self.calibration.provenance
 
+    def on(self, runtime: str) -> StaticCandidate:
+        """Return the candidate that a runtime's artifact is made from."""
+        return self.variants.get(runtime, self)
+
+    def only_for(self, runtimes: Sequence[str]) -> StaticCandidate:
+        """Return the candidate for some of its runtimes; itself for all of them."""
+        return self if set(runtimes) == set(self.runtimes) else replace(self, only=frozenset(runtimes))
+
     def placed(self, runtime: str) -> Placement:
         """Return where quantize/dequantize pairs go for a runtime.
 
         Raises:
             UnsupportedError: nothing can be quantized for it.
         """
+        if runtime in self.variants:
+            return self.variants[runtime].placed(runtime)
         known = self._placements.get(runtime)
         return known or place(self.graph, self.scheme, runtime, self.keep_float)  # which says why
 
     @cached_property
     def _placements(self) -> dict[str, Placement]:
-        return place_everywhere(self.graph, self.scheme, self.keep_float)
+        every = place_everywhere(self.graph, self.scheme, self.keep_float)
+        return {name: placed for name, placed in every.items() if self.only is None or name in self.only}
 
     @property
     def runtimes(self) -> tuple[str, ...]:
         """The runtimes for which anything can be quantized."""
-        return tuple(self._placements)
+        return (*self._placements, *self.variants)
 
     @cached_property
     def united(self) -> Placement:
-        """What at least one runtime quantizes: algorithms run once for all of them."""
+        """What at least one of its own runtimes quantizes: algorithms run once for all of them."""
         return united(tuple(self._placements.values()))
 
     @property
@@ -189,6 +210,8 @@ class StaticCandidate:
 
     def converted(self, runtime: str) -> Graph:
         """Return the graph with explicit quantize/dequantize pairs where a runtime is fastest with them."""
+        if runtime in self.variants:
+            return self.variants[runtime].converted(runtime)
         if self.provenance.structure != self.reference.structure:
             raise CalibrationError(
                 "calibration: it belongs to another graph, whose values happen to have the same names. "
@@ -276,6 +299,14 @@ class DynamicCandidate:
     def runtimes(self) -> tuple[str, ...]:
         """The runtimes whose INT8 can be computed here: torch itself."""
         return ("torch",)
+
+    def on(self, runtime: str) -> DynamicCandidate:
+        """Return the candidate itself: its weights serve every runtime."""
+        return self
+
+    def only_for(self, runtimes: Sequence[str]) -> DynamicCandidate:
+        """Return the candidate itself: its weights serve every runtime."""
+        return self
 
     def in_torch(self, runtime: str) -> Callable[..., Sequence[Tensor]]:
         """Return what the module computes with INT8 layers of torch."""

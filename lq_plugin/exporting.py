@@ -83,7 +83,7 @@ def artifact_of(
     chosen, label = FORMATS[format_name], f"{candidate.name}/{format_name}"
     if candidate.scheme.method in chosen.refuses:
         return export_one(candidate, path, format_name)  # says why not
-    digest = None if chosen.load is None else artifact_digest(candidate, format_name, chosen.packages, threads)
+    digest = None if chosen.load is None else artifact_digest(candidate, format_name, threads)
     if digest is not None and store.take_artifact(digest, path):
         with suppress(ArtifactError):
             artifact = read(path)

@@ -71,10 +71,9 @@ class Trials:
 
     def _mixed(self, float_ops: frozenset[str]) -> StaticCandidate:
         """The candidate with some operators left float; the algorithms that were kept run again."""
-        learning = self.candidate.learning
-        kept = [step.algorithm for step in learning.steps if step.outcome == "kept"] if learning else []
         plain = replace(self.candidate.plain, keep_float=float_ops)
-        return replace(repeated(plain, self.samples, kept), learning=learning)
+        learning = self.candidate.learning
+        return plain if learning is None else repeated(plain, self.samples, learning)
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
         start = time.perf_counter()
@@ -108,7 +107,7 @@ class Trials:
     def _digest(self, candidate: StaticCandidate) -> str:
         """A digest of what a trial's result depends on: the artifact, and the data, known by FP32's metrics on them."""
         example = tensors_digest({str(number): tensor for number, tensor in enumerate(candidate.reference.example)})
-        artifact = artifact_digest(candidate, self.entry.format, FORMATS[self.entry.format].packages, self.threads)
+        artifact = artifact_digest(candidate, self.entry.format, self.threads)
         return checksums.of_json([artifact, example, sorted(self.fp32.metrics.items())])
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Scheme, StaticCandidate, refinement
 from lq_plugin.algorithms import TABLE, Algorithm
+from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.graph.sampling import Samples
 from lq_plugin.learning import AlgorithmStep
 
 OUTLIERS = 40.0
@@ -156,3 +158,49 @@ def test_what_cannot_be_judged_is_good_without_algorithms(monkeypatch: pytest.Mo
     (step,) = steps(candidate).values()
     assert (step.outcome, step.reason) == ("failed", "ZeroDivisionError: division by zero")
     assert candidate.graph is candidate.reference
+
+
+class Convolutions(nn.Module):
+    """onnxruntime has a value quantized that the others do not: what SiLU is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.silu(self.first(x)))
+
+
+def _only_for_onnxruntime(candidate: StaticCandidate, calls: Any, seed: int) -> StaticCandidate:
+    """Narrows the range that only onnxruntime needs."""
+    return replace(candidate, learnt_ranges={"conv2d": (-4, 4)}) if "onnxruntime" in candidate.runtimes else candidate
+
+
+def test_what_helps_on_some_runtimes_is_kept_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {**TABLE, "sequential": Algorithm("sequential", _only_for_onnxruntime, rewrites=False)}
+    torch.manual_seed(0)
+    given = torch.randn(64, 3, 8, 8)
+    given[0] *= 40  # observed, and not held out
+    batches = given.split(32)
+    with monkeypatch.context() as patched:
+        patched.setattr(refinement, "TABLE", table)
+        scheme = Scheme(observer="minmax", algorithms="sequential")
+        made = lq_plugin.quantize(Convolutions().eval(), batches, scheme)
+        assert isinstance(made, StaticCandidate)
+        assert made.learning is not None
+        samples = Samples(tuple((batch,) for batch in batches), ())
+        again = refinement.repeated(made.plain, samples, made.learning)
+    first, second = made.learning.steps
+    assert (first.outcome, first.kept_on, second.outcome) == ("kept", ("onnxruntime",), "refused")
+    assert first.reason == "+0.00 dB on openvino, +0.00 dB on torch; at least +0.3 dB is needed"
+    assert (second.before.keys(), second.reason) == ({"openvino", "torch"}, "it found nothing to change in this model")
+    assert sorted(made.runtimes) == sorted(again.runtimes) == ["onnxruntime", "openvino", "torch"]
+    for candidate in (made, again):
+        same = {
+            runtime: artifact_digest(candidate, name) == artifact_digest(made.plain, name)
+            for name, runtime in (("onnx", "onnxruntime"), ("openvino", "openvino"), ("pt2", "torch"))
+        }
+        assert same == {"onnxruntime": False, "openvino": True, "torch": True}
+    for runtime in made.runtimes:
+        (learnt,), (plain,) = (candidate.in_torch(runtime)(batches[1]) for candidate in (made, made.plain))
+        assert torch.equal(learnt, plain) is (runtime != "onnxruntime")

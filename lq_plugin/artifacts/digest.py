@@ -6,25 +6,25 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
 from pathlib import Path
 
 import lq_plugin
 from lq_plugin import checksums, cpu
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.identity import tensors_digest
 from lq_plugin.scheme import as_dict
 
 
-def artifact_digest(candidate: Candidate, format_name: str, packages: Sequence[str], threads: int | None = None) -> str:
+def artifact_digest(candidate: Candidate, format_name: str, threads: int | None = None) -> str:
     """Return a sha256 of everything that decides how a graph is written in a format.
 
     Args:
         candidate: what is exported.
         format_name: the format, which holds a graph.
-        packages: that write it, besides torch and torchao.
         threads: number of threads with which forms of operators are compared; ``None`` for the runtime's choice.
     """
+    candidate, packages = candidate.on(FORMATS[format_name].runtime), FORMATS[format_name].packages
     graph = candidate.graph
     content = {
         "candidate": [candidate.name, as_dict(candidate.scheme)],

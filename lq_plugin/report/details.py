@@ -94,13 +94,14 @@ def _algorithms(steps: Sequence[AlgorithmStep]) -> Section:
             )
             for step in steps[:MOST]
         ],
-        f"dB: SQNR on held-out samples, on the runtime where it rose least. {_left_out(len(steps), 'step')}".strip(),
+        "dB: SQNR on held-out samples, on the runtime where it rose least, of those it is kept on. "
+        f"{_left_out(len(steps), 'step')}".strip(),
     )
 
 
 def _decisive(step: AlgorithmStep) -> tuple[float | None, float | None]:
-    """SQNR before and after a step, on the runtime that decided whether it was kept: where it rose least."""
-    both = [runtime for runtime in step.before if runtime in step.after]
+    """SQNR before and after a step, on the runtime where it rose least; of those it is kept on, if there are any."""
+    both = [runtime for runtime in step.kept_on or step.before if runtime in step.after]
     if not both:
         return min(step.before.values(), default=None), None
     runtime = min(both, key=lambda each: step.after[each] - step.before[each])

@@ -213,7 +213,7 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
         ((kind, content), *_) = given.items()
         if kind == "tensor":
             return given | {"shape": shapes[content]}
-        if kind in ("constant", "object"):
+        if kind in structure.OF_CONSTANTS:
             return given
         return {kind: [[key, put(item)] for key, item in content]}
 

@@ -24,8 +24,6 @@ from lq_plugin.graph.sampling import Draw, Samples, drawn_batches
 from lq_plugin.identity import weights_digest
 from lq_plugin.targets import forward_of, never_called, resolve_target
 
-_MOST_BATCHES = 2**16  # that are looked at where the number of batches is not known
-
 
 class Source:
     """One target with the weights of one checkpoint. Opened at first use, so one that fails does not stop the others.
@@ -102,12 +100,9 @@ class Source:
                 seen.append(Example(private_call(args, kwargs), dims))
             seen[0] = seen[0].seeing(forward, args, kwargs)
 
-        def every(batches: Sequence[int | float]) -> Set[int]:
-            return set(range(int(min(sum(batches), _MOST_BATCHES))))
-
         if "validate" in loop.splits_of(self.model, self.data):
             data = self.data if known is None else self.data.limited("validate", 1)  # of each loader
-            chosen_batches(self.model, data, self.target, every, remember)
+            chosen_batches(self.model, data, self.target, None, remember)
         if not seen:
             raise CalibrationError(self.never_called(option_of))
         return seen[0]

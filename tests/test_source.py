@@ -87,6 +87,12 @@ def test_the_first_call_is_that_of_the_first_batch(monkeypatch: pytest.MonkeyPat
     assert Counting.batches == [0]
 
 
+def test_all_batches_are_run_where_no_checkpoint_says_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "batches", [], raising=False)
+    source(Counting(), "net").example("StaticQuantization")
+    assert Counting.batches == [0, 1]
+
+
 class Roundabout(Tiny):
     """Its own forward is never called."""
 

@@ -142,7 +142,7 @@ def _drawn(graph: Graph, scheme: Scheme, given: Iterable[Call]) -> Samples:
 
 def _calls(model: nn.Module, batches: Iterable[Any]) -> Iterator[Call]:
     """Read batches as calls; in float32 if the model has another precision."""
-    return (in_float32(call) if is_other(model) else call for call in calls(batches))
+    return map(in_float32, calls(batches)) if is_other(model) else calls(batches)
 
 
 _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, DynamicDims], Candidate]] = {

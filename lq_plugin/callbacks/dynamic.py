@@ -90,6 +90,7 @@ class DynamicQuantization(QuantizingCallback):
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self.seed = seed
         self._shadow = ExitStack()
+        self._casts = False  # whether calls are seen as a float32 copy of the target gets them
         self._seen_all = False  # whether a whole validation pass was
         self._examples: dict[str, Example | None] = {}  # of validation and of training; None: the target had no call
 
@@ -128,9 +129,15 @@ class DynamicQuantization(QuantizingCallback):
         target = precision.float32_copy(detached_copy(resolve_target(pl_module, self.path)).cpu())
         swap.survey(target, example.call, self.scheme)
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the precision of the target, for a run that is never validated."""
+        super().on_train_start(trainer, pl_module)
+        self._casts = precision.is_other(resolve_target(pl_module, self.path))
+
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Watch what ``target="auto"`` may take."""
         self.watch(pl_module)
+        self._casts = precision.is_other(resolve_target(pl_module, self.path))
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Remember the target's first call in validation, and what differs in later ones."""
@@ -219,7 +226,7 @@ class DynamicQuantization(QuantizingCallback):
             if self.failure is not None:
                 return
             try:
-                if precision.is_other(target):
+                if self._casts:
                     args, kwargs = precision.in_float32((args, kwargs))
                 known = self._examples[phase]
                 first = Example(private_call(args, kwargs)) if known is None else known

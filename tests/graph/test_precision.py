@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from tiny import Tiny, fit
+from tiny import Images, Tiny, fit
 from torch import nn
 
-from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
+import lq_plugin
+from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Scheme, StaticQuantization
+from lq_plugin.graph import precision
 from lq_plugin.graph.precision import float32_copy, in_float32
 
 
@@ -31,6 +35,30 @@ def test_a_copy_casts_what_it_is_given() -> None:
     assert layer.weight.dtype == torch.bfloat16
     assert made(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float32
     assert in_float32({"ids": torch.ones(1, dtype=torch.int64)})["ids"].dtype == torch.int64
+
+
+def _fitted(folder: Path, batches: int) -> None:
+    callbacks = [StaticQuantization(algorithms=[]), DynamicQuantization(algorithms=[])]
+    fit(folder, Tiny(), *callbacks, data=Images(val_samples=8 * batches), enable_checkpointing=False)
+
+
+def _quantized(folder: Path, batches: int) -> None:
+    for method in ("static", "dynamic"):
+        lq_plugin.quantize(nn.Linear(2, 2), [torch.ones(3, 2)] * batches, Scheme(method, algorithms=[]))
+
+
+@pytest.mark.parametrize("run", [_fitted, _quantized])
+def test_weights_are_looked_at_for_a_pass_and_not_for_each_call(
+    run: Callable[[Path, int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counts = []
+    for batches in (2, 5):
+        with monkeypatch.context() as patch:
+            looked = Mock(side_effect=precision._dtypes)
+            patch.setattr(precision, "_dtypes", looked)
+            run(tmp_path / str(batches), batches)
+        counts.append(looked.call_count)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])

@@ -13,7 +13,7 @@ from lq_plugin.candidate import Candidate, DynamicCandidate, DynamicDims, Static
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration, Recording, calls, uncalibrated
-from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph, duplicate
@@ -105,8 +105,8 @@ def _quantize_dynamic(
 ) -> DynamicCandidate:
     given = _first_calls(_calls(model, batches), scheme)
     module = float32_copy(detached_copy(model).cpu())
-    example = Example(private_call(*given[0]))
-    for args, kwargs in given:
+    example = Example.of(module.forward, *given[0])
+    for args, kwargs in given[1:]:
         example = example.seeing(module.forward, args, kwargs)
     swap.check_patterns(module, scheme)
     swap.run(detached_copy(module), example.call)

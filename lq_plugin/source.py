@@ -14,9 +14,8 @@ from lq_plugin.errors import CalibrationError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.loaders import chosen_batches, observed_pass
 from lq_plugin.evaluation.loop import Data
-from lq_plugin.graph.capture import private_call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.example import Example, existing_dims, varying_in
+from lq_plugin.graph.example import Example, varying_in
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
 from lq_plugin.graph.precision import cast_inputs, float32_copy, is_other
@@ -95,10 +94,7 @@ class Source:
         forward, seen = forward_of(self.float_target), list[Example]()
 
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if not seen:
-                dims = existing_dims(known or {}, forward, args, kwargs)
-                seen.append(Example(private_call(args, kwargs), dims))
-            seen[0] = seen[0].seeing(forward, args, kwargs)
+            seen[:] = [seen[0].seeing(forward, args, kwargs) if seen else Example.of(forward, args, kwargs, known)]
 
         if "validate" in loop.splits_of(self.model, self.data):
             data = self.data if known is None else self.data.limited("validate", 1)  # of each loader

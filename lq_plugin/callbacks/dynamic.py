@@ -14,7 +14,7 @@ from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
 from lq_plugin.graph import precision
-from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example, varying_state
 from lq_plugin.jobs import DynamicJob
@@ -168,7 +168,8 @@ class DynamicQuantization(QuantizingCallback):
             if self._examples.get(_VALIDATION) is not None:
                 self._decide(detached_copy(pl_module).cpu())
             elif calls:
-                self._examples = {_VALIDATION: _example(self.choose_among(pl_module, calls))}
+                call = self.choose_among(pl_module, calls)
+                self._examples = {_VALIDATION: self._example(pl_module, call)}
         except Exception as error:
             self.failure = as_calibration_error(error)
 
@@ -178,7 +179,11 @@ class DynamicQuantization(QuantizingCallback):
         assert example is not None
         call = self.choose(model, example.call)
         if self.path is not None:
-            self._examples = {phase: _example(call)}
+            self._examples = {phase: self._example(model, call)}
+
+    def _example(self, model: nn.Module, call: Call) -> Example:
+        """Return the first call of what ``target="auto"`` takes of a model."""
+        return Example.of(forward_of(resolve_target(model, self.path)), *precision.in_float32(call))
 
     def decide(self, origin: Origin) -> None:
         """Decide what ``target="auto"`` takes, where this was not done in validation."""
@@ -228,9 +233,9 @@ class DynamicQuantization(QuantizingCallback):
             try:
                 if self._casts:
                     args, kwargs = precision.in_float32((args, kwargs))
-                known = self._examples[phase]
-                first = Example(private_call(args, kwargs)) if known is None else known
-                self._examples[phase] = first.seeing(forward_of(target), args, kwargs)
+                known, forward = self._examples[phase], forward_of(target)
+                seen = Example.of(forward, args, kwargs) if known is None else known.seeing(forward, args, kwargs)
+                self._examples[phase] = seen
             except Exception as error:  # of a class of the user's own, which may refuse to be copied
                 self.failure = as_calibration_error(error)
 
@@ -239,7 +244,3 @@ class DynamicQuantization(QuantizingCallback):
             return original(*args, **kwargs)
 
         self._shadow.enter_context(replaced_forward(target, remembered))
-
-
-def _example(call: Call) -> Example:
-    return Example(private_call(*precision.in_float32(call)))

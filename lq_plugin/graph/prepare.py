@@ -98,7 +98,9 @@ class TrackedTarget:
         if self.example is not None and varying:  # this call may have a size of 1, which would be fixed
             call = placed_like(self.example.call, call)
         graph = capture(target, *call, self._dynamic_dims, varying)
-        self.example = Example(graph.signature.call(graph.example), varying)
+        names = (name for name, _ in graph.signature.tensors())
+        sizes = {name: list(tensor.shape) for name, tensor in zip(names, graph.example, strict=True)}
+        self.example = Example(graph.signature.call(graph.example), sizes, varying)
         return graph
 
     @property

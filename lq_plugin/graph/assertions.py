@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lq_plugin.graph.replacing import replaced_method
 from lq_plugin.progress import note
 
 _OF_TORCH = str(Path(torch.__file__).parent)  # its own checks of numbers are of shapes, and are answered as ever
@@ -61,18 +62,8 @@ def checks_left_out() -> Iterator[None]:
         passing = None if known else _passing(frame)
         return truth_of_number(self) if passing is None else passing
 
-    replaced: list[tuple[Any, Callable[..., bool]]] = [(Tensor, of_tensor), (torch.SymBool, of_number)]
-    before = [vars(owner).get("__bool__") for owner, _ in replaced]
-    for owner, function in replaced:
-        owner.__bool__ = function
-    try:
+    with replaced_method(Tensor, "__bool__", of_tensor), replaced_method(torch.SymBool, "__bool__", of_number):
         yield
-    finally:
-        for (owner, _), original in zip(replaced, before, strict=True):
-            if original is None:
-                del owner.__bool__
-            else:
-                owner.__bool__ = original
 
 
 def _passing(frame: Any) -> bool | None:

@@ -22,7 +22,7 @@ from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.integers import sizes_of_graph
+from lq_plugin.graph.integers import ints_noted, sizes_of_graph
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import (
@@ -244,16 +244,19 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
 
 
 def _exported(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    """Export a forward; once more, with ``int`` replaced, where that may be why it fails or fixes a dimension."""
     failure: Exception | None = None
-    try:
-        with sizes_of_graph(flat.target):
-            program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-        if not _fixes_what_may_vary(program, shapes):
-            return program
-    except Exception as error:
-        failure = error
-    with contextlib.suppress(Exception), sizes_of_graph(flat.target, numbers=True):
-        return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+    with ints_noted(flat.target) as noted:
+        try:
+            with sizes_of_graph(flat.target):
+                program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+            if not _fixes_what_may_vary(program, shapes):
+                return program
+        except Exception as error:
+            failure = error
+    if noted:
+        with contextlib.suppress(Exception), sizes_of_graph(flat.target, numbers=True):
+            return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
     if failure is not None:
         raise failure
     return program

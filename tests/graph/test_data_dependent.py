@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -157,6 +158,33 @@ class Masked(nn.Module):
         longest = int(lengths.max())
         mask = torch.arange(longest)[None] < lengths[:, None]
         return self.layer(x[:, :longest]) * mask[..., None]
+
+
+class Cut(nn.Module):
+    """Fixes its batch, or branches on data, without ``int``."""
+
+    def __init__(self, branching: bool) -> None:
+        super().__init__()
+        self.branching, self.layer = branching, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if self.branching and x.sum() > 1e6:
+            return x
+        return self.layer(x.view(3, 5, 4)) * (lengths[:, None, None] > 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "times"), [(Masked, 2), (lambda: Cut(branching=False), 1), (lambda: Cut(branching=True), 1)]
+)
+def test_a_forward_is_exported_again_only_where_int_may_be_why(
+    model: Callable[[], nn.Module], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = Mock(side_effect=torch.export.export)
+    monkeypatch.setattr(torch.export, "export", exported)
+    with contextlib.suppress(CaptureError):
+        capture(model(), [torch.randn(3, 5, 4), torch.tensor([3, 4, 2])])
+    assert exported.call_count == times
+    assert "__int__" not in vars(Tensor)
 
 
 def test_a_number_from_data_is_computed_by_the_graph() -> None:

@@ -135,8 +135,8 @@ class DynamicQuantization(QuantizingCallback):
         self._casts = precision.is_other(resolve_target(pl_module, self.path))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Watch what ``target="auto"`` may take."""
-        self.watch(pl_module)
+        """Look at the precision of the target."""
+        super().on_validation_start(trainer, pl_module)
         self._casts = precision.is_other(resolve_target(pl_module, self.path))
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -158,39 +158,31 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note that all of validation was seen; after the first pass, decide what ``target="auto"`` takes."""
-        calls = self.stop_watching()
-        if not self.undecided:
+        calls = self.auto.seen()
+        if not self.auto.undecided:
             self._seen_all |= not trainer.sanity_checking and trainer.world_size == 1  # else it saw a part of it
             return
-        if self.failure is not None:
-            return
-        try:
-            if self._examples.get(_VALIDATION) is not None:
-                self._decide(detached_copy(pl_module).cpu())
-            elif calls:
-                call = self.choose_among(pl_module, calls)
-                self._examples = {_VALIDATION: self._example(pl_module, call)}
-        except Exception as error:
-            self.failure = as_calibration_error(error)
+        known = self._examples.get(_VALIDATION)
+        if self.failure is None and (known or calls):
+            try:
+                self._decide(pl_module if known is None else detached_copy(pl_module).cpu(), _VALIDATION, calls)
+            except Exception as error:
+                self.failure = as_calibration_error(error)
 
-    def _decide(self, model: nn.Module) -> None:
-        phase = next(phase for phase, example in self._examples.items() if example is not None)
-        example = self._examples[phase]
-        assert example is not None
-        call = self.choose(model, example.call)
+    def _decide(self, model: nn.Module, phase: str, calls: Sequence[tuple[str, Call]] = ()) -> None:
+        known = self._examples.get(phase)
+        taken = self.auto.decide(model, None if known is None else known.call, calls)
         if self.path is not None:
-            self._examples = {phase: self._example(model, call)}
-
-    def _example(self, model: nn.Module, call: Call) -> Example:
-        """Return the first call of what ``target="auto"`` takes of a model."""
-        return Example.of(forward_of(resolve_target(model, self.path)), *precision.in_float32(call))
+            forward = forward_of(resolve_target(model, self.path))
+            self._examples = {phase: Example.of(forward, *precision.in_float32(taken.call))}
 
     def decide(self, origin: Origin) -> None:
         """Decide what ``target="auto"`` takes, where this was not done in validation."""
-        if any(self._examples.values()):  # a run that is never validated
-            self._decide(origin.source(None, self.checkpoint).model)
-        else:
+        known = next((phase for phase, example in self._examples.items() if example is not None), None)
+        if known is None:
             super().decide(origin)
+        else:  # a run that is never validated
+            self._decide(origin.source(None, self.checkpoint).model, known)
 
     def state_dict(self) -> dict[str, Any]:
         """Return in which dimensions the calls of a whole validation pass differed: builtins only."""
@@ -198,8 +190,8 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
+        super().on_exception(trainer, pl_module, exception)
         self._shadow.close()
-        self.stop_watching()
 
     def job(self, source: Source) -> DynamicJob:
         """Return how the candidate is made: from the checkpoint's weights and a call."""

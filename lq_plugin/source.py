@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lq_plugin.checkpoints import Checkpoint, with_weights
-from lq_plugin.errors import CalibrationError
+from lq_plugin.errors import UnsupportedError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.loaders import chosen_batches, observed_pass
 from lq_plugin.evaluation.loop import Data
@@ -88,7 +88,7 @@ class Source:
             option_of: class of the callback whose option the target is, for the error.
 
         Raises:
-            CalibrationError: the target is never called.
+            UnsupportedError: the target is never called.
         """
         known = varying_in(self.checkpoint.callbacks.values(), self.target)
         forward, seen = forward_of(self.float_target), list[Example]()
@@ -100,7 +100,7 @@ class Source:
             data = self.data if known is None else self.data.limited("validate", 1)  # of each loader
             chosen_batches(self.model, data, self.target, None, remember)
         if not seen:
-            raise CalibrationError(self.never_called(option_of))
+            raise UnsupportedError(self.never_called(option_of))
         return seen[0]
 
     def samples(self, graph: Graph, count: int, seed: int) -> Samples:

@@ -15,7 +15,7 @@ from lq_plugin.callbacks import ranks, sanity
 from lq_plugin.callbacks.auto_target import AutoTarget
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.choosing import outermost
 from lq_plugin.graph.copying import module_names
@@ -149,14 +149,14 @@ class QuantizingCallback(FinishingCallback):
         whole = origin.source(None, self.checkpoint)
         try:
             call = whole.example(type(self).__name__).call
-        except CalibrationError:  # the forward is never called
+        except UnsupportedError:  # the forward is never called
             self.auto.decide(whole.model, None, self._calls_after_training(origin))
         else:
             self.auto.decide(whole.model, call)
 
     def _calls_after_training(self, origin: Origin) -> Iterator[tuple[str, Call]]:
         for name in outermost(origin.module):
-            with suppress(CalibrationError):  # it is not called either
+            with suppress(UnsupportedError):  # it is not called either
                 yield name, origin.source(name, self.checkpoint).example(type(self).__name__).call
 
     @abstractmethod

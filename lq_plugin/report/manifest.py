@@ -155,7 +155,8 @@ class Entry:
         float_ops: those that stay float, and why.
         kernels: what the runtime computes them with; ``None`` where it does not tell, or nothing was measured.
         status: ``ok`` or ``over_budget`` as the budget judged its validation figures, ``not_evaluated`` where nothing
-            judged it, ``failed`` where it could not be made or run, or ``unsupported``.
+            judged it, ``failed`` where it could not be made or run, or ``unsupported`` where the model or the
+            format does not allow what is asked, such as a target without an operator that can be quantized.
         error: why it failed, why something was not measured, or why nothing judged it.
     """
 

@@ -71,7 +71,7 @@ class DynamicQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
         targets_cpu: str = Scheme.targets_cpu,
-        algorithms: Sequence[str] | str = AUTO,
+        algorithms: Sequence[str] | str | None = AUTO,
         algorithm_samples: int = Scheme.algorithm_samples,
         algorithm_time_limit: float | None = Scheme.algorithm_time_limit,
     ) -> None:

@@ -26,6 +26,7 @@ from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
+from lq_plugin.progress import begin_run
 from lq_plugin.refinement import refined, unrefined
 from lq_plugin.scheme import Scheme
 from lq_plugin.steps import attempt
@@ -45,6 +46,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "
         CaptureError: the model's forward cannot be captured.
         ConfigError: the scheme does not fit the model.
     """
+    begin_run()
     scheme = _scheme(scheme)
     if scheme.method == "dynamic":
         raise ConfigError("scheme: 'dynamic' needs no calibration. Call quantize(model, batches, 'dynamic').")
@@ -84,6 +86,7 @@ def quantize(
         >>> candidate.calibration.provenance.samples
         32
     """
+    begin_run()
     scheme = _scheme(scheme)
     name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
     check_inputs(dims, model.forward)

@@ -18,7 +18,7 @@ from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example, varying_in
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
-from lq_plugin.graph.precision import cast_inputs, float32_copy, is_other
+from lq_plugin.graph.precision import cast_inputs, casting, float32_copy, is_other
 from lq_plugin.graph.sampling import Draw, Samples, drawn_batches
 from lq_plugin.identity import weights_digest
 from lq_plugin.targets import forward_of, never_called, resolve_target
@@ -32,11 +32,15 @@ class Source:
         target: dotted path of the module that is quantized; the LightningModule itself for ``None``.
         read: reads the checkpoint.
         data: the batches of the splits.
+
+    Attributes:
+        notes: what was changed of the model when it was opened, as sentences for the user.
     """
 
     def __init__(self, module: nn.Module, target: str | None, read: Callable[[], Checkpoint], data: Data) -> None:
         self.target, self.data = target, data
         self._module, self._read = module, read
+        self.notes: tuple[str, ...] = ()
         self._samples: dict[tuple[str, str, int, int], Samples] = {}
 
     @cached_property
@@ -57,6 +61,7 @@ class Source:
         """
         model = with_weights(self._module, self.checkpoint)
         if is_other(model):
+            self.notes = (casting(model),)
             model = float32_copy(model)
             cast_inputs(resolve_target(model, self.target))
         return model

@@ -23,6 +23,7 @@ from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
 from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.progress import begin_run
 from lq_plugin.scheme import AUTO, Scheme, as_dict
 from lq_plugin.source import Source
 from lq_plugin.steps import Step, attempt, reason_of
@@ -102,6 +103,7 @@ class QuantizingCallback(FinishingCallback):
         """Check what can be known before training."""
         if stage != "fit":
             return
+        begin_run()
         self.candidate = self.failure = None
         self.auto.seen()
         self.auto = self._undecided()

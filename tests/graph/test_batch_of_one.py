@@ -148,6 +148,7 @@ def test_a_model_for_batches_of_one_alone_is_exported_for_them(
 
 def test_the_graph_of_one_has_no_batch() -> None:
     graph = capture(OneAlone(), [torch.ones(1, 4)])
+    assert ["takes only batches of one" in text for text in graph.notes] == [True]
     assert (graph.batch_size, graph.batch_dims, graph.example[0].shape) == (1, ((),), (1, 4))
     assert graph.resized(5)[0].shape == (1, 4)
 

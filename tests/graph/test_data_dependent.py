@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
+import lq_plugin
+from lq_plugin import Scheme
 from lq_plugin.errors import CaptureError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.capture import capture
@@ -63,12 +65,15 @@ def of_a_distribution(x: Tensor) -> None:
 )
 def test_a_check_of_data_is_left_out(check: Callable[[Tensor], object], capsys: pytest.CaptureFixture[str]) -> None:
     module, x = Checked(check), torch.randn(3, 4)
-    graph = capture(module, [x]).module
+    captured = capture(module, [x])
+    graph = captured.module
     names = [node.name for node in graph.graph.nodes if node.op == "call_function"]
     assert names == ["linear"] or check is of_a_distribution
     assert torch.equal(graph(x)[0], module(x))
     said = "".join(capsys.readouterr())
     assert check is of_a_distribution or f"the check of data in {__file__}:" in said
+    assert all(text.startswith("the check of data in ") for text in captured.notes)
+    assert len({*captured.notes}) == len(captured.notes) > 0
     with pytest.raises((AssertionError, ValueError)):
         module(1000 * torch.full_like(x, torch.nan if check in (raised, of_a_distribution) else 1.0))
 
@@ -128,6 +133,16 @@ def test_nothing_of_torch_stays_replaced(check: Callable[[Tensor], object]) -> N
     assert "__bool__" not in vars(Tensor)
     assert torch.SymBool.__bool__.__module__ == "torch"
     assert not {"int", "len"} & globals().keys()
+
+
+def test_what_is_left_out_is_said_once_in_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        candidate = lq_plugin.quantize(Checked(raised), [torch.randn(3, 4)], Scheme("dynamic", algorithms=[]))
+        assert candidate.notes == ()  # it is captured when a format needs it
+        assert len(candidate.graph.notes) == 1
+        assert candidate.notes == candidate.graph.notes
+        capture(candidate.module, candidate.example[0])
+        assert "".join(capsys.readouterr()).count("is left out of the graph") == 1
 
 
 class Measuring(nn.Module):

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from tiny import Images, Tiny, fit
-from torch import nn
+from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Scheme, StaticQuantization
@@ -61,11 +61,23 @@ def test_weights_are_looked_at_for_a_pass_and_not_for_each_call(
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+class Checking(Tiny):
+    """Checks its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.isfinite().all():
+            raise ValueError("x is not finite")
+        return self.net(x)
+
+
+WEIGHTS = {"bf16-true": "bfloat16", "64-true": "float64"}
+
+
+@pytest.mark.parametrize("precision", WEIGHTS)
 def test_a_run_of_another_precision_ends_with_artifacts(precision: Any, tmp_path: Path) -> None:
     export = ArtifactExport(formats=["onnx", "torch"])
     callbacks = [StaticQuantization(algorithms=[]), DynamicQuantization(), export, Int8Evaluation(latency=None)]
-    with_callbacks, without = Tiny(), Tiny()
+    with_callbacks, without = Checking(), Checking()
     without.load_state_dict(with_callbacks.state_dict())
     for model, attached in ((with_callbacks, callbacks), (without, ())):
         torch.manual_seed(0)
@@ -79,3 +91,7 @@ def test_a_run_of_another_precision_ends_with_artifacts(precision: Any, tmp_path
         assert entry.error is None
         assert (entry.sqnr_db or 0) > 15
     assert export.manifest.calibration["static"]["extra_pass"] is False
+    for name in ("static", "dynamic"):
+        of_weights, of_graph = export.manifest.notes[name]
+        assert of_weights == f"Checking has weights in {WEIGHTS[precision]}; a float32 copy of it is quantized"
+        assert of_graph.startswith(f"the check of data in {__file__}:")

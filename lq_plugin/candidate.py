@@ -64,6 +64,10 @@ class Candidate(Protocol):
         """What algorithms learnt from, and their results; ``None`` if none was requested."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the graph leaves out or fixes, as sentences for the user; none where it was not captured yet."""
+
+    @property
     def runtimes(self) -> tuple[str, ...]:
         """The runtimes whose INT8 can be computed by torch."""
 
@@ -162,6 +166,11 @@ class StaticCandidate:
     def _placements(self) -> dict[str, Placement]:
         every = place_everywhere(self.graph, self.scheme, self.keep_float)
         return {name: placed for name, placed in every.items() if self.only is None or name in self.only}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the graph leaves out or fixes."""
+        return self.reference.notes
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -294,6 +303,12 @@ class DynamicCandidate:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return ""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the graph leaves out or fixes, where it was captured."""
+        captured = self.float_graph or vars(self).get("_captured")
+        return captured.notes if isinstance(captured, Graph) else ()
 
     @property
     def runtimes(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -87,14 +88,21 @@ def refined(candidate: C, samples: Samples) -> C:
     done = attempt(f"the algorithms of candidate {candidate.name!r} could not run; it is used without them", made)
     failed = [AlgorithmStep(candidate.name, name, "failed", done.reason or "") for name in names]
     result, steps = done.result or (candidate, failed)
-    return replace(result, learning=replace(learning, steps=tuple(steps)))
+    return _with(result, replace(learning, steps=tuple(steps)))
 
 
 def unrefined(candidate: C, reason: str) -> C:
     """Return a candidate whose ``learning`` says why none of its scheme's algorithms was tried."""
     if not candidate.scheme.algorithm_names:
         return candidate
-    return replace(candidate, learning=Learning(0, 0, 0, None, 0, tuple(_untried(candidate, reason))))
+    return _with(candidate, Learning(0, 0, 0, None, 0, tuple(_untried(candidate, reason))))
+
+
+def _with(candidate: C, learning: Learning) -> C:
+    """Return a candidate with its learning. ``replace`` would drop what it has captured and placed."""
+    made = copy.copy(candidate)
+    object.__setattr__(made, "learning", learning)
+    return made
 
 
 def _untried(candidate: Candidate, reason: str) -> list[AlgorithmStep]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lq_plugin
-from lq_plugin import Scheme, StaticCandidate, refinement
+from lq_plugin import Scheme, StaticCandidate, candidate, refinement
 from lq_plugin.algorithms import TABLE, Algorithm
 from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.errors import CaptureError
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.learning import AlgorithmStep
 
@@ -56,6 +59,27 @@ def test_what_helps_is_kept_and_said_with_its_gain() -> None:
     learning = candidate.learning
     assert learning is not None
     assert (learning.samples, learning.judged, learning.left_out, learning.share) == (48, 16, 0, 1.0)
+
+
+class Branching(WithOutliers):
+    """Cannot be captured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2 if x.sum() > 1e6 else x)
+
+
+@pytest.mark.parametrize("model", [WithOutliers, Branching])
+def test_a_dynamic_candidate_that_learns_nothing_is_captured_once(
+    model: type[WithOutliers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = Mock(side_effect=candidate.prepare)
+    monkeypatch.setattr(candidate, "prepare", captured)
+    made = lq_plugin.quantize(model(), [torch.ones(8, 24)], "dynamic")
+    assert made.learning is not None
+    assert [step.outcome for step in made.learning.steps] == ["not_tried"]
+    with suppress(CaptureError):
+        assert made.graph
+    assert captured.call_count == 1
 
 
 def test_without_algorithms_it_is_plain_calibration() -> None:

@@ -51,7 +51,13 @@ def sections(manifest: Manifest) -> list[Section]:
         *(_operators(name, ranking) for name, ranking in manifest.sensitivity.items() if ranking),
         *([_algorithms(manifest.steps)] if manifest.steps else []),
         *(_search(name, made, budget) for name, made in trials.items() if budget is not None),
+        *([_notes(manifest.notes)] if manifest.notes else []),
     ]
+
+
+def _notes(notes: Mapping[str, Sequence[str]]) -> Section:
+    rows = [(candidate, text) for candidate, said in notes.items() for text in said]
+    return Section("Notes", dict.fromkeys(("candidate", "note"), "left"), rows[:MOST], _left_out(len(rows), "note"))
 
 
 def _operators(candidate: str, ranking: Sequence[Sensitivity]) -> Section:

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from lq_plugin.artifacts.base import FORMATS, ArtifactModule, load
 from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation import kernels, latency
-from lq_plugin.evaluation.fidelity import max_difference
+from lq_plugin.evaluation.fidelity import SQNR_SAMPLES, FloatOutputs, max_difference
 from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.loop import Data, splits_of
 from lq_plugin.evaluation.metrics import Scores, scores
@@ -127,7 +127,8 @@ def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -
         inputs = _inputs(subject, protocol.latency.batch_size)
         timings = _time(subject, inputs, protocol.latency)
     note("evaluating FP32 …")
-    baseline = _score(subject, protocol, None)
+    floats = {split: FloatOutputs() for split in protocol.splits}
+    baseline = _score(subject, protocol, None, floats)
     lanes = {name: timing for name, timing in timings.items() if name not in labels}
     fp32 = Fp32(
         _merged(baseline),
@@ -139,7 +140,7 @@ def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -
     for entry in subject.entries:
         note(f"evaluating {entry.label} …")
         timing = timings.get(entry.label)
-        measured.append(_measured(subject, entry, fp32, protocol, inputs, timing))
+        measured.append(_measured(subject, entry, fp32, protocol, floats, inputs, timing))
     judged_by = baseline.get("validate", Scores({}, None)).metrics
     return Comparison(fp32, measured, tuple(judged_by))
 
@@ -155,7 +156,9 @@ def validated(subject: Subject, entry: Entry, protocol: Protocol) -> Mapping[str
     Raises:
         Exception: whatever its runtime, or the user's validation step, raises.
     """
-    return _merged(_score(subject, replace(protocol, splits=("validate",)), subject.load(entry)))
+    # One float output is enough to give those of the artifact their classes.
+    found = _score(subject, replace(protocol, splits=("validate",)), subject.load(entry), {}, samples=1)
+    return _merged(found)
 
 
 def _measured(
@@ -163,13 +166,14 @@ def _measured(
     entry: Entry,
     fp32: Fp32,
     protocol: Protocol,
+    floats: Mapping[str, FloatOutputs],
     inputs: Inputs,
     timing: Timing | None,
 ) -> Entry:
     entry = replace(entry, fp32=fp32)
     try:
         module = subject.load(entry)
-        found = _score(subject, protocol, module)
+        found = _score(subject, protocol, module, floats)
     except Exception as error:
         return replace(entry, error=f"{type(error).__name__}: {error}")
     entry = replace(
@@ -242,7 +246,13 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
         return latency.measure(calls, lanes, inputs.flat, options) | failed
 
 
-def _score(subject: Subject, protocol: Protocol, module: nn.Module | None) -> dict[str, Scores]:
+def _score(
+    subject: Subject,
+    protocol: Protocol,
+    module: nn.Module | None,
+    floats: Mapping[str, FloatOutputs],
+    samples: int = SQNR_SAMPLES,
+) -> dict[str, Scores]:
     available = splits_of(subject.model, subject.data)
     return {
         split: scores(
@@ -253,6 +263,8 @@ def _score(subject: Subject, protocol: Protocol, module: nn.Module | None) -> di
             target=subject.target,
             metrics={f"{split}/{name}": metric for name, metric in protocol.metrics.items()},
             label=protocol.label,
+            floats=floats.get(split),
+            samples=samples,
         )
         for split in available
         if split in protocol.splits

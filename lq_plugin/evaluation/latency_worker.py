@@ -100,15 +100,14 @@ def _runner(format_name: str, folder: Path, threads: int, tensors: Sequence[Tens
     from lq_plugin.artifacts.base import FORMATS
 
     chosen = FORMATS[format_name]
+    assert chosen.load is not None
     if chosen.module is None:
-        assert chosen.load is not None
         return chosen.load(folder, threads), chosen.runtime
-    module = chosen.module(folder)
     try:
-        return _compiled(module, tensors), "torch.compile"
+        return _compiled(chosen.module(folder), tensors), "torch.compile"
     except Exception as error:
         print(f"torch.compile is not available: {error}", file=sys.stderr)
-        return lambda given: _without_grad(module, given), "eager"
+        return chosen.load(folder, threads), "eager"
 
 
 def _compiled(module: nn.Module, tensors: Sequence[Tensor]) -> Run:

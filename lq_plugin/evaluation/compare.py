@@ -14,9 +14,9 @@ from torchmetrics import Metric
 
 from lq_plugin.artifacts.base import FORMATS, ArtifactModule, load
 from lq_plugin.candidate import Candidate
-from lq_plugin.evaluation import kernels, latency
+from lq_plugin.evaluation import kernels
 from lq_plugin.evaluation.fidelity import SQNR_SAMPLES, FloatOutputs, max_difference
-from lq_plugin.evaluation.latency import Latency, Timing
+from lq_plugin.evaluation.latency import Latency, Starting, Timing
 from lq_plugin.evaluation.loop import Data, splits_of
 from lq_plugin.evaluation.metrics import Scores, scores
 from lq_plugin.graph.capture import Call
@@ -220,30 +220,35 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
     """Time FP32 in eager torch and on every runtime that an artifact uses, and every artifact, in turns.
 
     Lanes of FP32 are named after the runtime (``torch.compile`` apart from eager ``torch``). What needs the user's code
-    runs in this process, everything else in one of its own.
+    runs in this process, everything else in one of its own. These start while FP32's forms are written.
     """
     here = {EAGER: resolve_target(subject.model, subject.target)}
-    lanes: dict[str, tuple[str, Path]] = {}
     failed: dict[str, Timing] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in dict.fromkeys(entry.format for entry in subject.entries):
-            write_float = FORMATS[name].export
+    with tempfile.TemporaryDirectory() as scratch, Starting(inputs.flat, options) as starting:
+        for entry in sorted(subject.entries, key=_is_ready_soon):
+            if FORMATS[entry.format].rebuild is None:
+                starting.add(entry.label, entry.format, subject.path(entry))
+                continue
+            with suppress(Exception):  # loading it again for its metrics fails in the same way, and says so
+                here[entry.label] = subject.load(entry)
+        formats = dict.fromkeys(entry.format for entry in sorted(subject.entries, key=_is_ready_soon))
+        for name in formats:
+            write_float, folder = FORMATS[name].export, Path(scratch) / name
             if write_float is not None:
-                folder = Path(scratch) / name
-                folder.mkdir()
                 try:
+                    folder.mkdir()
                     write_float(subject.candidate.reference, folder)
-                    lanes[FORMATS[name].lane] = (name, folder)
+                    starting.add(FORMATS[name].lane, name, folder)
                 except Exception as error:
                     failed[FORMATS[name].lane] = Timing(error=f"{type(error).__name__}: {error}")
-        for entry in subject.entries:
-            if FORMATS[entry.format].rebuild is not None:
-                with suppress(Exception):  # loading it again for its metrics fails in the same way, and says so
-                    here[entry.label] = subject.load(entry)
-            else:
-                lanes[entry.label] = (entry.format, subject.path(entry))
-        calls = {name: inputs.calling(module) for name, module in here.items()}
-        return latency.measure(calls, lanes, inputs.flat, options) | failed
+        timings = starting.measure({name: inputs.calling(module) for name, module in here.items()}) | failed
+    lanes = [EAGER, *(FORMATS[entry.format].lane for entry in subject.entries)]
+    return {name: timings[name] for name in dict.fromkeys((*lanes, *timings)) if name in timings}
+
+
+def _is_ready_soon(entry: Entry) -> bool:
+    """Whether a runtime is ready at once; those that compile are not, so they start first."""
+    return FORMATS[entry.format].module is None
 
 
 def _score(

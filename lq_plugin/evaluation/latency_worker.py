@@ -84,8 +84,8 @@ def _end_with(parent: int) -> None:
     """End this process when its parent ends, however that ends, and even while this one is stopped.
 
     A stopped process notices nothing but SIGKILL, which Linux sends for us. It does so when the *thread* that started
-    this process ends. That is no danger where a program measures in a thread of its own: ``measure`` starts and ends
-    its workers within one call, so that thread lives for as long as they are needed. Elsewhere, and between two turns,
+    this process ends. That is no danger where a program measures in a thread of its own: ``Starting`` starts and ends
+    its workers within one block, so that thread lives for as long as they are needed. Elsewhere, and between two turns,
     the end of stdin is the end of this process.
     """
     if sys.platform != "linux":

@@ -1,20 +1,17 @@
-"""What every test file shares: the folder of ``tiny`` is importable, and what never changes is looked at once.
+"""What every test file shares: the folder of ``tiny`` is importable, and garbage collections are cheap.
 
 Random weights and data are the same in every run, and different in every test: each has a seed from its own name.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from onnxscript._framework_apis import torch_2_11 as onnxscript_apis
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -38,11 +35,3 @@ def fixtures_of_a_file_are_seeded(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True)
 def a_test_is_seeded(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def sources_of_onnxscript_are_read_once() -> Iterator[None]:
-    """``torch.onnx.export`` parses the 500 functions that it may use anew each time: half of the export of a layer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
-        yield

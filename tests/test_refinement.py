@@ -219,12 +219,12 @@ def test_what_helps_on_some_runtimes_is_kept_there_alone(monkeypatch: pytest.Mon
     assert first.reason == "+0.00 dB on openvino, +0.00 dB on torch; at least +0.3 dB is needed"
     assert (second.before.keys(), second.reason) == ({"openvino", "torch"}, "it found nothing to change in this model")
     assert sorted(made.runtimes) == sorted(again.runtimes) == ["onnxruntime", "openvino", "torch"]
-    for candidate in (made, again):
+    for each in (made, again):
         same = {
-            runtime: artifact_digest(candidate, name) == artifact_digest(made.plain, name)
+            runtime: artifact_digest(each, name) == artifact_digest(made.plain, name)
             for name, runtime in (("onnx", "onnxruntime"), ("openvino", "openvino"), ("pt2", "torch"))
         }
         assert same == {"onnxruntime": False, "openvino": True, "torch": True}
     for runtime in made.runtimes:
-        (learnt,), (plain,) = (candidate.in_torch(runtime)(batches[1]) for candidate in (made, made.plain))
+        (learnt,), (plain,) = (each.in_torch(runtime)(batches[1]) for each in (made, made.plain))
         assert torch.equal(learnt, plain) is (runtime != "onnxruntime")

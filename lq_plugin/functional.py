@@ -13,7 +13,7 @@ from lq_plugin.candidate import Candidate, DynamicCandidate, DynamicDims, Static
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration, Recording, calls, uncalibrated
-from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph, duplicate
@@ -26,7 +26,8 @@ from lq_plugin.graph.signature import check_inputs
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.names import check_name
 from lq_plugin.observers import Observer
-from lq_plugin.refinement import refined, unrefined
+from lq_plugin.progress import begin_run
+from lq_plugin.refinement import LEAST_SAMPLES, refined, unrefined
 from lq_plugin.scheme import Scheme
 from lq_plugin.steps import attempt
 
@@ -45,6 +46,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "
         CaptureError: the model's forward cannot be captured.
         ConfigError: the scheme does not fit the model.
     """
+    begin_run()
     scheme = _scheme(scheme)
     if scheme.method == "dynamic":
         raise ConfigError("scheme: 'dynamic' needs no calibration. Call quantize(model, batches, 'dynamic').")
@@ -84,6 +86,7 @@ def quantize(
         >>> candidate.calibration.provenance.samples
         32
     """
+    begin_run()
     scheme = _scheme(scheme)
     name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
     check_inputs(dims, model.forward)
@@ -105,8 +108,8 @@ def _quantize_dynamic(
 ) -> DynamicCandidate:
     given = _first_calls(_calls(model, batches), scheme)
     module = float32_copy(detached_copy(model).cpu())
-    example = Example(private_call(*given[0]))
-    for args, kwargs in given:
+    example = Example.of(module.forward, *given[0])
+    for args, kwargs in given[1:]:
         example = example.seeing(module.forward, args, kwargs)
     swap.check_patterns(module, scheme)
     swap.run(detached_copy(module), example.call)
@@ -142,7 +145,7 @@ def _drawn(graph: Graph, scheme: Scheme, given: Iterable[Call]) -> Samples:
 
 def _calls(model: nn.Module, batches: Iterable[Any]) -> Iterator[Call]:
     """Read batches as calls; in float32 if the model has another precision."""
-    return (in_float32(call) if is_other(model) else call for call in calls(batches))
+    return map(in_float32, calls(batches)) if is_other(model) else calls(batches)
 
 
 _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, DynamicDims], Candidate]] = {
@@ -154,7 +157,7 @@ _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, Dynamic
 def _calibrated(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
 ) -> tuple[Graph, Calibration, Samples]:
-    """Observe all batches, and draw samples from them for the algorithms."""
+    """Observe all batches, except the samples that algorithms are judged by, and draw samples for the algorithms."""
     tracked, found = TrackedTarget(dynamic_dims), None
     while found is None:  # this ends: each further time fewer dimensions are fixed
         found = _observed(model, batches, scheme, tracked)
@@ -186,10 +189,14 @@ def _observed(
                 )
             return None
         tensors = graph.signature.flatten(args, kwargs)
-        recording.observe(tensors)
-        if scheme.algorithm_names:
-            draw.add(tensors)
-    return graph, recording.calibration(scheme.observer.name, split="batches"), draw.drawn(draw.samples_seen)
+        observed = draw.add(tensors) if scheme.algorithm_names else tensors
+        if observed is not None:
+            recording.observe(observed)
+    samples = draw.drawn(draw.samples_seen)
+    if draw.samples_seen < LEAST_SAMPLES:  # the algorithms will not run, so nothing has to be judged
+        for call in samples.judge:
+            recording.observe(call)
+    return graph, recording.calibration(scheme.observer.name, split="batches"), samples
 
 
 def _first(inputs: Iterator[Call]) -> Call:

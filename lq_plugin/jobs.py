@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
-from lq_plugin.errors import CalibrationError
+from lq_plugin.errors import CalibrationError, UnsupportedError
 from lq_plugin.graph.calibration import Calibration, uncalibrated
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph
@@ -156,7 +156,7 @@ class StaticJob(Job):
         note(f"calibrating {self.name!r} in a separate validation pass …")
         found = calibrate_pass(self.source.observed_pass, self.plan, example)
         if found is None:
-            raise CalibrationError(self.source.never_called(self.option_of))
+            raise UnsupportedError(self.source.never_called(self.option_of))
         calibration, seen = found
         provenance = replace(calibration.provenance, global_step=step, extra_pass=True)
         return replace(calibration, provenance=provenance), seen

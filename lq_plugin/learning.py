@@ -13,11 +13,12 @@ class AlgorithmStep:
     Args:
         candidate: the candidate's name.
         algorithm: the algorithm's name.
-        outcome: ``kept`` if the outputs came closer to FP32 on held-out samples, ``refused`` if they did not,
-            ``not_tried`` or ``failed``.
-        reason: why it was not kept; empty if it was.
+        outcome: ``kept`` if the outputs came closer to FP32 on held-out samples on any runtime, ``refused`` if they did
+            not, ``not_tried`` or ``failed``.
+        reason: why it was not kept, or not on all of these runtimes; empty if it was.
         before: SQNR of the outputs on held-out samples before this step, in dB by runtime; the mean of several outputs.
         after: the same after this step.
+        kept_on: the runtimes on which it is kept. For the others it is tried again on its own.
         seconds: how long the step took, including the time to judge it.
         peak_memory_bytes: peak memory of the process when the step had ended; ``None`` where the system does not tell.
     """
@@ -30,6 +31,7 @@ class AlgorithmStep:
     after: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
+    kept_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Learning:
             call that the graph does not take.
         share: the share of all validation samples that was drawn; ``None`` if their number is not known.
         seed: of the draw and of the algorithms.
-        steps: every requested algorithm, in the order in which they run.
+        steps: every requested algorithm, in the order in which they run; more than once where runtimes differ.
     """
 
     samples: int
@@ -52,6 +54,10 @@ class Learning:
     share: float | None
     seed: int
     steps: tuple[AlgorithmStep, ...] = ()
+
+    def kept_on(self, runtime: str) -> tuple[str, ...]:
+        """Return the algorithms that are kept on a runtime, in the order in which they ran."""
+        return tuple(step.algorithm for step in self.steps if runtime in step.kept_on)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
+from lq_plugin.report.limits import LONGEST_VALUE, MOST
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
 from lq_plugin.search.mixed_precision import Search
 from lq_plugin.search.sensitivity import ranked
@@ -350,6 +351,7 @@ def _with_manifest(
         unselected=unselected(entries),
         budget=budget,
         calibration={name: _provenance(candidate) for name, candidate in candidates.items()},
+        notes=_notes(run.plan.jobs, candidates),
         steps=tuple(step for learning in learnt for step in learning.steps),
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
         trials=finished.trials,
@@ -361,6 +363,14 @@ def _with_manifest(
     message = f"{str(place)!r} cannot be written; its content is in ArtifactExport.manifest"
     attempt(message, partial(manifest.write, run.folder, made))
     return replace(finished, manifest=made)
+
+
+def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[str, tuple[str, ...]]:
+    """What the user was told about the weights and the graph of each candidate."""
+    found = {
+        job.name: (*job.source.notes, *candidates[job.name].notes)[:MOST] for job in jobs if job.name in candidates
+    }
+    return {name: tuple(text[:LONGEST_VALUE] for text in notes) for name, notes in found.items() if notes}
 
 
 def _provenance(candidate: Candidate) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -41,9 +42,9 @@ class _Judge:
     def of(cls, candidate: Candidate, calls: Sequence[GraphCall]) -> _Judge:
         return cls(calls, _outputs(candidate.reference.module, calls))
 
-    def decibels(self, candidate: Candidate) -> Decibels:
-        """SQNR of INT8 on every runtime."""
-        return {runtime: self._sqnr(candidate.in_torch(runtime)) for runtime in candidate.runtimes}
+    def decibels(self, candidate: Candidate, runtimes: Sequence[str]) -> Decibels:
+        """SQNR of INT8 on runtimes."""
+        return {runtime: self._sqnr(candidate.in_torch(runtime)) for runtime in runtimes}
 
     def float_decibels(self, candidate: Candidate) -> float:
         """SQNR of the candidate's own float graph, for the worst output."""
@@ -87,21 +88,28 @@ def refined(candidate: C, samples: Samples) -> C:
     done = attempt(f"the algorithms of candidate {candidate.name!r} could not run; it is used without them", made)
     failed = [AlgorithmStep(candidate.name, name, "failed", done.reason or "") for name in names]
     result, steps = done.result or (candidate, failed)
-    return replace(result, learning=replace(learning, steps=tuple(steps)))
+    return _with(result, replace(learning, steps=tuple(steps)))
 
 
 def unrefined(candidate: C, reason: str) -> C:
     """Return a candidate whose ``learning`` says why none of its scheme's algorithms was tried."""
     if not candidate.scheme.algorithm_names:
         return candidate
-    return replace(candidate, learning=Learning(0, 0, 0, None, 0, tuple(_untried(candidate, reason))))
+    return _with(candidate, Learning(0, 0, 0, None, 0, tuple(_untried(candidate, reason))))
+
+
+def _with(candidate: C, learning: Learning) -> C:
+    """Return a candidate with its learning. ``replace`` would drop what it has captured and placed."""
+    made = copy.copy(candidate)
+    object.__setattr__(made, "learning", learning)
+    return made
 
 
 def _untried(candidate: Candidate, reason: str) -> list[AlgorithmStep]:
     return [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in candidate.scheme.algorithm_names]
 
 
-def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str]) -> StaticCandidate:
+def repeated(candidate: StaticCandidate, samples: Samples, learning: Learning) -> StaticCandidate:
     """Run algorithms again that were kept before, for a candidate in which more operators stay float.
 
     What they learn depends on which operators are quantized, so it cannot be reused.
@@ -109,11 +117,16 @@ def repeated(candidate: StaticCandidate, samples: Samples, names: Sequence[str])
     Args:
         candidate: with plain calibration.
         samples: the same as before.
-        names: the algorithms, in the order in which they run.
+        learning: which algorithms were kept on which runtime.
     """
-    for name in names:
-        candidate = TABLE[name].run(candidate, samples.learn, samples.seed)
-    return candidate
+    states = dict.fromkeys(candidate.runtimes, candidate)
+    for names in dict.fromkeys(map(learning.kept_on, candidate.runtimes)):
+        runtimes = [runtime for runtime in candidate.runtimes if learning.kept_on(runtime) == names]
+        result = candidate.only_for(runtimes)
+        for name in names:
+            result = TABLE[name].run(result, samples.learn, samples.seed)
+        states |= dict.fromkeys(runtimes, result)
+    return replace(_joined(states), learning=learning)
 
 
 def _nothing_to_learn(candidate: Candidate, samples: Samples, count: int) -> str:
@@ -126,57 +139,100 @@ def _nothing_to_learn(candidate: Candidate, samples: Samples, count: int) -> str
 
 
 def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[AlgorithmStep]]:
+    """Run each algorithm once for all runtimes; one that helps on some of them once more for the others."""
     steps: list[AlgorithmStep] = []
     judge = _Judge.of(candidate, samples.judge)
     start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
-    before = judge.decibels(candidate)
+    states = dict.fromkeys(candidate.runtimes, candidate)
+    before = dict(judge.decibels(candidate, candidate.runtimes))
     for name in names:
-        if limit is not None and time.perf_counter() - start >= limit:
-            reason = f"the time limit of {limit:g} s was reached"
-            steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason))
-            continue
-        note(f"{candidate.name!r}: {name} …")
-        began = time.perf_counter()
-        result, step, after = _tried(candidate, TABLE[name], samples, judge, before)
-        seconds = round(time.perf_counter() - began, 3)
-        steps.append(replace(step, seconds=seconds, peak_memory_bytes=_peak_memory()))
-        if step.outcome == "kept":
-            candidate, before = result, after
+        left = _alike(states)
+        while left:
+            runtimes = left.pop(0)
+            if limit is not None and time.perf_counter() - start >= limit:
+                reason = f"the time limit of {limit:g} s was reached"
+                steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason))
+                continue
+            note(f"{candidate.name!r}: {name} …")
+            began, given = time.perf_counter(), states[runtimes[0]].only_for(runtimes)
+            known = {runtime: before[runtime] for runtime in runtimes}
+            result, step, after = _tried(given, TABLE[name], samples, judge, known)
+            seconds = round(time.perf_counter() - began, 3)
+            steps.append(replace(step, seconds=seconds, peak_memory_bytes=_peak_memory()))
+            states |= dict.fromkeys(step.kept_on, result)
+            before |= {runtime: after[runtime] for runtime in step.kept_on}
+            others = [runtime for runtime in runtimes if runtime not in step.kept_on]
+            if step.kept_on and others and _is_special(given, others):
+                left.append(others)
     note(f"{candidate.name!r}: {'; '.join(map(_told, steps))}")
-    return candidate, steps
+    return _joined(states), steps
+
+
+def _alike(states: Mapping[str, Candidate]) -> list[list[str]]:
+    """The runtimes, those together that share a candidate."""
+    found: dict[int, list[str]] = {}
+    for runtime, candidate in states.items():
+        found.setdefault(id(candidate), []).append(runtime)
+    return list(found.values())
+
+
+def _joined(states: Mapping[str, C]) -> C:
+    """One candidate of what is learnt for each runtime: that of most runtimes, with the others as its variants."""
+    groups = sorted(_alike(states), key=len, reverse=True)
+    main = states[groups[0][0]]
+    if len(groups) == 1 or not isinstance(main, StaticCandidate):
+        return main
+    own = {runtime: states[runtime].only_for(group) for group in groups for runtime in group}
+    return replace(own[groups[0][0]], variants={name: own[name] for group in groups[1:] for name in group})
+
+
+def _is_special(candidate: Candidate, runtimes: Sequence[str]) -> bool:
+    """Whether algorithms would learn something else for these runtimes alone: they quantize other values."""
+    if not isinstance(candidate, StaticCandidate):
+        return False
+    alone = candidate.only_for(runtimes).united
+    return (alone.inputs, alone.outputs) != (candidate.united.inputs, candidate.united.outputs)
 
 
 def _tried(
     candidate: C, algorithm: Algorithm, samples: Samples, judge: _Judge, before: Decibels
 ) -> tuple[C, AlgorithmStep, Decibels]:
-    """Run one algorithm and decide whether its result is kept."""
+    """Run one algorithm and decide on which runtimes its result is kept."""
 
-    def made() -> tuple[C, Decibels, str]:
+    def made() -> tuple[C, Decibels, _Verdict]:
         result: C = algorithm.run(candidate, samples.learn, samples.seed)
         if result is candidate:
-            return result, before, "it found nothing to change in this model"
+            return result, before, _Verdict((), "it found nothing to change in this model")
         if algorithm.rewrites and (db := judge.float_decibels(result)) < SAME_FUNCTION_DB:
-            return result, before, f"it changed the outputs of the float model ({db:.0f} dB)"
-        after = judge.decibels(result)
-        return result, after, _refusal(before, after)
+            return result, before, _Verdict((), f"it changed the outputs of the float model ({db:.0f} dB)")
+        after = judge.decibels(result, tuple(before))
+        return result, after, _verdict(before, after)
 
     step = AlgorithmStep(candidate.name, algorithm.name, "failed", before=_means(before))
     outcome = attempt(f"{algorithm.name} of candidate {candidate.name!r} failed; its result is not used", made)
     if outcome.result is None:
         return candidate, replace(step, reason=outcome.reason or ""), before
-    result, after, reason = outcome.result
-    return result, replace(step, outcome="refused" if reason else "kept", reason=reason, after=_means(after)), after
+    result, after, verdict = outcome.result
+    said = "kept" if verdict.kept_on else "refused"
+    return result, replace(step, outcome=said, after=_means(after), **vars(verdict)), after
 
 
-def _refusal(before: Decibels, after: Decibels) -> str:
-    """Why a step is refused; empty if it is kept."""
-    means = _means(before), _means(after)
-    runtime = min(before, key=lambda each: means[1][each] - means[0][each])
-    gain = means[1][runtime] - means[0][runtime]
-    if not gain >= LEAST_GAIN_DB:
-        return f"{gain:+.2f} dB on {runtime}; at least +{LEAST_GAIN_DB} dB is needed"
-    worst = [each for each in before if min(after[each]) < min(before[each])]
-    return f"the worst output loses accuracy on {worst[0]}" if worst else ""
+@dataclass(frozen=True)
+class _Verdict:
+    """On which runtimes a step is kept, and why not on the others."""
+
+    kept_on: tuple[str, ...]
+    reason: str
+
+
+def _verdict(before: Decibels, after: Decibels) -> _Verdict:
+    gains = {runtime: _means(after)[runtime] - _means(before)[runtime] for runtime in before}
+    small = [f"{gain:+.2f} dB on {runtime}" for runtime, gain in gains.items() if not gain >= LEAST_GAIN_DB]
+    enough = [runtime for runtime, gain in gains.items() if gain >= LEAST_GAIN_DB]
+    worse = [runtime for runtime in enough if min(after[runtime]) < min(before[runtime])]
+    reasons = [f"{', '.join(small)}; at least +{LEAST_GAIN_DB} dB is needed"] if small else []
+    reasons += [f"the worst output loses accuracy on {', '.join(worse)}"] if worse else []
+    return _Verdict(tuple(runtime for runtime in enough if runtime not in worse), "; ".join(reasons))
 
 
 def _means(decibels: Decibels) -> dict[str, float]:
@@ -194,7 +250,9 @@ def _bounded(metric: SignalToQuantizationNoise) -> float:
 def _told(step: AlgorithmStep) -> str:
     if step.outcome != "kept":
         return f"{step.algorithm} {step.outcome.replace('_', ' ')} ({step.reason})"
-    return f"{step.algorithm} kept ({min(step.before.values()):.1f} → {min(step.after.values()):.1f} dB)"
+    worst = min(step.kept_on, key=step.after.__getitem__)
+    where = "" if len(step.kept_on) == len(step.before) else f" on {', '.join(step.kept_on)}"
+    return f"{step.algorithm} kept{where} ({step.before[worst]:.1f} → {step.after[worst]:.1f} dB)"
 
 
 def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:

@@ -33,7 +33,7 @@ _METHODS: Mapping[str, _Method] = {
     "static": _Method(
         observer=DEFAULT_OBSERVER,
         embeddings=True,
-        algorithms=("equalization", "smoothing", "sequential"),
+        algorithms=("equalization", "smoothing", "ranges", "sequential"),
         fixed={},
     ),
     # Its kernels take the range of each batch themselves, as uint8.

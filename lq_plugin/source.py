@@ -10,21 +10,18 @@ from typing import Any
 from torch import nn
 
 from lq_plugin.checkpoints import Checkpoint, with_weights
-from lq_plugin.errors import CalibrationError
+from lq_plugin.errors import UnsupportedError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.loaders import chosen_batches, observed_pass
 from lq_plugin.evaluation.loop import Data
-from lq_plugin.graph.capture import private_call
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.graph.example import Example, existing_dims, varying_in
+from lq_plugin.graph.example import Example, varying_in
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import Begin
-from lq_plugin.graph.precision import cast_inputs, float32_copy, is_other
+from lq_plugin.graph.precision import cast_inputs, casting, float32_copy, is_other
 from lq_plugin.graph.sampling import Draw, Samples, drawn_batches
 from lq_plugin.identity import weights_digest
 from lq_plugin.targets import forward_of, never_called, resolve_target
-
-_MOST_BATCHES = 2**16  # that are looked at where the number of batches is not known
 
 
 class Source:
@@ -35,11 +32,15 @@ class Source:
         target: dotted path of the module that is quantized; the LightningModule itself for ``None``.
         read: reads the checkpoint.
         data: the batches of the splits.
+
+    Attributes:
+        notes: what was changed of the model when it was opened, as sentences for the user.
     """
 
     def __init__(self, module: nn.Module, target: str | None, read: Callable[[], Checkpoint], data: Data) -> None:
         self.target, self.data = target, data
         self._module, self._read = module, read
+        self.notes: tuple[str, ...] = ()
         self._samples: dict[tuple[str, str, int, int], Samples] = {}
 
     @cached_property
@@ -60,6 +61,7 @@ class Source:
         """
         model = with_weights(self._module, self.checkpoint)
         if is_other(model):
+            self.notes = (casting(model),)
             model = float32_copy(model)
             cast_inputs(resolve_target(model, self.target))
         return model
@@ -91,25 +93,19 @@ class Source:
             option_of: class of the callback whose option the target is, for the error.
 
         Raises:
-            CalibrationError: the target is never called.
+            UnsupportedError: the target is never called.
         """
         known = varying_in(self.checkpoint.callbacks.values(), self.target)
         forward, seen = forward_of(self.float_target), list[Example]()
 
         def remember(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-            if not seen:
-                dims = existing_dims(known or {}, forward, args, kwargs)
-                seen.append(Example(private_call(args, kwargs), dims))
-            seen[0] = seen[0].seeing(forward, args, kwargs)
-
-        def every(batches: Sequence[int | float]) -> Set[int]:
-            return set(range(int(min(sum(batches), _MOST_BATCHES))))
+            seen[:] = [seen[0].seeing(forward, args, kwargs) if seen else Example.of(forward, args, kwargs, known)]
 
         if "validate" in loop.splits_of(self.model, self.data):
             data = self.data if known is None else self.data.limited("validate", 1)  # of each loader
-            chosen_batches(self.model, data, self.target, every, remember)
+            chosen_batches(self.model, data, self.target, None, remember)
         if not seen:
-            raise CalibrationError(self.never_called(option_of))
+            raise UnsupportedError(self.never_called(option_of))
         return seen[0]
 
     def samples(self, graph: Graph, count: int, seed: int) -> Samples:
@@ -133,7 +129,8 @@ class Source:
 
         def choose(batches: Sequence[int | float]) -> Set[int]:
             nonlocal every, chosen
-            every, chosen = sum(batches), drawn_batches(batches, Draw.calls_for(count, size), seed)
+            every = sum(batches)
+            chosen = drawn_batches(batches, Draw.calls_for(count, size), seed, last=True)
             return chosen
 
         chosen_batches(self.model, self.data, self.target, choose, draw.see)

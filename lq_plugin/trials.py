@@ -84,11 +84,12 @@ class Trials:
 
     def _mixed(self, float_ops: frozenset[str]) -> StaticCandidate:
         """The candidate with some operators left float; the algorithms that were kept run again."""
-        learning = self.candidate.learning
-        kept = [step.algorithm for step in learning.steps if step.outcome == "kept"] if learning else []
         plain = replace(self.candidate.plain, keep_float=float_ops)
-        learnt = repeated(plain, self.samples, kept)
-        return replace(learnt, learning=learning, faster_in_float=self.candidate.faster_in_float)
+        learning = self.candidate.learning
+        mixed = plain if learning is None else repeated(plain, self.samples, learning)
+        for runtime in self.candidate.runtimes:
+            mixed = mixed.with_float(runtime, self.candidate.on(runtime).faster_in_float.get(runtime, ()))
+        return mixed
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
         start = time.perf_counter()

@@ -1,17 +1,24 @@
-"""What every test file shares: the folder of ``tiny`` is importable, and what never changes is looked at once."""
+"""What every test file shares: the folder of ``tiny`` is importable, and garbage collections are cheap.
+
+Random weights and data are the same in every run, and different in every test: each has a seed from its own name.
+"""
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 
 import pytest
-from onnxscript._framework_apis import torch_2_11 as onnxscript_apis
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Seed what a file makes when it is imported."""
+    torch.manual_seed(zlib.crc32(collector.nodeid.encode()))
 
 
 def pytest_collection_finish() -> None:
@@ -20,9 +27,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def sources_of_onnxscript_are_read_once() -> Iterator[None]:
-    """``torch.onnx.export`` parses the 500 functions that it may use anew each time: half of the export of a layer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def fixtures_of_a_file_are_seeded(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()) + 1)
+
+
+@pytest.fixture(autouse=True)
+def a_test_is_seeded(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))

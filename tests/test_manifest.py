@@ -40,6 +40,22 @@ def test_the_file_is_json_whatever_was_measured(tmp_path: Path) -> None:
     assert content["schema_version"] == SCHEMA_VERSION == 1
 
 
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({"static": ["a" * 1001]}, r"notes\['static'\]\[0\] is .*, not text of up to 1000 characters"),
+        ({"static": "a"}, r"notes\['static'\] is 'a', not a list"),
+        ({"static": [1]}, r"notes\['static'\]\[0\] is 1, not text"),
+        ({"static": ["a"] * 501}, r"notes\['static'\] has 501 entries; at most 500 are read"),
+    ],
+)
+def test_notes_are_few_short_sentences(notes: Any, said: str) -> None:
+    content = built(notes={"static": ("a",)}).to_json()
+    assert Manifest.from_json(content).notes == {"static": ("a",)}
+    with pytest.raises(ContentError, match=said):
+        Manifest.from_json({**content, "notes": notes})
+
+
 def test_a_manifest_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
     file = manifest.write(tmp_path, built())
     before = file.read_bytes()

@@ -15,41 +15,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from somebodys import MODEL
 
 CHECKOUT = Path(__file__).parents[1]
 SOURCES = {"lq_plugin": "lq_plugin", "conf": "lq_plugin/conf", "recipes": "lq_plugin/recipes"}
 
-MODEL = """
-import lightning as L, torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
-
-
-class Net(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-
-    def forward(self, x):
-        return self.net(x)
-
-    def training_step(self, batch, _):
-        return F.mse_loss(self(batch[0]), batch[1])
-
-    def validation_step(self, batch, _):
-        self.log("val/loss", F.mse_loss(self(batch[0]), batch[1]))
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 0.01)
-
-
-class Data(L.LightningDataModule):
-    def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.randn(16, 6), torch.randn(16, 2)), 8)
-
-    val_dataloader = train_dataloader
-"""
 WITH_THE_CORE = """
 import lightning as L, torch, lq_plugin
 from model import Data, Net

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lq_plugin
-from lq_plugin import Scheme, StaticCandidate, refinement
+from lq_plugin import Scheme, StaticCandidate, candidate, refinement
 from lq_plugin.algorithms import TABLE, Algorithm
+from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.errors import CaptureError
+from lq_plugin.graph.sampling import Samples
 from lq_plugin.learning import AlgorithmStep
 
 OUTLIERS = 40.0
@@ -56,11 +61,37 @@ def test_what_helps_is_kept_and_said_with_its_gain() -> None:
     assert (learning.samples, learning.judged, learning.left_out, learning.share) == (48, 16, 0, 1.0)
 
 
+class Branching(WithOutliers):
+    """Cannot be captured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2 if x.sum() > 1e6 else x)
+
+
+@pytest.mark.parametrize("model", [WithOutliers, Branching])
+def test_a_dynamic_candidate_that_learns_nothing_is_captured_once(
+    model: type[WithOutliers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = Mock(side_effect=candidate.prepare)
+    monkeypatch.setattr(candidate, "prepare", captured)
+    made = lq_plugin.quantize(model(), [torch.ones(8, 24)], "dynamic")
+    assert made.learning is not None
+    assert [step.outcome for step in made.learning.steps] == ["not_tried"]
+    with suppress(CaptureError):
+        assert made.graph
+    assert captured.call_count == 1
+
+
 def test_without_algorithms_it_is_plain_calibration() -> None:
     none, auto = quantized(algorithms=[]), quantized(algorithms="smoothing")
     assert none.learning is None
     assert none.graph.digest == none.reference.digest == auto.reference.digest != auto.graph.digest
-    assert auto.plain.ranges == none.ranges
+    assert auto.plain.ranges.keys() == none.ranges.keys()
+
+
+def test_samples_to_judge_by_are_not_observed() -> None:
+    assert [quantized(algorithms=names).provenance.samples for names in ([], "smoothing")] == [64, 48]
+    assert quantized(samples=16, algorithms="smoothing").provenance.samples == 16  # nothing is judged
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
@@ -151,3 +182,49 @@ def test_what_cannot_be_judged_is_good_without_algorithms(monkeypatch: pytest.Mo
     (step,) = steps(candidate).values()
     assert (step.outcome, step.reason) == ("failed", "ZeroDivisionError: division by zero")
     assert candidate.graph is candidate.reference
+
+
+class Convolutions(nn.Module):
+    """onnxruntime has a value quantized that the others do not: what SiLU is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.silu(self.first(x)))
+
+
+def _only_for_onnxruntime(candidate: StaticCandidate, calls: Any, seed: int) -> StaticCandidate:
+    """Narrows the range that only onnxruntime needs."""
+    return replace(candidate, learnt_ranges={"conv2d": (-4, 4)}) if "onnxruntime" in candidate.runtimes else candidate
+
+
+def test_what_helps_on_some_runtimes_is_kept_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {**TABLE, "sequential": Algorithm("sequential", _only_for_onnxruntime, rewrites=False)}
+    torch.manual_seed(0)
+    given = torch.randn(64, 3, 8, 8)
+    given[0] *= 40  # observed, and not held out
+    batches = given.split(32)
+    with monkeypatch.context() as patched:
+        patched.setattr(refinement, "TABLE", table)
+        scheme = Scheme(observer="minmax", algorithms="sequential")
+        made = lq_plugin.quantize(Convolutions().eval(), batches, scheme)
+        assert isinstance(made, StaticCandidate)
+        assert made.learning is not None
+        samples = Samples(tuple((batch,) for batch in batches), ())
+        again = refinement.repeated(made.plain, samples, made.learning)
+    first, second = made.learning.steps
+    assert (first.outcome, first.kept_on, second.outcome) == ("kept", ("onnxruntime",), "refused")
+    assert first.reason == "+0.00 dB on openvino, +0.00 dB on torch; at least +0.3 dB is needed"
+    assert (second.before.keys(), second.reason) == ({"openvino", "torch"}, "it found nothing to change in this model")
+    assert sorted(made.runtimes) == sorted(again.runtimes) == ["onnxruntime", "openvino", "torch"]
+    for each in (made, again):
+        same = {
+            runtime: artifact_digest(each, name) == artifact_digest(made.plain, name)
+            for name, runtime in (("onnx", "onnxruntime"), ("openvino", "openvino"), ("pt2", "torch"))
+        }
+        assert same == {"onnxruntime": False, "openvino": True, "torch": True}
+    for runtime in made.runtimes:
+        (learnt,), (plain,) = (each.in_torch(runtime)(batches[1]) for each in (made, made.plain))
+        assert torch.equal(learnt, plain) is (runtime != "onnxruntime")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lq_plugin import Scheme
 from lq_plugin.checkpoints import LIVE, Checkpoint
-from lq_plugin.errors import ArtifactError, CalibrationError, ConfigError
+from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
 from lq_plugin.graph.prepare import prepare
@@ -87,6 +87,12 @@ def test_the_first_call_is_that_of_the_first_batch(monkeypatch: pytest.MonkeyPat
     assert Counting.batches == [0]
 
 
+def test_all_batches_are_run_where_no_checkpoint_says_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "batches", [], raising=False)
+    source(Counting(), "net").example("StaticQuantization")
+    assert Counting.batches == [0, 1]
+
+
 class Roundabout(Tiny):
     """Its own forward is never called."""
 
@@ -96,13 +102,13 @@ class Roundabout(Tiny):
 
 def test_a_target_that_is_never_called_is_a_named_error() -> None:
     message = r"'Roundabout' is never called in validation_step, .* one of \['net'\]: StaticQuantization\(target='…'\)"
-    with pytest.raises(CalibrationError, match=message):
+    with pytest.raises(UnsupportedError, match=message):
         source(Roundabout()).example("StaticQuantization")
     assert source(Roundabout(), "net").example("StaticQuantization")
 
 
 def test_a_module_without_validation_is_a_named_error() -> None:
-    with pytest.raises(CalibrationError, match="never called in validation_step"):
+    with pytest.raises(UnsupportedError, match="never called in validation_step"):
         source(L.LightningModule()).example("StaticQuantization")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lq_plugin.algorithms.equalization import equalization
+from lq_plugin.algorithms.ranges import ranges
 from lq_plugin.algorithms.sequential import sequential
 from lq_plugin.algorithms.smoothing import smoothing
 from lq_plugin.algorithms.weight_rounding import weight_rounding
@@ -30,7 +31,7 @@ class Algorithm:
         run: takes a candidate, calls of its graph to learn from, and a seed; returns a new candidate, or the same one
             if there is nothing to change.
         rewrites: whether it rewrites the float graph, whose outputs must stay the same; otherwise it corrects weights
-            for what quantization does to them.
+            or ranges for what quantization does to them.
     """
 
     name: str
@@ -43,6 +44,7 @@ TABLE: Mapping[str, Algorithm] = {
     for algorithm in (
         Algorithm("equalization", equalization, rewrites=True),
         Algorithm("smoothing", smoothing, rewrites=True),
+        Algorithm("ranges", ranges, rewrites=False),
         Algorithm("sequential", sequential, rewrites=False),
         Algorithm("rounding", weight_rounding, rewrites=False),
     )

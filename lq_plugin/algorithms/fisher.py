@@ -94,8 +94,8 @@ def weighted_values(
 
 
 def costs(
-    graph: Graph, errors: Mapping[str, Tensor], tensors: Sequence[Tensor], generator: Generator
-) -> dict[str, float]:
+    graph: Graph, errors: Mapping[str, Sequence[Tensor]], tensors: Sequence[Tensor], generator: Generator
+) -> dict[str, list[float]]:
     """Estimate what known errors of values cost at the outputs, those of each value alone.
 
     Gradient times error is summed over the elements of a sample, and only then squared, for each of
@@ -104,25 +104,30 @@ def costs(
 
     Args:
         graph: a float graph; it is not changed.
-        errors: for each value, by name: what is added to it in this call.
+        errors: for each value, by name, alternatives: what is added to it in this call.
         tensors: the call, as a list of the graph's flat input tensors.
         generator: of the random projections.
 
     Returns:
-        For each value, by name: noise as a share of the outputs' power, summed over the floating-point outputs. Without
-        a gradient, as a share of the value's own power.
+        For each alternative of each value: noise as a share of the outputs' power, summed over the floating-point
+        outputs. Without a gradient, as a share of the value's own power.
     """
     samples, batches = graph.samples(tensors), _batch_dims(graph.module, errors.keys())
 
     def noise(name: str, gradient: Tensor) -> Tensor:
-        change = (gradient * errors[name]).movedim(batches.get(name, 0), 0)
+        return torch.stack([noise_of(name, gradient * error) for error in errors[name]])
+
+    def noise_of(name: str, change: Tensor) -> Tensor:
+        change = change.movedim(batches.get(name, 0), 0)
         parts = samples if name in batches and len(change) % samples == 0 else 1
         return change.reshape(parts, -1).double().sum(1).square().sum()
 
     with isolated():
         values, noises = _averaged(graph.module, errors.keys(), tensors, generator, SIGNED_PROJECTIONS, noise)
     return {
-        name: noises[name].item() if name in noises else (errors[name].double().square().sum() / power(value)).item()
+        name: noises[name].tolist()
+        if name in noises
+        else [error.double().square().sum().item() / power(value) for error in errors[name]]
         for name, value in values.items()
     }
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import hydra.experimental.callback
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
@@ -77,14 +76,6 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
             del os.environ[FULL_ERROR]
         if (folder := _swept_folder()) is not None and _is_first_process():
             _write_leaderboard(folder)  # even where a job failed
-
-
-class Sweep(hydra.experimental.callback.Callback):
-    """Keeps ``HydraConfig`` set between and after the jobs of a multirun, when it would otherwise be empty."""
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Set it; each job restores it at its end."""
-        HydraConfig.instance().set_config(config)
 
 
 def _swept_folder() -> Path | None:

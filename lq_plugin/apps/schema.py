@@ -17,9 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigNode, ConfigStore
-from omegaconf import MISSING, OmegaConf
-
-from lq_plugin.observers import OBSERVERS
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 TARGETS = (
     "lightning.Trainer",
@@ -31,7 +29,10 @@ TARGETS = (
     "lq_plugin.Int8Evaluation",
     "lq_plugin.StaticQuantization",
     "lq_plugin.evaluation.latency.Latency",
-    *(f"{observer.__module__}.{observer.__name__}" for observer in OBSERVERS.values()),
+    "lq_plugin.observers.HistogramObserver",
+    "lq_plugin.observers.MinMaxObserver",
+    "lq_plugin.observers.MovingAverageMinMaxObserver",
+    "lq_plugin.observers.PercentileObserver",
     "lq_plugin.recipes.fashion_mobile.data.FashionData",
     "lq_plugin.recipes.fashion_mobile.model.MobileCnn",
     "lq_plugin.recipes.mnist_cnn.data.MnistData",
@@ -51,12 +52,17 @@ GROUP = "lq_plugin"
 _PRIMITIVES = (bool, int, float, str)
 
 
-def register() -> None:
+def register(checked: bool = True) -> None:
     """Store the structured config of each target as ``lq_plugin/<name of the class>``, for a YAML to build on.
 
     It checks what is set on the ``_target_`` of that YAML: every option is known, with its type and its default.
+
+    Args:
+        checked: ``False`` for empty configs that check nothing, where no target is to be imported.
     """
-    ConfigStore.instance().repo[GROUP] = Schemas({f"{target.rpartition('.')[2]}.yaml": target for target in TARGETS})
+    files = {f"{target.rpartition('.')[2]}.yaml": target for target in TARGETS}
+    stored = Schemas(files) if checked else {file: _node(file, OmegaConf.create()) for file in files}
+    ConfigStore.instance().repo[GROUP] = stored
 
 
 class Schemas(dict[str, Any]):
@@ -70,9 +76,12 @@ class Schemas(dict[str, Any]):
     def __getitem__(self, file: str) -> Any:
         found = super().__getitem__(file)
         if isinstance(found, str):
-            node = OmegaConf.structured(structured(found))
-            found = self[file] = ConfigNode(name=file, node=node, group=GROUP, package=None, provider=GROUP)
+            found = self[file] = _node(file, OmegaConf.structured(structured(found)))
         return found
+
+
+def _node(file: str, config: DictConfig) -> ConfigNode:
+    return ConfigNode(name=file, node=config, group=GROUP, package=None, provider=GROUP)
 
 
 @functools.cache

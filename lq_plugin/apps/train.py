@@ -14,7 +14,7 @@ from lightning import seed_everything
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
+from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
 from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import check_directions, objectives
@@ -33,7 +33,12 @@ SILENCED = (
     "Experiment logs directory .* exists and is not empty",  # the run folder holds Hydra's files already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 on torch 2.13
 )
-HANDED_DOWN = ("observer", "algorithms")  # groups that apply to every static callback, whatever its name
+# What the options of a group set, and the callbacks that this applies to, whatever their names.
+HANDED_DOWN = {
+    "observer": {"observer": "static"},
+    "algorithms": {"algorithms": "static", "dynamic_algorithms": "dynamic"},
+}
+METHODS = {"static": StaticQuantization, "dynamic": DynamicQuantization}
 KEYWORDS = ("best", "last", "hpc", "registry")  # which Lightning resolves itself
 
 
@@ -107,7 +112,7 @@ def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instanti
 
 
 def check(config: DictConfig) -> None:
-    """Refuse a configuration with gaps, and let the chosen observer and algorithms reach every static callback.
+    """Refuse a configuration with gaps, and let the chosen observer and algorithms reach every callback.
 
     In a sweep, options of a callback that a job does not have are ignored: not every combination is meaningful.
 
@@ -134,28 +139,40 @@ def check(config: DictConfig) -> None:
 
 
 def _hand_down(config: DictConfig) -> None:
-    """Let static callbacks that were written by hand refer to the chosen observer and algorithms, as our own do."""
-    chosen = [group for group in HANDED_DOWN if config.get(group) is not None]
-    static = [node for node in config.callbacks.values() if node and _is_static(node)] if chosen else []
-    for group in chosen:
-        if not static and not _swept():
-            raise ConfigError(
-                f"{group}: chosen, but there is no static quantization that it could apply to. Add "
-                f"quantization=static, or leave {group}= out."
-            )
-        if not static:
-            note(f"this job of the sweep has no static quantization, so {group}= is ignored")
-        for node in static:
+    """Let callbacks that were written by hand refer to the chosen observer and algorithms, as our own do."""
+    for group, keys in HANDED_DOWN.items():
+        chosen = {key: method for key, method in keys.items() if config.get(key) is not None}
+        nodes = [
+            (node, key)
+            for key, method in chosen.items()
+            for node in config.callbacks.values()
+            if node and _makes(node, METHODS[method])
+        ]
+        if chosen and not nodes:
+            _check_applies(group, list(chosen.values()))
+        for node, key in nodes:
             with open_dict(node):
-                node.setdefault(group, f"${{{group}}}")
+                node.setdefault(group, f"${{{key}}}")
 
 
-def _is_static(node: DictConfig) -> bool:
+def _check_applies(group: str, methods: Sequence[str]) -> None:
+    """Refuse a group that was chosen and applies to nothing, except in a sweep."""
+    missing = f"no {' or '.join(methods)} quantization"
+    if _swept():
+        note(f"this job of the sweep has {missing}, so {group}= is ignored")
+        return
+    adding = " or ".join(f"quantization={method}" for method in methods)
+    raise ConfigError(
+        f"{group}: chosen, but there is {missing} that it could apply to. Add {adding}, or leave {group}= out."
+    )
+
+
+def _makes(node: DictConfig, kind: type) -> bool:
     try:
         made = get_object(node._target_)
     except (ImportError, ValueError):
         return False  # instantiating it says what is wrong
-    return isinstance(made, type) and issubclass(made, StaticQuantization)
+    return isinstance(made, type) and issubclass(made, kind)
 
 
 def _swept() -> bool:

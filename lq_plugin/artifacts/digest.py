@@ -24,7 +24,8 @@ def artifact_digest(candidate: Candidate, format_name: str, threads: int | None 
         format_name: the format, which holds a graph.
         threads: number of threads with which forms of operators are compared; ``None`` for the runtime's choice.
     """
-    graph, packages = candidate.graph, FORMATS[format_name].packages
+    candidate, packages = candidate.on(FORMATS[format_name].runtime), FORMATS[format_name].packages
+    graph = candidate.graph
     content = {
         "candidate": [candidate.name, as_dict(candidate.scheme)],
         "graph": [graph.digest, graph.signature.to_json(), [list(tensor.shape) for tensor in graph.example]],

@@ -14,7 +14,7 @@ from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
 from lq_plugin.graph import precision
-from lq_plugin.graph.capture import Call, private_call
+from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.example import Example, varying_state
 from lq_plugin.jobs import DynamicJob
@@ -71,7 +71,7 @@ class DynamicQuantization(QuantizingCallback):
         skip: Sequence[str] = Scheme.skip,
         only: Sequence[str] = Scheme.only,
         targets_cpu: str = Scheme.targets_cpu,
-        algorithms: Sequence[str] | str = AUTO,
+        algorithms: Sequence[str] | str | None = AUTO,
         algorithm_samples: int = Scheme.algorithm_samples,
         algorithm_time_limit: float | None = Scheme.algorithm_time_limit,
     ) -> None:
@@ -90,6 +90,7 @@ class DynamicQuantization(QuantizingCallback):
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
         self.seed = seed
         self._shadow = ExitStack()
+        self._casts = False  # whether calls are seen as a float32 copy of the target gets them
         self._seen_all = False  # whether a whole validation pass was
         self._examples: dict[str, Example | None] = {}  # of validation and of training; None: the target had no call
 
@@ -128,9 +129,15 @@ class DynamicQuantization(QuantizingCallback):
         target = precision.float32_copy(detached_copy(resolve_target(pl_module, self.path)).cpu())
         swap.survey(target, example.call, self.scheme)
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the precision of the target, for a run that is never validated."""
+        super().on_train_start(trainer, pl_module)
+        self._casts = precision.is_other(resolve_target(pl_module, self.path))
+
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Watch what ``target="auto"`` may take."""
-        self.watch(pl_module)
+        """Look at the precision of the target."""
+        super().on_validation_start(trainer, pl_module)
+        self._casts = precision.is_other(resolve_target(pl_module, self.path))
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Remember the target's first call in validation, and what differs in later ones."""
@@ -151,34 +158,31 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note that all of validation was seen; after the first pass, decide what ``target="auto"`` takes."""
-        calls = self.stop_watching()
-        if not self.undecided:
+        calls = self.auto.seen()
+        if not self.auto.undecided:
             self._seen_all |= not trainer.sanity_checking and trainer.world_size == 1  # else it saw a part of it
             return
-        if self.failure is not None:
-            return
-        try:
-            if self._examples.get(_VALIDATION) is not None:
-                self._decide(detached_copy(pl_module).cpu())
-            elif calls:
-                self._examples = {_VALIDATION: _example(self.choose_among(pl_module, calls))}
-        except Exception as error:
-            self.failure = as_calibration_error(error)
+        known = self._examples.get(_VALIDATION)
+        if self.failure is None and (known or calls):
+            try:
+                self._decide(pl_module if known is None else detached_copy(pl_module).cpu(), _VALIDATION, calls)
+            except Exception as error:
+                self.failure = as_calibration_error(error)
 
-    def _decide(self, model: nn.Module) -> None:
-        phase = next(phase for phase, example in self._examples.items() if example is not None)
-        example = self._examples[phase]
-        assert example is not None
-        call = self.choose(model, example.call)
+    def _decide(self, model: nn.Module, phase: str, calls: Sequence[tuple[str, Call]] = ()) -> None:
+        known = self._examples.get(phase)
+        taken = self.auto.decide(model, None if known is None else known.call, calls)
         if self.path is not None:
-            self._examples = {phase: _example(call)}
+            forward = forward_of(resolve_target(model, self.path))
+            self._examples = {phase: Example.of(forward, *precision.in_float32(taken.call))}
 
     def decide(self, origin: Origin) -> None:
         """Decide what ``target="auto"`` takes, where this was not done in validation."""
-        if any(self._examples.values()):  # a run that is never validated
-            self._decide(origin.source(None, self.checkpoint).model)
-        else:
+        known = next((phase for phase, example in self._examples.items() if example is not None), None)
+        if known is None:
             super().decide(origin)
+        else:  # a run that is never validated
+            self._decide(origin.source(None, self.checkpoint).model, known)
 
     def state_dict(self) -> dict[str, Any]:
         """Return in which dimensions the calls of a whole validation pass differed: builtins only."""
@@ -186,8 +190,8 @@ class DynamicQuantization(QuantizingCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
+        super().on_exception(trainer, pl_module, exception)
         self._shadow.close()
-        self.stop_watching()
 
     def job(self, source: Source) -> DynamicJob:
         """Return how the candidate is made: from the checkpoint's weights and a call."""
@@ -219,11 +223,11 @@ class DynamicQuantization(QuantizingCallback):
             if self.failure is not None:
                 return
             try:
-                if precision.is_other(target):
+                if self._casts:
                     args, kwargs = precision.in_float32((args, kwargs))
-                known = self._examples[phase]
-                first = Example(private_call(args, kwargs)) if known is None else known
-                self._examples[phase] = first.seeing(forward_of(target), args, kwargs)
+                known, forward = self._examples[phase], forward_of(target)
+                seen = Example.of(forward, args, kwargs) if known is None else known.seeing(forward, args, kwargs)
+                self._examples[phase] = seen
             except Exception as error:  # of a class of the user's own, which may refuse to be copied
                 self.failure = as_calibration_error(error)
 
@@ -232,7 +236,3 @@ class DynamicQuantization(QuantizingCallback):
             return original(*args, **kwargs)
 
         self._shadow.enter_context(replaced_forward(target, remembered))
-
-
-def _example(call: Call) -> Example:
-    return Example(private_call(*precision.in_float32(call)))

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from lq_plugin import patterns
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks import ranks, sanity
+from lq_plugin.callbacks.auto_target import AutoTarget
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.candidate import Candidate
-from lq_plugin.errors import CalibrationError, ConfigError
+from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.graph.capture import Call
-from lq_plugin.graph.choosing import Choice, OutermostCalls, choose, choose_among, outermost
+from lq_plugin.graph.choosing import outermost
 from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
 from lq_plugin.pipeline import Finished, Plan
-from lq_plugin.progress import note
+from lq_plugin.progress import begin_run
 from lq_plugin.scheme import AUTO, Scheme, as_dict
 from lq_plugin.source import Source
 from lq_plugin.steps import Step, attempt, reason_of
@@ -45,11 +45,8 @@ class QuantizingCallback(FinishingCallback):
     Attributes:
         candidate: what artifacts are made from; there after fit, and not in copies of this callback.
         failure: why there can be no candidate, as far as it is known.
-        choice: what ``target="auto"`` takes, once that is known.
+        auto: what ``target="auto"`` takes, once that is known.
     """
-
-    choice: Choice | None = None
-    _outermost: OutermostCalls | None = None
 
     def __init__(
         self,
@@ -65,12 +62,16 @@ class QuantizingCallback(FinishingCallback):
         self.dynamic_dims = dict(dynamic_dims or {})
         self.scheme = scheme
         self._check_auto()
+        self.auto = self._undecided()
         self.candidate: Candidate | None = None
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, without graphs and modules, because not all of them can be pickled."""
-        return super().__getstate__() | {"candidate": None, "_outermost": None}
+        return super().__getstate__() | {"candidate": None, "auto": copy.copy(self.auto)}
+
+    def _undecided(self) -> AutoTarget:
+        return AutoTarget(self.name, self.target, else_whole=self.scheme.method == "dynamic")
 
     def _check_auto(self) -> None:
         """Refuse with ``target="auto"`` the options that name something in a target, which is not known yet."""
@@ -86,60 +87,7 @@ class QuantizingCallback(FinishingCallback):
     @property
     def path(self) -> str | None:
         """Path of the module that is quantized; ``None`` for the LightningModule, or while ``"auto"`` is undecided."""
-        if self.target == AUTO:
-            return None if self.choice is None else self.choice.target
-        return self.target
-
-    @property
-    def undecided(self) -> bool:
-        """Whether ``target="auto"`` has taken nothing yet."""
-        return self.target == AUTO and self.choice is None
-
-    def take(self, choice: Choice) -> None:
-        """Take what ``target="auto"`` has found, and say so where it is a part."""
-        self.choice = choice
-        if choice.target is not None:
-            said = f"{self.name!r}: target='auto' takes {choice.target!r} ({choice.share:.0%} of the parameters)"
-            rank_zero_only(note)(f"{said}: {choice.reason}")
-
-    def choose(self, model: Any, call: Call) -> Call:
-        """Decide what ``target="auto"`` takes, and return the first call of it.
-
-        Args:
-            model: the LightningModule, or a copy.
-            call: of it.
-
-        Raises:
-            CaptureError: nothing of it can be captured.
-        """
-        choice, first = choose(model, *call, else_whole=self.scheme.method == "dynamic")
-        self.take(choice)
-        return first
-
-    def choose_among(self, model: Any, calls: Iterable[tuple[str, Call]]) -> Call:
-        """Decide what ``target="auto"`` takes of a model whose own forward is never called.
-
-        Args:
-            model: the LightningModule, or a copy.
-            calls: see :func:`~lq_plugin.graph.choosing.choose_among`.
-
-        Raises:
-            LqError: nothing of it can be captured.
-        """
-        choice, first = choose_among(model, calls, else_whole=self.scheme.method == "dynamic")
-        self.take(choice)
-        return first
-
-    def watch(self, model: Any) -> None:
-        """Keep, in a pass, the first calls of what steps may call in place of the model's own forward."""
-        self.stop_watching()  # a pass may have ended without a hook
-        if self.undecided and self.failure is None:
-            self._outermost = OutermostCalls(model)
-
-    def stop_watching(self) -> Sequence[tuple[str, Call]]:
-        """Stop watching, and return the calls."""
-        outermost_calls, self._outermost = self._outermost, None
-        return () if outermost_calls is None else outermost_calls.close()
+        return self.auto.path
 
     @property
     def error(self) -> str | None:
@@ -155,7 +103,10 @@ class QuantizingCallback(FinishingCallback):
         """Check what can be known before training."""
         if stage != "fit":
             return
-        self.candidate = self.failure = self.choice = None
+        begin_run()
+        self.candidate = self.failure = None
+        self.auto.seen()
+        self.auto = self._undecided()
         check_distinct(callback.name for callback in quantizing(trainer))
         checkpoints.monitored(trainer, self.checkpoint)
 
@@ -172,9 +123,19 @@ class QuantizingCallback(FinishingCallback):
         if callbacks[-1] is self:  # so every one has looked at the model
             sanity.decide(callbacks)
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Watch what ``target="auto"`` may take."""
+        self.auto.seen()  # a pass may have ended without a hook
+        if self.failure is None:
+            self.auto.watch(pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Stop watching when a run is interrupted."""
+        self.auto.seen()
+
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for the candidate."""
-        if self.undecided and self.failure is None:
+        if self.auto.undecided and self.failure is None:
             one_batch = replace(origin, data=origin.data.limited("validate", 1))  # of each loader
             what = f"{self.name!r}: target='auto' finds nothing to quantize"
             self.failure = attempt(what, lambda: self.decide(one_batch)).error
@@ -190,14 +151,14 @@ class QuantizingCallback(FinishingCallback):
         whole = origin.source(None, self.checkpoint)
         try:
             call = whole.example(type(self).__name__).call
-        except CalibrationError:  # the forward is never called
-            self.choose_among(whole.model, self._calls_after_training(origin))
+        except UnsupportedError:  # the forward is never called
+            self.auto.decide(whole.model, None, self._calls_after_training(origin))
         else:
-            self.choose(whole.model, call)
+            self.auto.decide(whole.model, call)
 
     def _calls_after_training(self, origin: Origin) -> Iterator[tuple[str, Call]]:
         for name in outermost(origin.module):
-            with suppress(CalibrationError):  # it is not called either
+            with suppress(UnsupportedError):  # it is not called either
                 yield name, origin.source(name, self.checkpoint).example(type(self).__name__).call
 
     @abstractmethod
@@ -217,7 +178,7 @@ class QuantizingCallback(FinishingCallback):
             "checkpoint": self.checkpoint,
             "dynamic_dims": {name: list(dims) for name, dims in self.dynamic_dims.items()},
             **as_dict(self.scheme),
-            **({"taken": vars(self.choice)} if self.choice is not None else {}),
+            **({"taken": vars(self.auto.choice)} if self.auto.choice is not None else {}),
         }
 
 

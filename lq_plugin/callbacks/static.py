@@ -15,7 +15,7 @@ from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError, as
 from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.capture import Call, Dims
-from lq_plugin.graph.choosing import Choice, chosen
+from lq_plugin.graph.choosing import Choice, Taken, chosen
 from lq_plugin.graph.example import varying_state
 from lq_plugin.graph.observation import Observation, ObservationPlan, merged
 from lq_plugin.graph.prepare import TrackedTarget
@@ -144,8 +144,8 @@ class StaticQuantization(QuantizingCallback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Start observing the target."""
+        super().on_validation_start(trainer, pl_module)
         self._stop()  # a pass may have ended without a hook
-        self.watch(pl_module)
         if self.failure is None:
             target, batches = resolve_target(pl_module, self.path), numbers_of_batches(trainer)
             self._observation = Observation(
@@ -161,11 +161,11 @@ class StaticQuantization(QuantizingCallback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop observing, and keep the statistics of this pass."""
-        known, observation, calibration, calls = self.failure, self._observation, self._stop(), self.stop_watching()
+        known, observation, calibration, calls = self.failure, self._observation, self._stop(), self.auto.seen()
         if observation is not None:
             self.failure = observation.failure
             self._decide(trainer, pl_module, observation, calls)
-            if trainer.sanity_checking and self.failure is None and not (observation.called or self.choice):
+            if trainer.sanity_checking and self.failure is None and not (observation.called or self.auto.choice):
                 own = type(self).__name__
                 self.failure = UnsupportedError(never_called(pl_module, self.path, "validation_step", own))
         if not trainer.sanity_checking:
@@ -175,32 +175,31 @@ class StaticQuantization(QuantizingCallback):
 
     def _decide(self, trainer: Any, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> None:
         """Decide what ``target="auto"`` takes, after the first pass in which the model or a part of it was called."""
-        if not self.undecided or not (observation.called or calls):
-            return
-        if observation.called and observation.failure is None:
-            self.take(Choice())
+        if not self.auto.undecided or not (observation.called or calls):
             return
         try:
-            call = self._taken(model, observation, calls)
+            taken = self._taken(model, observation, calls)
         except Exception as error:
             self.failure = as_calibration_error(error)
             return
-        self._track_anew()
-        self.failure = self._checked(model, call) if trainer.sanity_checking else None
+        if taken.graph is not None and taken.module is not None:
+            self._track_anew()
+            self._tracked.take(taken.graph, taken.module)
+            self.failure = self._checked(model, taken.call) if trainer.sanity_checking else None
 
-    def _taken(self, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> Call:
-        """Take a part, and return its first call.
+    def _taken(self, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> Taken:
+        """Take the whole where it was observed, else a part.
 
         Raises:
             LqError: there is none.
         """
+        if not observation.called:
+            return self.auto.decide(model, None, calls)
         if observation.failure is None:
-            return self.choose_among(model, calls)
+            return self.auto.take(Taken(Choice(), observation.example.call))
         if not observation.parts:
             raise observation.failure
-        part = observation.parts[0]
-        self.take(chosen(part, observation.failure))
-        return part.call
+        return self.auto.take(chosen(observation.parts[0], observation.failure))
 
     def _checked(self, model: Any, call: Call) -> Exception | None:
         """Return why a part cannot be observed, before training; see :class:`Observation`."""
@@ -212,8 +211,8 @@ class StaticQuantization(QuantizingCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the target its forward back when a run is interrupted."""
+        super().on_exception(trainer, pl_module, exception)
         self._stop()
-        self.stop_watching()
 
     def _stop(self) -> Calibration | None:
         observation, self._observation = self._observation, None

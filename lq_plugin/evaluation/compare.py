@@ -14,9 +14,9 @@ from torchmetrics import Metric
 
 from lq_plugin.artifacts.base import FORMATS, ArtifactModule, load
 from lq_plugin.candidate import Candidate
-from lq_plugin.evaluation import kernels, latency
-from lq_plugin.evaluation.fidelity import max_difference
-from lq_plugin.evaluation.latency import Latency, Timing
+from lq_plugin.evaluation import kernels
+from lq_plugin.evaluation.fidelity import SQNR_SAMPLES, FloatOutputs, max_difference
+from lq_plugin.evaluation.latency import Latency, Starting, Timing
 from lq_plugin.evaluation.loop import Data, splits_of
 from lq_plugin.evaluation.metrics import Scores, scores
 from lq_plugin.graph.capture import Call
@@ -155,7 +155,8 @@ def compare(
     known = known or timed(subject, protocol, note)
     inputs, timings = known.inputs, known.timings
     note("evaluating FP32 …")
-    baseline = _score(subject, protocol, None)
+    floats = {split: FloatOutputs() for split in protocol.splits}
+    baseline = _score(subject, protocol, None, floats)
     lanes = {name: timing for name, timing in timings.items() if name not in labels}
     fp32 = Fp32(
         _merged(baseline),
@@ -167,7 +168,7 @@ def compare(
     for entry in subject.entries:
         note(f"evaluating {entry.label} …")
         timing = timings.get(entry.label)
-        measured.append(_measured(subject, entry, fp32, protocol, inputs, timing))
+        measured.append(_measured(subject, entry, fp32, protocol, floats, inputs, timing))
     judged_by = baseline.get("validate", Scores({}, None)).metrics
     return Comparison(fp32, measured, tuple(judged_by))
 
@@ -183,7 +184,9 @@ def validated(subject: Subject, entry: Entry, protocol: Protocol) -> Mapping[str
     Raises:
         Exception: whatever its runtime, or the user's validation step, raises.
     """
-    return _merged(_score(subject, replace(protocol, splits=("validate",)), subject.load(entry)))
+    # One float output is enough to give those of the artifact their classes.
+    found = _score(subject, replace(protocol, splits=("validate",)), subject.load(entry), {}, samples=1)
+    return _merged(found)
 
 
 def _measured(
@@ -191,13 +194,14 @@ def _measured(
     entry: Entry,
     fp32: Fp32,
     protocol: Protocol,
+    floats: Mapping[str, FloatOutputs],
     inputs: Inputs,
     timing: Timing | None,
 ) -> Entry:
     entry = replace(entry, fp32=fp32)
     try:
         module = subject.load(entry)
-        found = _score(subject, protocol, module)
+        found = _score(subject, protocol, module, floats)
     except Exception as error:
         return replace(entry, error=f"{type(error).__name__}: {error}")
     entry = replace(
@@ -244,33 +248,44 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
     """Time FP32 in eager torch and on every runtime that an artifact uses, and every artifact, in turns.
 
     Lanes of FP32 are named after the runtime (``torch.compile`` apart from eager ``torch``). What needs the user's code
-    runs in this process, everything else in one of its own.
+    runs in this process, everything else in one of its own. These start while FP32's forms are written.
     """
     here = {EAGER: resolve_target(subject.model, subject.target)}
-    lanes: dict[str, tuple[str, Path]] = {}
     failed: dict[str, Timing] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in dict.fromkeys(entry.format for entry in subject.entries):
-            write_float = FORMATS[name].export
+    with tempfile.TemporaryDirectory() as scratch, Starting(inputs.flat, options) as starting:
+        for entry in sorted(subject.entries, key=_is_ready_soon):
+            if FORMATS[entry.format].rebuild is None:
+                starting.add(entry.label, entry.format, subject.path(entry))
+                continue
+            with suppress(Exception):  # loading it again for its metrics fails in the same way, and says so
+                here[entry.label] = subject.load(entry)
+        formats = dict.fromkeys(entry.format for entry in sorted(subject.entries, key=_is_ready_soon))
+        for name in formats:
+            write_float, folder = FORMATS[name].export, Path(scratch) / name
             if write_float is not None:
-                folder = Path(scratch) / name
-                folder.mkdir()
                 try:
+                    folder.mkdir()
                     write_float(subject.candidate.reference, folder)
-                    lanes[FORMATS[name].lane] = (name, folder)
+                    starting.add(FORMATS[name].lane, name, folder)
                 except Exception as error:
                     failed[FORMATS[name].lane] = Timing(error=f"{type(error).__name__}: {error}")
-        for entry in subject.entries:
-            if FORMATS[entry.format].rebuild is not None:
-                with suppress(Exception):  # loading it again for its metrics fails in the same way, and says so
-                    here[entry.label] = subject.load(entry)
-            else:
-                lanes[entry.label] = (entry.format, subject.path(entry))
-        calls = {name: inputs.calling(module) for name, module in here.items()}
-        return latency.measure(calls, lanes, inputs.flat, options) | failed
+        timings = starting.measure({name: inputs.calling(module) for name, module in here.items()}) | failed
+    lanes = [EAGER, *(FORMATS[entry.format].lane for entry in subject.entries)]
+    return {name: timings[name] for name in dict.fromkeys((*lanes, *timings)) if name in timings}
 
 
-def _score(subject: Subject, protocol: Protocol, module: nn.Module | None) -> dict[str, Scores]:
+def _is_ready_soon(entry: Entry) -> bool:
+    """Whether a runtime is ready at once; those that compile are not, so they start first."""
+    return FORMATS[entry.format].module is None
+
+
+def _score(
+    subject: Subject,
+    protocol: Protocol,
+    module: nn.Module | None,
+    floats: Mapping[str, FloatOutputs],
+    samples: int = SQNR_SAMPLES,
+) -> dict[str, Scores]:
     available = splits_of(subject.model, subject.data)
     return {
         split: scores(
@@ -281,6 +296,8 @@ def _score(subject: Subject, protocol: Protocol, module: nn.Module | None) -> di
             target=subject.target,
             metrics={f"{split}/{name}": metric for name, metric in protocol.metrics.items()},
             label=protocol.label,
+            floats=floats.get(split),
+            samples=samples,
         )
         for split in available
         if split in protocol.splits

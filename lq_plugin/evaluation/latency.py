@@ -10,7 +10,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,23 +94,55 @@ def measure(
         inputs: flat input tensors of one call.
         options: how long, how often and with how many threads.
     """
-    threads = options.number_of_threads
-    workers: dict[str, Worker] = {}
-    failed: dict[str, Timing] = {}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        file = Path(scratch) / "inputs.pt"
-        torch_file.write(tuple(inputs), file)
+    with Starting(inputs, options) as starting:
         for lane, (format_name, folder) in lanes.items():
-            outputs = Path(scratch) / f"outputs-{len(workers)}.pt"
-            line = command(format_name, folder, file, outputs, threads)
-            try:
-                workers[lane] = Worker(line, outputs, threads, Deadlines())
-            except OSError as error:
-                failed[lane] = Timing(error=f"the worker process could not be started: {error}")
-                continue
-            stack.callback(workers[lane].stop)
-        calls = {name: Here(call, threads) for name, call in here.items()}
-        return in_turns({**calls, **workers}, options) | failed
+            starting.add(lane, format_name, folder)
+        return starting.measure(here)
+
+
+class Starting(AbstractContextManager["Starting"]):
+    """Workers that start, one by one and beside other work, until they are measured; they end with the ``with`` block.
+
+    Six workers need 30 to 45 s of CPU time until they are ready, most of it in compilers.
+
+    Args:
+        inputs: flat input tensors of one call.
+        options: how long, how often and with how many threads they will be measured.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], options: Latency) -> None:
+        self._options, self._threads = options, options.number_of_threads
+        self._workers: dict[str, Worker] = {}
+        self._failed: dict[str, Timing] = {}
+        self._stack = ExitStack()
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._inputs = self._scratch / "inputs.pt"
+        torch_file.write(tuple(inputs), self._inputs)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, lane: str, format_name: str, folder: Path) -> None:
+        """Start the worker of a lane.
+
+        Args:
+            lane: its name.
+            format_name: what lies in the folder.
+            folder: must exist until the block ends.
+        """
+        outputs = self._scratch / f"outputs-{len(self._workers)}.pt"
+        line = command(format_name, folder, self._inputs, outputs, self._threads)
+        try:
+            self._workers[lane] = Worker(line, outputs, self._threads, Deadlines())
+        except OSError as error:
+            self._failed[lane] = Timing(error=f"the worker process could not be started: {error}")
+        else:
+            self._stack.callback(self._workers[lane].stop)
+
+    def measure(self, here: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+        """Wait for the workers, and measure them and what runs in this process; see :func:`measure`."""
+        calls = {name: Here(call, self._threads) for name, call in here.items()}
+        return in_turns({**calls, **self._workers}, self._options) | self._failed
 
 
 def in_turns(lanes: Mapping[str, Here | Worker], options: Latency) -> dict[str, Timing]:

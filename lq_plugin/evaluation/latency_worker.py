@@ -84,8 +84,8 @@ def end_with(parent: int) -> None:
     """End this process when its parent ends, however that ends, and even while this one is stopped.
 
     A stopped process notices nothing but SIGKILL, which Linux sends for us. It does so when the *thread* that started
-    this process ends. That is no danger where a program measures in a thread of its own: ``measure`` starts and ends
-    its workers within one call, so that thread lives for as long as they are needed. Elsewhere, and between two turns,
+    this process ends. That is no danger where a program measures in a thread of its own: ``Starting`` starts and ends
+    its workers within one block, so that thread lives for as long as they are needed. Elsewhere, and between two turns,
     the end of stdin is the end of this process.
     """
     if sys.platform != "linux":
@@ -100,15 +100,14 @@ def _runner(format_name: str, folder: Path, threads: int, tensors: Sequence[Tens
     from lq_plugin.artifacts.base import FORMATS
 
     chosen = FORMATS[format_name]
+    assert chosen.load is not None
     if chosen.module is None:
-        assert chosen.load is not None
         return chosen.load(folder, threads), chosen.runtime
-    module = chosen.module(folder)
     try:
-        return _compiled(module, tensors), "torch.compile"
+        return _compiled(chosen.module(folder), tensors), "torch.compile"
     except Exception as error:
         print(f"torch.compile is not available: {error}", file=sys.stderr)
-        return lambda given: _without_grad(module, given), "eager"
+        return chosen.load(folder, threads), "eager"
 
 
 def _compiled(module: nn.Module, tensors: Sequence[Tensor]) -> Run:

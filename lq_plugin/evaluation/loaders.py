@@ -55,7 +55,7 @@ def chosen_batches(
     model: nn.Module,
     data: Data,
     target: str | None,
-    choose: Callable[[Sequence[int | float]], Set[int]],
+    choose: Callable[[Sequence[int | float]], Set[int]] | None,
     see: Callable[[Sequence[Any], Mapping[str, Any]], None],
 ) -> None:
     """Show the calls of a target in some batches of the validation data; other batches are loaded but not computed.
@@ -64,7 +64,8 @@ def chosen_batches(
         model: a LightningModule; a copy of it is run.
         data: its batches.
         target: dotted path of the module; the model itself for ``None``.
-        choose: given the number of batches of each loader (infinite if unknown), returns the indices of those to run.
+        choose: given the number of batches of each loader (infinite if unknown), returns the indices of those to run;
+            ``None`` for all.
         see: called with the arguments and keyword arguments of each call.
     """
 
@@ -72,7 +73,7 @@ def chosen_batches(
         see(args, kwargs)
         return original(*args, **kwargs)
 
-    chosen = ChosenBatches(lambda trainer: choose(numbers_of_batches(trainer)))
+    chosen = ChosenBatches(None if choose is None else lambda trainer: choose(numbers_of_batches(trainer)))
     with suppress(Enough):
         run(model, data, "validate", target=target, forward=seen, callbacks=[chosen])
 

@@ -159,15 +159,17 @@ class ChosenBatches(Callback):
     """Runs the validation step for some batches only, and ends the loop after the last of them by raising ``Enough``.
 
     Args:
-        choose: called with the Trainer when the loop starts; returns the indices of the batches.
+        choose: called with the Trainer when the loop starts; returns the indices of the batches. ``None`` for all.
     """
 
-    def __init__(self, choose: Callable[[Any], Set[int]]) -> None:
+    def __init__(self, choose: Callable[[Any], Set[int]] | None) -> None:
         self._choose = choose
         self._chosen: Set[int] = frozenset()
         self._position = -1
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._choose is None:
+            return
         self._chosen = self._choose(trainer)
         if not self._chosen:
             raise Enough
@@ -178,8 +180,11 @@ class ChosenBatches(Callback):
         self._position += 1
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        if self._position >= max(self._chosen):  # at the end of the epoch, a module may need all of its batches
+        if self._choose is not None and self._position >= max(self._chosen):
             raise Enough
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        raise Enough  # before the module's own hook, which may need batches that were not chosen
 
     def _only_for_chosen(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """What Lightning calls in place of a hook of the copy; by ``wraps`` it sees the arguments that it takes."""

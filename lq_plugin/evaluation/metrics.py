@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,18 @@ from torchmetrics import Metric
 from lq_plugin.artifacts.base import Artifact, load
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation import loop
-from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.evaluation.fidelity import (
+    SQNR_SAMPLES,
+    FloatOutputs,
+    SignalToQuantizationNoise,
+    attributes,
+    call_key,
+)
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size, retyped
 from lq_plugin.graph.torch_patches import process_group_hidden
 from lq_plugin.targets import Forward, resolve_target
-
-SQNR_SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -76,30 +80,80 @@ def scores(
     target: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
     label: int | str = 1,
+    floats: FloatOutputs | None = None,
+    samples: int = SQNR_SAMPLES,
 ) -> Scores:
     """Evaluate ``model`` with ``module`` in place of its target; see :func:`evaluate`.
 
-    The fidelity is measured on the first 512 samples, where the float target runs beside the artifact.
+    The fidelity is measured on the first samples, where the float target runs beside the artifact.
+
+    Args:
+        model: the LightningModule.
+        data: its batches.
+        split: ``"validate"`` or ``"test"``.
+        module: the artifact; FP32 is evaluated where there is none.
+        target: dotted path of the module that the artifact replaces.
+        metrics: torchmetrics by name.
+        label: index or key of the labels in a batch.
+        floats: kept here when FP32 is evaluated, and used in place of running the float target beside an artifact.
+        samples: how many the fidelity is measured on; whole batches.
     """
-    sqnr = SignalToQuantizationNoise()
     probe = _Probe({name: metric.clone() for name, metric in (metrics or {}).items()}, label)
-    seen = 0
-    reference: Any = None
+    fidelity = _Fidelity(floats, samples)
 
     def forward(original: Forward, *args: Any, **kwargs: Any) -> Any:
-        nonlocal seen, reference
-        output = original(*args, **kwargs) if module is None else module(*args, **kwargs)
-        if module is not None and seen < SQNR_SAMPLES:
-            with torch.no_grad():
-                reference = original(*args, **kwargs)
-            sqnr.update(output, reference)
-            seen += batch_size((args, kwargs))
-        probe.output = output if module is None else retyped(output, reference)
+        if module is None:
+            probe.output = fidelity.kept(original, args, kwargs)
+        else:
+            output = module(*args, **kwargs)
+            probe.output = retyped(output, fidelity.compared(output, original, args, kwargs))
         return probe.output
 
     logged = loop.run(model, data, split, target=target, forward=forward, callbacks=[loop.BatchEnd(probe.update)])
     with process_group_hidden():
-        return Scores(logged | probe.computed(), sqnr.compute().item() if seen else None)
+        return Scores(logged | probe.computed(), fidelity.sqnr_db)
+
+
+class _Fidelity:
+    """Compares the first outputs of an artifact with those of the float target."""
+
+    def __init__(self, floats: FloatOutputs | None, samples: int) -> None:
+        self._floats, self._samples = floats, samples
+        self._sqnr = SignalToQuantizationNoise()
+        self._calls = self._seen = 0
+        self._reference: Any = None
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The ratio in decibels; ``None`` where nothing was compared."""
+        return self._sqnr.compute().item() if self._seen and self._reference is not None else None
+
+    def kept(self, original: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the float target returns; keep it, unless the call left more behind than its output."""
+        floats, target = self._floats, getattr(original, "__self__", None)
+        if floats is None or not isinstance(target, nn.Module) or self._seen >= self._samples:
+            return original(*args, **kwargs)
+        key, before = call_key(self._calls, args, kwargs), attributes(target)
+        self._count(args, kwargs)
+        output = original(*args, **kwargs)
+        if attributes(target) == before and call_key(self._calls - 1, args, kwargs) == key:
+            floats.keep(key, output)
+        return output
+
+    def compared(self, output: Any, original: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Compare an output, while there are samples to compare; return the last float output, for its classes."""
+        if self._seen < self._samples:
+            key = None if self._floats is None else call_key(self._calls, args, kwargs)
+            known = None if self._floats is None else self._floats.of(key)
+            self._count(args, kwargs)
+            with torch.no_grad():
+                self._reference = original(*args, **kwargs) if known is None else known
+            self._sqnr.update(output, self._reference)
+        return self._reference
+
+    def _count(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._calls += 1
+        self._seen += batch_size((args, kwargs))
 
 
 class _Probe:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
@@ -131,10 +131,11 @@ class MeasuredPlacement:
         if self._digest("profile", candidate, format_name) not in self.decisions:
             self._profile(candidate, format_name, lanes[_FLOAT], lanes[_AS_PLACED])
         saved = self.decisions[self._digest("profile", candidate, format_name)].saved
-        quantized = candidate.placed(FORMATS[format_name].runtime).quantized.keys()
-        kinds = {node.name: kind(node) for node in candidate.graph.module.graph.nodes if node.name in quantized}
+        runtime = FORMATS[format_name].runtime
+        graph, quantized = candidate.on(runtime).graph, candidate.placed(runtime).quantized.keys()
+        kinds = {node.name: kind(node) for node in graph.module.graph.nodes if node.name in quantized}
         chosen: dict[str, frozenset[str]] = {}
-        for floats in proposals(kinds, sources(candidate.graph, quantized), saved):
+        for floats in proposals(kinds, sources(graph, quantized), saved):
             if time.perf_counter() - start > TIME_LIMIT:
                 break
             name = f"placement {len(chosen) + 1}"
@@ -179,17 +180,12 @@ def _write_float(candidate: StaticCandidate, format_name: str, folder: Path) -> 
 
 
 def _placed(candidate: StaticCandidate, format_name: str, decision: Measured) -> StaticCandidate:
-    if not decision.float_ops:
-        return candidate
-    floats = {FORMATS[format_name].runtime: frozenset(decision.float_ops)}
-    return replace(candidate, faster_in_float={**candidate.faster_in_float, **floats})
+    return candidate.with_float(FORMATS[format_name].runtime, decision.float_ops) if decision.float_ops else candidate
 
 
 def _unmeasured(candidate: StaticCandidate, format_name: str) -> StaticCandidate:
     """The candidate as the runtime wants it placed."""
-    runtime = FORMATS[format_name].runtime
-    others = {name: floats for name, floats in candidate.faster_in_float.items() if name != runtime}
-    return replace(candidate, faster_in_float=others)
+    return candidate.with_float(FORMATS[format_name].runtime, ())
 
 
 def _decision(times: Mapping[str, float], chosen: Mapping[str, frozenset[str]], options: Latency) -> Measured:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lq_plugin.progress import note
+from lq_plugin.graph.replacing import replaced_method
 
 _OF_TORCH = str(Path(torch.__file__).parent)  # its own checks of numbers are of shapes, and are answered as ever
 _REAL = (Tensor, nn.Parameter)  # while a forward is captured, everything else has no values
@@ -46,47 +46,36 @@ def remove_checks(module: fx.GraphModule) -> None:
 
 
 @contextmanager
-def checks_left_out() -> Iterator[None]:
-    """Answer checks of data so that they raise nothing, while a forward is captured."""
+def checks_left_out(left_out: Callable[[str], object]) -> Iterator[None]:
+    """Answer checks of data so that they raise nothing, while a forward is captured.
+
+    Args:
+        left_out: called with the place of each, a file and a line.
+    """
     truth_of_tensor: Callable[[Tensor], bool] = Tensor.__bool__
     truth_of_number: Callable[[Any], bool] = torch.SymBool.__bool__
 
     def of_tensor(self: Tensor) -> bool:
-        passing = None if type(self) in _REAL else _passing(sys._getframe(1))
+        passing = None if type(self) in _REAL else _passing(sys._getframe(1), left_out)
         return truth_of_tensor(self) if passing is None else passing
 
     def of_number(self: Any) -> bool:
         frame = sys._getframe(1)
         known = self.node.has_hint() or frame.f_code.co_filename.startswith(_OF_TORCH)
-        passing = None if known else _passing(frame)
+        passing = None if known else _passing(frame, left_out)
         return truth_of_number(self) if passing is None else passing
 
-    replaced: list[tuple[Any, Callable[..., bool]]] = [(Tensor, of_tensor), (torch.SymBool, of_number)]
-    before = [vars(owner).get("__bool__") for owner, _ in replaced]
-    for owner, function in replaced:
-        owner.__bool__ = function
-    try:
+    with replaced_method(Tensor, "__bool__", of_tensor), replaced_method(torch.SymBool, "__bool__", of_number):
         yield
-    finally:
-        for (owner, _), original in zip(replaced, before, strict=True):
-            if original is None:
-                del owner.__bool__
-            else:
-                owner.__bool__ = original
 
 
-def _passing(frame: Any) -> bool | None:
+def _passing(frame: Any, left_out: Callable[[str], object]) -> bool | None:
     """The truth value for which the code that asks does not raise; ``None`` where it is not a check."""
     code: CodeType = frame.f_code
     found = passing_value(code, frame.f_lasti)
     if found is not None:
-        _say(f"{code.co_filename}:{frame.f_lineno}")
+        left_out(f"{code.co_filename}:{frame.f_lineno}")
     return found
-
-
-@functools.cache
-def _say(place: str) -> None:
-    note(f"the check of data in {place} is left out of the graph")
 
 
 @functools.cache

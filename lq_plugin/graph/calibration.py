@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_type_hints
 
@@ -205,7 +205,7 @@ class _Recorder(nn.Module):
             self.statistic = self.observer.update(self.statistic, values.detach())
 
 
-def calls(batches: Iterable[Any]) -> Iterable[Call]:
+def calls(batches: Iterable[Any]) -> Iterator[Call]:
     """Read batches as calls: a dict is keyword arguments, a tuple positional ones, anything else the one argument."""
     for batch in batches:
         if isinstance(batch, Mapping):

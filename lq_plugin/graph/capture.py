@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.integers import sizes_of_graph
+from lq_plugin.graph.integers import ints_noted, sizes_of_graph
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import (
@@ -33,7 +32,7 @@ from lq_plugin.graph.torch_patches import (
 )
 from lq_plugin.identity import structure_digest
 from lq_plugin.noise import muted
-from lq_plugin.progress import note
+from lq_plugin.progress import note_once
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]  # arguments and keyword arguments of a forward
 Dims = Mapping[str, Sequence[int]]  # of inputs, by their names: {"x": [2, 3], "batch.ids": [1]}
@@ -103,7 +102,10 @@ def capture(
         batch_dims = find_batch_dims(module, inputs, tensors)
         task = _Task(module, inputs, tensors, batch_dims, dynamic_dims or {}, varying or {})
         of_one = any(dims and t.shape[dims[0]] == 1 for t, dims in zip(tensors, task.batch_dims, strict=True))
-        return _captured_of_one(task) if of_one else _captured(task)
+        graph = _captured_of_one(task) if of_one else _captured(task)
+    for text in graph.notes:
+        note_once(text)
+    return graph
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,17 @@ def _captured_of_one(task: _Task) -> Graph:
         graph = _captured(replace(task, batch_dims=((),) * len(task.tensors)))
     except CaptureError as error:
         raise failure or error from None
-    note(f"the graph of {type(task.module).__name__} takes only batches of one, like its example: {reason}")
-    return graph
+    fixed = f"the graph of {type(task.module).__name__} takes only batches of one, like its example: {reason}"
+    return replace(graph, notes=(*graph.notes, fixed))
 
 
 def _captured(task: _Task) -> Graph:
     tensors = doubled(task.tensors, [()] * len(task.tensors))
-    outputs: list[Structure] = []
+    outputs, checks = list[Structure](), list[str]()
     flat = _FlatForward(task.module, task.inputs, outputs.append)
-    program = _export(flat, tensors, _dynamic_shapes(task, tensors))
+    program = _export(flat, tensors, _dynamic_shapes(task, tensors), checks)
     module = program.module(check_guards=False)
     remove_checks(module)
-    for name, kind in structure.dropped(outputs[-1], "output"):
-        _say_dropped(type(task.module).__name__, name, kind)
     return Graph(
         module=module,
         signature=Signature(
@@ -159,12 +159,17 @@ def _captured(task: _Task) -> Graph:
         modules=tuple(name for name, _ in task.module.named_modules() if name),
         structure=structure_digest(module),
         gives_samples=_gives_samples(program, task),
+        notes=(*_left_out(checks), *_dropped(type(task.module).__name__, outputs[-1])),
     )
 
 
-@functools.cache
-def _say_dropped(target: str, name: str, kind: str) -> None:
-    note(f"{target}: a graph cannot return the {kind} in {name}; artifacts give None in its place")
+def _left_out(checks: Sequence[str]) -> Iterator[str]:
+    return (f"the check of data in {place} is left out of the graph" for place in dict.fromkeys(checks))
+
+
+def _dropped(target: str, output: Structure) -> Iterator[str]:
+    for name, kind in structure.dropped(output, "output"):
+        yield f"{target}: a graph cannot return the {kind} in {name}; artifacts give None in its place"
 
 
 def private_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -213,19 +218,19 @@ def _with_shapes(parameters: Sequence[Parameter], shapes: Sequence[list[int | No
         ((kind, content), *_) = given.items()
         if kind == "tensor":
             return given | {"shape": shapes[content]}
-        if kind in ("constant", "object"):
+        if kind in structure.OF_CONSTANTS:
             return given
         return {kind: [[key, put(item)] for key, item in content]}
 
     return tuple(replace(parameter, given=put(parameter.given)) for parameter in parameters)
 
 
-def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any, checks: list[str]) -> ExportedProgram:
     with (
         muted(),
         recurrent_layers_whole(),
         attention_in_parts(),
-        checks_left_out(),
+        checks_left_out(checks.append),
         tensors_copied_by_graph(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
@@ -244,16 +249,19 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
 
 
 def _exported(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
+    """Export a forward; once more, with ``int`` replaced, where that may be why it fails or fixes a dimension."""
     failure: Exception | None = None
-    try:
-        with sizes_of_graph(flat.target):
-            program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
-        if not _fixes_what_may_vary(program, shapes):
-            return program
-    except Exception as error:
-        failure = error
-    with contextlib.suppress(Exception), sizes_of_graph(flat.target, numbers=True):
-        return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+    with ints_noted(flat.target) as noted:
+        try:
+            with sizes_of_graph(flat.target):
+                program = torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
+            if not _fixes_what_may_vary(program, shapes):
+                return program
+        except Exception as error:
+            failure = error
+    if noted:
+        with contextlib.suppress(Exception), sizes_of_graph(flat.target, numbers=True):
+            return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=False)
     if failure is not None:
         raise failure
     return program

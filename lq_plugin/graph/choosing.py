@@ -12,6 +12,7 @@ from torch import nn
 
 from lq_plugin.errors import CaptureError, LqError
 from lq_plugin.graph.capture import Call, capture
+from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.parts import Part, parts, size
 from lq_plugin.graph.precision import float32_copy
 from lq_plugin.targets import Forward, replaced_forward
@@ -34,9 +35,24 @@ class Choice:
     reason: str = ""
 
 
-def choose(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], else_whole: bool = False
-) -> tuple[Choice, Call]:
+@dataclass(frozen=True)
+class Taken:
+    """What ``target="auto"`` takes, with what was found on the way.
+
+    Args:
+        choice: what is taken.
+        call: the first call of it.
+        graph: of this call; ``None`` where it cannot be captured.
+        module: what the graph was captured from: the module that is taken, or a copy.
+    """
+
+    choice: Choice
+    call: Call
+    graph: Graph | None = None
+    module: nn.Module | None = None
+
+
+def choose(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], else_whole: bool = False) -> Taken:
     """Take the whole module where it can be captured, otherwise its largest submodule that can be.
 
     Args:
@@ -45,38 +61,33 @@ def choose(
         kwargs: keyword arguments of that call.
         else_whole: take the whole where nothing of it can be captured either.
 
-    Returns:
-        The choice, and the first call of what is taken.
-
     Raises:
         CaptureError: nothing of it can be captured.
     """
+    whole = float32_copy(model)
     try:
-        capture(float32_copy(model), args, kwargs)
+        return Taken(Choice(), (args, kwargs), capture(whole, args, kwargs), whole)
     except CaptureError as error:
         part = next(parts(model, args, kwargs), None)
         if part is not None:
-            return chosen(part, error), part.call
+            return chosen(part, error)
         if not else_whole:
             raise
-    return Choice(), (args, kwargs)
+    return Taken(Choice(), (args, kwargs))
 
 
-def chosen(part: Part, error: Exception) -> Choice:
-    """Return the choice of a part, with the reason in one line."""
-    return Choice(part.name, part.share, str(error).partition("\n")[0])
+def chosen(part: Part, error: Exception) -> Taken:
+    """Take a part, with the reason in one line."""
+    return Taken(Choice(part.name, part.share, str(error).partition("\n")[0]), part.call, part.graph, part.module)
 
 
-def choose_among(model: nn.Module, calls: Iterable[tuple[str, Call]], else_whole: bool = False) -> tuple[Choice, Call]:
+def choose_among(model: nn.Module, calls: Iterable[tuple[str, Call]], else_whole: bool = False) -> Taken:
     """Choose for a model whose own forward is never called.
 
     Args:
         model: the module.
         calls: of its :func:`outermost` modules, by their names; those with most parameters first.
         else_whole: take the first of them where nothing of it can be captured.
-
-    Returns:
-        The choice, and the first call of what is taken.
 
     Raises:
         LqError: nothing of it can be captured, or there is no call.
@@ -85,13 +96,15 @@ def choose_among(model: nn.Module, calls: Iterable[tuple[str, Call]], else_whole
     for name, call in calls:
         module = model.get_submodule(name)
         try:
-            choice, first = choose(module, *call, else_whole)
+            taken = choose(module, *call, else_whole)
         except LqError as error:
             failure = error
         else:
+            choice = taken.choice
             path = name if choice.target is None else f"{name}.{choice.target}"
             reason = choice.reason or f"the forward of {type(model).__name__} is never called"
-            return replace(choice, target=path, share=choice.share * size(module) / size(model), reason=reason), first
+            share = choice.share * size(module) / size(model)
+            return replace(taken, choice=Choice(path, share, reason))
     raise failure
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lq_plugin.errors import ArtifactError
-from lq_plugin.graph import nesting
 from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.nesting import children
 from lq_plugin.graph.signature import Signature
-from lq_plugin.graph.structure import dropped
+from lq_plugin.graph.structure import Structure, unflatten
 from lq_plugin.noise import muted
 
 _TOLERANCE = (
@@ -44,18 +44,12 @@ def contradiction(graph: nn.Module, signature: Signature, module: nn.Module, ten
     try:
         with muted(), torch.random.fork_rng(_devices()):
             args, kwargs = signature.call(_clones(tensors))
-            given = signature.unflatten(copy.deepcopy(graph)(*signature.flatten(args, kwargs)))
+            given = copy.deepcopy(graph)(*signature.flatten(args, kwargs))
     except ArtifactError:  # a dimension was fixed
         return "its forward treats a size as a constant"
     except Exception as error:
         return f"its forward does not run with batches of both one and two ({type(error).__name__})"
-    left, right = list(nesting.leaves(given)), list(nesting.leaves(wanted))
-    if any(True for _ in dropped(signature.output, "output")):  # None in the graph's output
-        right = [
-            leaf if isinstance(leaf, Tensor) or own is not None else None
-            for own, leaf in zip(left, right, strict=False)
-        ]
-    if len(left) != len(right) or not all(map(_alike, left, right)):
+    if not _agree(signature.output, given, wanted):
         return "its forward computes something else for larger batches"
     return None
 
@@ -67,6 +61,19 @@ def _clones(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
+def _agree(structure: Structure, results: Sequence[Any], wanted: Any) -> bool:
+    """Whether the results of a graph, in the places that an output's structure gives them, are a module's output."""
+    ((kind, content), *_) = structure.items()
+    if kind == "dropped":  # the graph cannot return it
+        return not isinstance(wanted, Tensor)
+    if not isinstance(content, list):
+        return _alike(unflatten(structure, results), wanted)
+    opened = children(wanted)
+    if opened is None or [key for key, _ in opened[1]] != [key for key, _ in content]:
+        return False
+    return all(_agree(item, results, own) for (_, item), (_, own) in zip(content, opened[1], strict=True))
 
 
 def _alike(given: Any, wanted: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lq_plugin.errors import LqError
@@ -12,6 +12,7 @@ from lq_plugin.graph.capture import Call, Dims, private_call
 from lq_plugin.graph.signature import describe
 from lq_plugin.graph.structure import tensors_of
 
+Sizes = Mapping[str, Sequence[int]]  # of tensors, by the input's name
 _MOST = 1000  # inputs, or dimensions of one, that a checkpoint may name
 
 
@@ -21,11 +22,31 @@ class Example:
 
     Args:
         call: shares nothing with the caller.
+        sizes: of its tensors, by the input's name; ``None`` where the call cannot be described.
         varying: dimensions whose size differed between the calls seen, the batch included, by the input's name.
     """
 
     call: Call
-    varying: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: Sizes | None
+    varying: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(
+        cls, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], dims: Dims | None = None
+    ) -> Example:
+        """Return a call as an example.
+
+        Args:
+            forward: of the target.
+            args: positional arguments of the call.
+            kwargs: its keyword arguments.
+            dims: dimensions in which calls are known to differ. Those that its inputs do not have are left out: a
+                checkpoint may be of another version.
+        """
+        sizes, given = _sizes(forward, args, kwargs), dims or {}
+        known = {name: len(sizes[name]) for name in given if name in sizes} if sizes is not None else {}
+        varying = {name: tuple(n for n in given[name] if n < count) for name, count in known.items()}
+        return cls(private_call(args, kwargs), sizes, varying)
 
     def seeing(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:
         """Return this example, or a wider one if the inputs of a further call have other sizes.
@@ -35,17 +56,16 @@ class Example:
             args: positional arguments of the call.
             kwargs: its keyword arguments. Calls of another structure, or that no graph can take, change nothing.
         """
-        try:
-            own, other = _sizes(forward, *self.call), _sizes(forward, args, kwargs)
-        except (LqError, TypeError):  # what this means is said where a graph is captured
+        own, other = self.sizes, _sizes(forward, args, kwargs)
+        if own is None or other is None or own == other:
             return self
-        if own == other or {name: len(sizes) for name, sizes in own.items()} != {n: len(s) for n, s in other.items()}:
+        if {name: len(sizes) for name, sizes in own.items()} != {n: len(s) for n, s in other.items()}:
             return self
         found = {name: [dim for dim, size in enumerate(own[name]) if size != other[name][dim]] for name in own}
         wider = self.wider([found])
         # torch.export treats a size of 0 or 1 as a constant.
         if _smallest(own, wider.varying) < 2 <= _smallest(other, wider.varying):
-            return Example(private_call(args, kwargs), wider.varying)
+            return Example(private_call(args, kwargs), other, wider.varying)
         return wider
 
     def wider(self, found: Sequence[Dims]) -> Example:
@@ -88,17 +108,6 @@ def _are_dims(dims: Any) -> bool:
     )
 
 
-def existing_dims(
-    dims: Dims, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, tuple[int, ...]]:
-    """Return those of some dimensions that the inputs of a call have: a checkpoint may be of another version."""
-    try:
-        sizes = _sizes(forward, args, kwargs)
-    except (LqError, TypeError):
-        return {}
-    return {name: tuple(n for n in dims[name] if n < len(sizes[name])) for name in dims if name in sizes}
-
-
 def placed_like(call: Call, other: Call) -> Call:
     """Return a call with its tensors on the devices of those of another call of the same structure."""
     devices = [tensor.device for tensor in nesting.tensors(other)]
@@ -109,13 +118,14 @@ def placed_like(call: Call, other: Call) -> Call:
     return placed
 
 
-def _sizes(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
-    return {
-        name: given["shape"]
-        for parameter in describe(forward, args, kwargs)
-        for name, given in tensors_of(parameter.given, parameter.name)
-    }
+def _sizes(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sizes | None:
+    try:
+        described = describe(forward, args, kwargs)
+    except (LqError, TypeError):  # what this means is said where a graph is captured
+        return None
+    tensors = (found for parameter in described for found in tensors_of(parameter.given, parameter.name))
+    return {name: given["shape"] for name, given in tensors}
 
 
-def _smallest(sizes: Mapping[str, Sequence[int]], varying: Dims) -> int:
+def _smallest(sizes: Sizes, varying: Dims) -> int:
     return min((sizes[name][dim] for name, dims in varying.items() for dim in dims), default=2)

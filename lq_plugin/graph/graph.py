@@ -28,6 +28,7 @@ class Graph:
         structure: digest of what was captured, without the values of its weights. Statistics describe the values of one
             structure; names of values mean nothing elsewhere.
         gives_samples: whether outputs have as many samples as inputs. A graph network's do not: a node is no sample.
+        notes: what the graph leaves out of the forward, or fixes, as sentences for the user.
         digest: of what was captured and of its weights, before folding; see :func:`~lq_plugin.identity.graph_digest`.
             Empty until a snapshot is made, because until then the weights may change.
     """
@@ -39,6 +40,7 @@ class Graph:
     modules: tuple[str, ...]
     structure: str
     gives_samples: bool = True
+    notes: tuple[str, ...] = ()
     digest: str = ""
 
     @property

@@ -8,13 +8,15 @@ functions that leave the number to the graph.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lq_plugin.graph.replacing import replaced_method
 
 _FOREIGN = (
     "torch",
@@ -56,13 +58,8 @@ def sizes_of_graph(target: nn.Module, numbers: bool = False) -> Iterator[None]:
         numbers: keep what passes through ``int``, too. A forward may use ``int`` in ways that a class in its place
             does not serve, so this is for forwards that cannot be captured as they are.
     """
-    packages = {cls.__module__.partition(".")[0] for part in target.modules() for cls in type(part).__mro__}
-    packages -= {*_FOREIGN, *sys.stdlib_module_names}
     names: dict[str, Any] = {"len": _length, "int": _Int} if numbers else {"len": _length}
-    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
-    dicts = (vars(module) for module in modules if isinstance(module, ModuleType))
-    places = {id(place): place for place in dicts}.values()  # one module may have several names
-    put = [(place, name) for place in places for name in names if name not in place]
+    put = [(place, name) for place in _namespaces(target).values() for name in names if name not in place]
     for place, name in put:
         place[name] = names[name]
     try:
@@ -70,3 +67,40 @@ def sizes_of_graph(target: nn.Module, numbers: bool = False) -> Iterator[None]:
     finally:
         for place, name in put:
             place.pop(name, None)
+
+
+@contextmanager
+def ints_noted(target: nn.Module) -> Iterator[list[str]]:
+    """Note where the code of a module's packages calls ``int`` with what a graph could compute.
+
+    Args:
+        target: the module.
+
+    Yields:
+        The lines of code that did so until now.
+    """
+    namespaces, noted = _namespaces(target).keys(), list[str]()
+
+    def noting(as_int: Callable[[Any], int]) -> Callable[[Any], int]:
+        def noting_as_int(self: Any) -> int:
+            frame = sys._getframe(1)
+            if id(frame.f_globals) in namespaces:
+                noted.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            return as_int(self)
+
+        return noting_as_int
+
+    with (
+        replaced_method(Tensor, "__int__", noting(Tensor.__int__)),
+        replaced_method(torch.SymInt, "__int__", noting(torch.SymInt.__int__)),
+    ):
+        yield noted
+
+
+def _namespaces(target: nn.Module) -> dict[int, dict[str, Any]]:
+    """The namespaces of the code of a module's packages, by their ids: one module may have several names."""
+    packages = {cls.__module__.partition(".")[0] for part in target.modules() for cls in type(part).__mro__}
+    packages -= {*_FOREIGN, *sys.stdlib_module_names}
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    dicts = (vars(module) for module in modules if isinstance(module, ModuleType))
+    return {id(place): place for place in dicts}

@@ -113,6 +113,7 @@ class Observation:
     ) -> None:
         self._plan, self._target, self._tracked = plan, target, tracked
         self._batches, self._processes, self._sanity_check = batches, processes, sanity_check
+        self._casts = precision.is_other(target)
         self._position = -1
         self._repeats: Repeats | None = None
         self._recording: Recording | None = None
@@ -152,7 +153,7 @@ class Observation:
         if self.failure is not None:
             return
         try:
-            if precision.is_other(self._target):
+            if self._casts:
                 args, kwargs = precision.in_float32((args, kwargs))
             if self._tracked.must_widen(self._target, args, kwargs) and self._recording is not None:
                 self.incomplete |= self._recording.batches > 0
@@ -187,7 +188,7 @@ class Observation:
             What this process observed; ``None`` if it was nothing, or incomplete.
         """
         self._shadow.close()
-        if precision.is_other(self._target):  # the graph holds a float32 copy of all weights
+        if self._casts:  # the graph holds a float32 copy of all weights
             self._tracked.forget()
         recording, self._recording = self._recording, None
         if recording is None or self.failure is not None or self.incomplete or not recording.batches:

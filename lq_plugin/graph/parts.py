@@ -43,11 +43,15 @@ class Part:
         name: its dotted path.
         share: of the parameters of the module that it was looked for in.
         call: its first call, as it was made.
+        graph: of this call.
+        module: the copy of the submodule that it was captured from.
     """
 
     name: str
     share: float
     call: Call = field(repr=False, compare=False)
+    graph: Graph = field(repr=False, compare=False)
+    module: nn.Module = field(repr=False, compare=False)
 
 
 def parts(target: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Part]:
@@ -80,13 +84,14 @@ def _captured(module: nn.Module, calls: Mapping[str, Call]) -> Iterator[Part]:
         name = next((each for each in names if not each.startswith(tuple(f"{one}." for one in found))), None)
         if name is None:
             return
+        part = module.get_submodule(name)
         try:
-            graph = capture(module.get_submodule(name), *calls[name])
+            graph = capture(part, *calls[name])
         except Exception:  # whatever it is, this part is not one
             continue
         found.append(name)
         if _multiplies(graph):
-            yield Part(name, sizes[name] / total, calls[name])
+            yield Part(name, sizes[name] / total, calls[name], graph, part)
 
 
 def _calls(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Call]:

@@ -6,7 +6,6 @@ evaluated, so its figures are those of the float32 model.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from lq_plugin.graph import nesting
 from lq_plugin.graph.copying import detached_copy
-from lq_plugin.progress import note
+from lq_plugin.progress import note_once
 
 OTHER_PRECISIONS = ("16-true", "bf16-true", "64-true")  # of a Trainer, where batches have it too
 _OTHERS = (torch.float16, torch.bfloat16, torch.float64)
@@ -37,11 +36,16 @@ def float32_copy(module: nn.Module) -> nn.Module:
     """Return a module whose weights are float32: itself, or a copy if it has others, which casts what it is given."""
     if not is_other(module):
         return module
-    others = sorted(str(dtype).removeprefix("torch.") for dtype in _dtypes(module) & {*_OTHERS})
-    _say(type(module).__name__, ", ".join(others))
+    note_once(casting(module))
     copied = detached_copy(module).float()
     cast_inputs(copied)
     return copied
+
+
+def casting(module: nn.Module) -> str:
+    """Say of a module with weights of another precision that a float32 copy is quantized."""
+    others = sorted(str(dtype).removeprefix("torch.") for dtype in _dtypes(module) & {*_OTHERS})
+    return f"{type(module).__name__} has weights in {', '.join(others)}; a float32 copy of it is quantized"
 
 
 def cast_inputs(module: nn.Module) -> None:
@@ -60,8 +64,3 @@ def in_float32(value: Any) -> Any:
 
 def _cast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _OTHERS else tensor
-
-
-@functools.cache
-def _say(name: str, dtypes: str) -> None:
-    note(f"{name} has weights in {dtypes}; a float32 copy of it is quantized")

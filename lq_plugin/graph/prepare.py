@@ -97,9 +97,22 @@ class TrackedTarget:
         varying, call = self.varying, (args, kwargs)
         if self.example is not None and varying:  # this call may have a size of 1, which would be fixed
             call = placed_like(self.example.call, call)
-        graph = capture(target, *call, self._dynamic_dims, varying)
-        self.example = Example(graph.signature.call(graph.example), varying)
+        return self._keep(capture(target, *call, self._dynamic_dims, varying), varying)
+
+    def _keep(self, graph: Graph, varying: Mapping[str, tuple[int, ...]]) -> Graph:
+        names = (name for name, _ in graph.signature.tensors())
+        sizes = {name: list(tensor.shape) for name, tensor in zip(names, graph.example, strict=True)}
+        self.example = Example(graph.signature.call(graph.example), sizes, varying)
         return graph
+
+    def take(self, graph: Graph, module: nn.Module) -> None:
+        """Take a graph that was captured elsewhere, in place of capturing the target.
+
+        Args:
+            graph: of the target or of a copy of it, with no dynamic dimension but the batch.
+            module: what it was captured from.
+        """
+        self._captured, self._tensors = self._keep(graph, {}), state_tensors(module)
 
     @property
     def varying(self) -> Mapping[str, tuple[int, ...]]:

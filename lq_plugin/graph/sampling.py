@@ -39,13 +39,15 @@ class Samples:
     seed: int = 0
 
 
-def drawn_batches(batches: Sequence[int | float], wanted: int, seed: int) -> set[int]:
+def drawn_batches(batches: Sequence[int | float], wanted: int, seed: int, *, last: bool = False) -> set[int]:
     """Draw batches of a pass, the same ones for the same seed; the first ones where their number is not known.
 
     Args:
         batches: number of batches of every loader; infinite where not known.
         wanted: how many to draw, of all loaders together.
         seed: of a private generator.
+        last: draw from the other end of the same permutation. Samples to learn from and to judge by should not be those
+            that were observed: for these no range is too narrow. They are the same only where there are too few.
 
     Returns:
         Their indices in the pass, which goes through one loader after the other.
@@ -53,21 +55,22 @@ def drawn_batches(batches: Sequence[int | float], wanted: int, seed: int) -> set
     every = sum(batches)
     if math.isinf(every):
         return set(range(wanted))
-    order = torch.randperm(int(every), generator=torch.Generator().manual_seed(seed))
-    return set(order[:wanted].tolist())
+    order = torch.randperm(int(every), generator=torch.Generator().manual_seed(seed)).tolist()
+    return set(order[max(0, len(order) - wanted) :] if last else order[:wanted])
 
 
 @dataclass
 class Draw:
     """Keeps a bounded random draw of samples from the calls that it is shown; the same seed gives the same samples.
 
-    Every call is equally likely to be drawn, however many there are (reservoir sampling, Vitter, 1985). Of a large call
-    some samples are kept. If the graph takes only one batch size, calls are kept whole.
+    Every fourth sample of all that it is shown is held out; if the graph takes only one batch size, every fourth call.
+    Of each part, every call is equally likely to be drawn, however many there are (reservoir sampling, Vitter, 1985).
+    Of a large call some samples are kept.
 
     Args:
         graph: the graph that is called.
         samples: how many to keep, give or take one call.
-        seed: of a private generator.
+        seed: of private generators.
 
     Attributes:
         samples_seen: how many samples it was shown.
@@ -77,32 +80,44 @@ class Draw:
     graph: Graph
     samples: int
     seed: int
-    _calls: list[GraphCall] = field(default_factory=list)
-    _seen: int = 0
+    _calls_seen: int = 0
     _left_out: int = 0
     samples_seen: int = 0
     refused: ArtifactError | None = None
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self.seed)
+        judge = self.samples // HELD_OUT
+        self._learn = _Reservoir(
+            self.graph, self.samples - judge, MOST_OF_ONE_CALL * (HELD_OUT - 1) // HELD_OUT, self.seed
+        )
+        self._judge = _Reservoir(self.graph, judge, MOST_OF_ONE_CALL // HELD_OUT, self.seed)
 
     @staticmethod
     def calls_for(samples: int, batch_size: int) -> int:
         """Return how many calls of a batch size are needed for this many samples."""
-        return math.ceil(samples / max(1, min(batch_size, MOST_OF_ONE_CALL)))
+        return _calls_for(samples, batch_size, MOST_OF_ONE_CALL)
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Show it one call of the graph; samples that it keeps are copied."""
-        count = self.graph.samples(tensors)
-        room = self.calls_for(self.samples, count)
-        self._seen += 1
+    def add(self, tensors: Sequence[Tensor]) -> GraphCall | None:
+        """Show it one call of the graph; samples that it keeps are copied.
+
+        Returns:
+            The samples that are not held out; ``None`` if all are. Ranges must be observed on these alone: for samples
+            that were observed no range is too narrow, so they could not judge one.
+        """
+        count, divisible = self.graph.samples(tensors), self.graph.is_divisible(tensors)
+        first = self.samples_seen if divisible else self._calls_seen
+        held_out = (torch.arange(first, first + (count if divisible else 1)) % HELD_OUT) == HELD_OUT - 1
+        self._calls_seen += 1
         self.samples_seen += count
-        place = len(self._calls) if len(self._calls) < room else self._random(self._seen)
-        if place < max(room, len(self._calls)):
-            order = torch.randperm(count, generator=self._generator)[:MOST_OF_ONE_CALL].sort().values
-            with torch.inference_mode(False):
-                kept = tuple(tensor.detach().cpu().clone() for tensor in self.graph.selected(tensors, order))
-            self._calls[place : place + 1] = [kept]
+        rest = self._part(tensors, ~held_out)
+        for reservoir, part in ((self._learn, rest), (self._judge, self._part(tensors, held_out))):
+            if part is not None:
+                reservoir.add(part)
+        return rest
+
+    def _part(self, tensors: Sequence[Tensor], chosen: Tensor) -> GraphCall | None:
+        """The chosen samples of a call; the whole call if it cannot be divided."""
+        return self.graph.selected(tensors, chosen.nonzero().flatten()) if bool(chosen.any()) else None
 
     def see(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Show it one call of the target; one that does not fit the graph is left out and counted."""
@@ -127,23 +142,58 @@ class Draw:
         Args:
             total: how many samples there are in all; ``None`` if that is not known.
         """
-        learn: list[GraphCall] = []
-        judge: list[GraphCall] = []
-        left_out, position = self._left_out, 0
-        for call in self._calls:
-            finite = [number for number in range(self._parts(call)) if self._is_finite(call, number)]
-            left_out += self._parts(call) - len(finite)
-            for held_out, calls in ((False, learn), (True, judge)):
-                numbers = [n for at, n in enumerate(finite, position) if (at % HELD_OUT == HELD_OUT - 1) is held_out]
-                if numbers:
-                    calls.append(self.graph.selected(call, torch.tensor(numbers)))
-            position += len(finite)
-        share = min(1.0, sum(map(self.graph.samples, self._calls)) / total) if total else None
-        return Samples(tuple(learn), tuple(judge), left_out, share, self.seed)
+        kept = [*self._learn.calls, *self._judge.calls]
+        (learn, bad_learn), (judge, bad_judge) = self._learn.finite(), self._judge.finite()
+        share = min(1.0, sum(map(self.graph.samples, kept)) / total) if total else None
+        return Samples(learn, judge, self._left_out + bad_learn + bad_judge, share, self.seed)
 
-    def _parts(self, call: GraphCall) -> int:
-        """Into how many parts a call can be split: its samples, or one, the whole call."""
-        return self.graph.samples(call) if self.graph.is_divisible(call) else 1
+
+@dataclass
+class _Reservoir:
+    """A bounded random draw of calls.
+
+    Args:
+        graph: the graph that is called.
+        samples: how many to keep, give or take one call.
+        most: samples of one call that are kept at most.
+        seed: of a private generator.
+
+    Attributes:
+        calls: what is kept.
+    """
+
+    graph: Graph
+    samples: int
+    most: int
+    seed: int
+    calls: list[GraphCall] = field(default_factory=list)
+    _seen: int = 0
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        count = self.graph.samples(tensors)
+        most = self.most if self.graph.is_divisible(tensors) else MOST_OF_ONE_CALL
+        room = _calls_for(self.samples, count, most)
+        self._seen += 1
+        place = len(self.calls) if len(self.calls) < room else self._random(self._seen)
+        if place < max(room, len(self.calls)):
+            order = torch.randperm(count, generator=self._generator)[: self.most].sort().values
+            with torch.inference_mode(False):
+                kept = tuple(tensor.detach().cpu().clone() for tensor in self.graph.selected(tensors, order))
+            self.calls[place : place + 1] = [kept]
+
+    def finite(self) -> tuple[tuple[GraphCall, ...], int]:
+        """The calls without the samples that hold nan or infinity, and how many these are."""
+        found, left_out = list[GraphCall](), 0
+        for call in self.calls:
+            parts = self.graph.samples(call) if self.graph.is_divisible(call) else 1  # one is the whole call
+            numbers = [number for number in range(parts) if self._is_finite(call, number)]
+            left_out += parts - len(numbers)
+            if numbers:
+                found.append(self.graph.selected(call, torch.tensor(numbers)))
+        return tuple(found), left_out
 
     def _is_finite(self, call: GraphCall, number: int) -> bool:
         part = self.graph.selected(call, torch.tensor([number]))
@@ -151,3 +201,7 @@ class Draw:
 
     def _random(self, below: int) -> int:
         return int(torch.randint(below, (), generator=self._generator))
+
+
+def _calls_for(samples: int, batch_size: int, most: int) -> int:
+    return math.ceil(samples / max(1, min(batch_size, most)))

@@ -30,6 +30,8 @@ from lq_plugin.graph.nesting import NAMED, Record, children
 Structure = dict[str, Any]
 CONSTANTS = (type(None), bool, int, float, str)
 IN_ORDER = ("list", "tuple")  # kinds whose keys are positions
+OF_CONSTANTS = ("constant", "object")  # kinds of values that hold nothing
+LONGEST_NAME = 200  # characters of the name of a constant or a class; a file with a longer one is refused
 _OBJECTS = (torch.dtype, torch.device, torch.layout, torch.memory_format, range, slice, bytes, complex)
 
 
@@ -46,8 +48,8 @@ class Named:
 def name_of(value: Any) -> str | None:
     """Return the name of a constant whose class is not a plain one; ``None`` for anything else."""
     if isinstance(value, enum.Enum):
-        return f"{type(value).__qualname__}.{value.name}"
-    return repr(value)[:200] if isinstance(value, (*_OBJECTS, Named)) else None
+        return f"{type(value).__qualname__}.{value.name}"[:LONGEST_NAME]
+    return repr(value)[:LONGEST_NAME] if isinstance(value, (*_OBJECTS, Named)) else None
 
 
 def flatten(value: Any, where: str, tensors: list[Tensor], of_output: bool = False) -> Structure:
@@ -79,7 +81,7 @@ def flatten(value: Any, where: str, tensors: list[Tensor], of_output: bool = Fal
         return {"object": value}
     opened = children(value)
     if opened is None and of_output:
-        return {"dropped": type(value).__name__}
+        return {"dropped": type(value).__name__[:LONGEST_NAME]}
     if opened is None:
         raise CaptureError(
             f"{where}: a graph can neither take nor return a {type(value).__name__}. Allowed: tensors, None, bool, "
@@ -148,7 +150,7 @@ def unflatten(structure: Structure, tensors: Sequence[Any]) -> Any:
         return tensors[content]
     if kind == "int":
         return int(tensors[content])
-    if kind in ("constant", "object"):
+    if kind in OF_CONSTANTS:
         return content
     if kind == "dropped":
         return None
@@ -167,7 +169,7 @@ def tensors_of(structure: Structure, name: str) -> Iterator[tuple[str, Structure
     ((kind, content), *_) = structure.items()
     if kind == "tensor":
         yield name, structure
-    elif kind not in ("constant", "object"):
+    elif kind not in OF_CONSTANTS:
         for key, item in content:
             yield from tensors_of(item, f"{name}.{key}")
 

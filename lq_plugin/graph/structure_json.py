@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from lq_plugin.graph.nesting import NAMED
-from lq_plugin.graph.structure import CONSTANTS, IN_ORDER, Named, Structure, name_of, named_tuple_of
+from lq_plugin.graph.structure import CONSTANTS, IN_ORDER, LONGEST_NAME, Named, Structure, name_of, named_tuple_of
 
 _CONTAINERS = (*IN_ORDER, *NAMED, "dict", "ordered_dict")
-_LONGEST = 200  # characters of the name of a constant or a class
 _DEEPEST = 64  # levels of nesting; no forward takes or returns as many
 
 
@@ -86,7 +85,7 @@ def _is_dropped(data: Structure) -> bool:
 
 
 def _is_name(text: Any) -> bool:
-    return isinstance(text, str) and len(text) <= _LONGEST and text.isprintable()
+    return isinstance(text, str) and len(text) <= LONGEST_NAME and text.isprintable()
 
 
 def _is_size(data: Structure) -> bool:

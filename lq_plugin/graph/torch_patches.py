@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -109,6 +111,23 @@ def recurrent_layers_whole() -> Iterator[None]:
         for layer, forward in forwards.items():
             layer.forward = forward
         _rnn._VF = packing
+
+
+@contextmanager
+def onnx_functions_parsed_once() -> Iterator[None]:
+    """Keep what ``torch.onnx.export`` parses anew in each call: 500 functions of onnxscript, .3 s (CPU: AMD EPYC)."""
+    registration: Any = importlib.import_module("torch.onnx._internal.exporter._registration")
+    before = registration.onnxscript_apis
+    registration.onnxscript_apis = SimpleNamespace(get_torchlib_ops=lambda: _once(before.get_torchlib_ops))
+    try:
+        yield
+    finally:
+        registration.onnxscript_apis = before
+
+
+@functools.cache
+def _once(function: Callable[[], Any]) -> Any:
+    return function()
 
 
 @contextmanager

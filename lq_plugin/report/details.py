@@ -51,7 +51,13 @@ def sections(manifest: Manifest) -> list[Section]:
         *(_operators(name, ranking) for name, ranking in manifest.sensitivity.items() if ranking),
         *([_algorithms(manifest.steps)] if manifest.steps else []),
         *(_search(name, made, budget) for name, made in trials.items() if budget is not None),
+        *([_notes(manifest.notes)] if manifest.notes else []),
     ]
+
+
+def _notes(notes: Mapping[str, Sequence[str]]) -> Section:
+    rows = [(candidate, text) for candidate, said in notes.items() for text in said]
+    return Section("Notes", dict.fromkeys(("candidate", "note"), "left"), rows[:MOST], _left_out(len(rows), "note"))
 
 
 def _operators(candidate: str, ranking: Sequence[Sensitivity]) -> Section:
@@ -94,13 +100,14 @@ def _algorithms(steps: Sequence[AlgorithmStep]) -> Section:
             )
             for step in steps[:MOST]
         ],
-        f"dB: SQNR on held-out samples, on the runtime where it rose least. {_left_out(len(steps), 'step')}".strip(),
+        "dB: SQNR on held-out samples, on the runtime where it rose least, of those it is kept on. "
+        f"{_left_out(len(steps), 'step')}".strip(),
     )
 
 
 def _decisive(step: AlgorithmStep) -> tuple[float | None, float | None]:
-    """SQNR before and after a step, on the runtime that decided whether it was kept: where it rose least."""
-    both = [runtime for runtime in step.before if runtime in step.after]
+    """SQNR before and after a step, on the runtime where it rose least; of those it is kept on, if there are any."""
+    both = [runtime for runtime in step.kept_on or step.before if runtime in step.after]
     if not both:
         return min(step.before.values(), default=None), None
     runtime = min(both, key=lambda each: step.after[each] - step.before[each])

@@ -123,6 +123,9 @@ Table = Annotated[Mapping[str, T], not_many]
 Name = Annotated[
     str, is_a(f"a name of up to {LONGEST_NAME} characters", lambda v: isinstance(v, str) and len(v) <= LONGEST_NAME)
 ]
+Sentence = Annotated[
+    str, is_a(f"text of up to {LONGEST_VALUE} characters", lambda v: isinstance(v, str) and len(v) <= LONGEST_VALUE)
+]
 FileName = Annotated[str, is_a("the name of a file", lambda value: is_below(value) and "/" not in value)]
 Below = Annotated[
     str, is_a("a path below the manifest's folder", lambda v: isinstance(v, str) and len(v) < 1024 and is_below(v))

@@ -24,6 +24,7 @@ from lq_plugin.report.limits import (
     Milliseconds,
     Name,
     Ratio,
+    Sentence,
     Sha256,
     Size,
     Table,
@@ -157,7 +158,8 @@ class Entry:
         placement: which operators go back to float because of their speed on this machine, and what was measured;
             ``None`` where ``ArtifactExport(placement="auto")`` has measured nothing.
         status: ``ok`` or ``over_budget`` as the budget judged its validation figures, ``not_evaluated`` where nothing
-            judged it, ``failed`` where it could not be made or run, or ``unsupported``.
+            judged it, ``failed`` where it could not be made or run, or ``unsupported`` where the model or the
+            format does not allow what is asked, such as a target without an operator that can be quantized.
         error: why it failed, why something was not measured, or why nothing judged it.
     """
 
@@ -285,6 +287,8 @@ class Manifest:
         budget: the one that artifacts were judged by; ``None`` where nothing was evaluated.
         calibration: where each candidate's weights and statistics come from, and what its algorithms learnt from, by
             the candidate's name.
+        notes: what the graph of a candidate leaves out of the forward or fixes, and that its weights had another
+            precision, as sentences, by the candidate's name.
         steps: every algorithm that was requested, in the order in which they ran.
         sensitivity: what each INT8 operator costs at the outputs, the most costly one first, by the candidate's name;
             for static candidates that are over the budget or that algorithms ran for.
@@ -303,6 +307,7 @@ class Manifest:
     unselected: str | None = None
     budget: Annotated[Budget | None, _check_budget, REQUIRED] = None
     calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Table[Annotated[tuple[Sentence, ...], not_many]] = field(default_factory=dict)
     steps: Annotated[tuple[AlgorithmStep, ...], not_many] = ()
     sensitivity: Table[tuple[Sensitivity, ...]] = field(default_factory=dict)
     trials: Annotated[tuple[Trial, ...], not_many] = ()

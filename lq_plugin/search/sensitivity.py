@@ -129,12 +129,12 @@ class _Judging(_Rounding):
 
     def __init__(self, candidate: StaticCandidate) -> None:
         super().__init__(candidate)
-        self.errors: dict[str, Tensor] = {}
+        self.errors: dict[str, tuple[Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self.candidate.united.quantized and isinstance(result, Tensor) and result.is_floating_point():
-            self.errors[n.name] = (self.rounded(n) - result).nan_to_num(0.0, 0.0, 0.0)
+            self.errors[n.name] = ((self.rounded(n) - result).nan_to_num(0.0, 0.0, 0.0),)
         return result
 
 
@@ -145,7 +145,8 @@ def _estimated(candidate: StaticCandidate, tensors: Sequence[Sequence[Tensor]], 
         with isolated():
             judging = _Judging(candidate)
             judging.run(*(tensor.detach().clone() for tensor in piece))
-        found.append((graph.samples(piece), costs(graph, judging.errors, piece, generator)))
+        estimated = costs(graph, judging.errors, piece, generator)
+        found.append((graph.samples(piece), {name: cost for name, (cost,) in estimated.items()}))
     return _averaged(candidate.united.quantized, found)
 
 

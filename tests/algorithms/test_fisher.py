@@ -117,7 +117,7 @@ def test_errors_that_add_up_over_positions_are_not_taken_for_independent() -> No
     graph = prepare(model, [x[:2]])
     alike, random = torch.ones(400, 3, 4, 4), torch.randn(400, 3, 4, 4)
     for error in (alike, random):
-        found = costs(graph, {"conv2d": error}, [x], torch.Generator().manual_seed(0))["conv2d"]
+        (found,) = costs(graph, {"conv2d": [error]}, [x], torch.Generator().manual_seed(0))["conv2d"]
         expected = error.mean((2, 3)).square().sum() / model(x).square().sum()
         assert abs(found / expected.item() - 1) < 0.1
 
@@ -125,5 +125,5 @@ def test_errors_that_add_up_over_positions_are_not_taken_for_independent() -> No
 def test_known_errors_without_a_gradient_count_as_a_share_of_the_value() -> None:
     model, x = Head().eval(), torch.randn(4, 6)
     graph = prepare(model, [x])
-    found = costs(graph, {"linear_2": torch.ones(4, 7)}, [x], torch.Generator())
-    assert abs(found["linear_2"] * model.unread(model.first(x)).square().sum().item() / 28 - 1) < 1e-4
+    (found,) = costs(graph, {"linear_2": [torch.ones(4, 7)]}, [x], torch.Generator())["linear_2"]
+    assert abs(found * model.unread(model.first(x)).square().sum().item() / 28 - 1) < 1e-4

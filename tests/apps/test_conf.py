@@ -136,6 +136,27 @@ def test_an_observer_is_chosen_by_group_or_by_name() -> None:
     assert str(instantiate(by_name.callbacks.static).scheme.observer) == "MinMaxObserver()"
 
 
+@pytest.mark.parametrize(
+    ("option", "static", "dynamic"),
+    [
+        ("none", (), ()),
+        ("auto", "auto", "auto"),
+        ("smoothing", ("smoothing",), "auto"),
+        ("rounding", "auto", ("rounding",)),
+    ],
+)
+def test_algorithms_reach_the_methods_that_have_them(option: str, static: Any, dynamic: Any) -> None:
+    byhand = "+callbacks.byhand={_target_: lq_plugin.DynamicQuantization, name: byhand}"
+    config = composed("recipe=mnist_cnn", "quantization=both", f"algorithms={option}", byhand)
+    check(config)
+    schemes = {name: instantiate(config.callbacks[name]).scheme for name in ("static", "dynamic", "byhand")}
+    assert {name: scheme.algorithms for name, scheme in schemes.items()} == {
+        "static": static,
+        "dynamic": dynamic,
+        "byhand": dynamic,
+    }
+
+
 def test_observer_and_algorithms_reach_every_static_callback() -> None:
     byhand = "+callbacks.coarse={_target_: lq_plugin.StaticQuantization, name: coarse}"
     own = "+callbacks.own={_target_: lq_plugin.StaticQuantization, name: own, observer: histogram}"
@@ -238,7 +259,8 @@ def test_what_has_to_be_chosen_is_asked_for() -> None:
     [
         ("+callbacks.static.samples=8", r"callbacks\.static: .*quantization=static"),
         ("observer=minmax", r"observer: chosen, .*Add quantization=static"),
-        ("algorithms=none", r"algorithms: chosen, .*Add quantization=static"),
+        ("algorithms=none", r"no static or dynamic quantization .*Add quantization=static or quantization=dynamic"),
+        ("algorithms=rounding", r"algorithms: chosen, .*Add quantization=dynamic, or leave algorithms= out"),
     ],
 )
 def test_options_without_their_callback_are_refused(option: str, match: str) -> None:

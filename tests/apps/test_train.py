@@ -27,11 +27,23 @@ def manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "quantized" / "manifest.json").read_text()))
 
 
-@pytest.mark.parametrize("argument", ["--help", "--cfg"])
-def test_it_explains_itself(argument: str, tmp_path: Path) -> None:
-    done = lq_train(tmp_path, *(("--cfg", "job") if argument == "--cfg" else (argument,)))
+def test_it_shows_its_configuration(tmp_path: Path) -> None:
+    done = lq_train(tmp_path, "--cfg", "job")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "recipe=mnist_cnn" in done.stdout if argument == "--help" else "lq_plugin.StaticQuantization" in done.stdout
+    assert "lq_plugin.StaticQuantization" in done.stdout
+
+
+def test_its_help_imports_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    script = (
+        "import atexit, sys\nfrom lq_plugin.apps.entry import lq_train\n"
+        "atexit.register(lambda: print(*{'torch', 'lightning', 'numpy'} & sys.modules.keys(), file=sys.stderr))\n"
+        "sys.argv = ['lq-train', '--help']\nlq_train()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "\n")
+    assert "recipe=mnist_cnn" in done.stdout
+    assert done.stdout == lq_train(tmp_path, "--help").stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

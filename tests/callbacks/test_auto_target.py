@@ -20,6 +20,8 @@ from lq_plugin.callbacks.quantizing import QuantizingCallback
 from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import LIVE, Checkpoint, read_file
 from lq_plugin.errors import ConfigError
+from lq_plugin.graph import prepare
+from lq_plugin.graph.capture import capture
 from lq_plugin.store import Store
 
 
@@ -84,11 +86,25 @@ def manifest(folder: Path) -> Any:
     return json.loads((folder / "quantized" / "manifest.json").read_text())
 
 
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The classes of the modules that are captured for an observation or a candidate, and not for a choice."""
+    names: list[str] = []
+
+    def named(target: nn.Module, *rest: Any) -> Any:
+        names.append(type(target).__name__)
+        return capture(target, *rest)
+
+    monkeypatch.setattr(prepare, "capture", named)
+    return names
+
+
 def test_the_part_that_is_taken_is_observed_exported_and_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], captured: list[str]
 ) -> None:
     one, other = static(), dynamic()
     fit(tmp_path, Branching(), one, other, ArtifactExport(["onnx"]), enable_checkpointing=False)
+    assert captured == ["Branching", "Sequential", "Sequential"]  # as a whole, and of each candidate at the end
     written = manifest(tmp_path)
     made = {f"{entry['candidate']}/{entry['format']}": entry["status"] for entry in written["artifacts"]}
     assert made == dict.fromkeys(["static/onnx", "dynamic/onnx", "dynamic/torch"], "not_evaluated")
@@ -108,7 +124,7 @@ def test_the_whole_is_taken_where_it_can_be_captured(tmp_path: Path) -> None:
     callbacks = [static(), dynamic()]
     fit(tmp_path, Tiny(), *callbacks, enable_checkpointing=False)
     for callback in callbacks:
-        assert (callback.path, callback.undecided, callback.failure) == (None, False, None)
+        assert (callback.path, callback.auto.undecided, callback.failure) == (None, False, None)
         assert callback.options()["taken"] == {"target": None, "share": 1.0, "reason": ""}
 
 
@@ -122,21 +138,24 @@ def test_without_training_the_same_part_is_taken_and_its_calibration_is_reused(
     again = make()
     later = trainer(tmp_path / "again", again)
     without_training(later, Branching(), Images(), lambda _: read_file(path), Store(tmp_path / "store"))
-    assert again.choice == callback.choice
+    assert again.auto.choice == callback.auto.choice
     assert again.path == "net"
     assert callback.candidate is not None
     assert callback.candidate.provenance.extra_pass is False
 
 
-def test_a_model_whose_own_forward_is_never_called_gives_what_its_steps_call(tmp_path: Path) -> None:
+def test_a_model_whose_own_forward_is_never_called_gives_what_its_steps_call(
+    tmp_path: Path, captured: list[str]
+) -> None:
     one, other = static(), dynamic()
     with torch.random.fork_rng():
         fit(tmp_path, plain := Around(), enable_checkpointing=False)
     used = fit(tmp_path, Around(), one, other, enable_checkpointing=False)
-    assert one.choice == other.choice
-    assert one.choice is not None
-    assert one.choice.target == "models.0.encoder"
-    assert 0.9 < one.choice.share < 1
+    assert captured == ["Sequential"]  # of the static candidate at the end: what was found is observed
+    assert one.auto.choice == other.auto.choice
+    assert one.auto.choice is not None
+    assert one.auto.choice.target == "models.0.encoder"
+    assert 0.9 < one.auto.choice.share < 1
     assert one.candidate is not None
     assert one.candidate.provenance.extra_pass is False
     assert all("forward" not in vars(module) for module in used.lightning_module.modules())

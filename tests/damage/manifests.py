@@ -131,6 +131,7 @@ def good() -> dict[str, Any]:
         unselected="why",
         budget=Budget("val/acc", 0.1, relative=True, mode="max"),
         calibration={"static": {"checkpoint": "a.ckpt", "samples": 48}},
+        notes={"static": ("the check of data in model.py:1 is left out of the graph",)},
         steps=(AlgorithmStep("static", "smoothing", "refused", "too little", {"torch": 9.0}, {"torch": 9.1}),),
         sensitivity={"static": (Sensitivity("net.0", "conv2d", "conv2d", 0.1, 0.9),)},
         trials=(Trial("static", ("net.0",), 0.5, 0.02, True, 1.5),),

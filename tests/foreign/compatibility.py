@@ -86,7 +86,7 @@ def _rows(script: Path, environment: Path) -> list[Row]:
     if reason := _installed(environment, given["REQUIREMENTS"], given.get("NO_DEPS", [])):
         return [Row(package, reason=f"not installed: {reason}")]
     importing = [_python(environment), "-c", f"import runpy; runpy.run_path({str(script)!r})"]
-    imported = subprocess.run(importing, capture_output=True, text=True)
+    imported = subprocess.run(importing, cwd=HERE, capture_output=True, text=True)  # training.py is found there
     if imported.returncode:
         return [Row(package, reason=f"not importable: {_last_line(imported.stderr)}")]
     if target := given.get("TARGET"):

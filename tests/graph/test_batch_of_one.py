@@ -148,8 +148,26 @@ def test_a_model_for_batches_of_one_alone_is_exported_for_them(
 
 def test_the_graph_of_one_has_no_batch() -> None:
     graph = capture(OneAlone(), [torch.ones(1, 4)])
+    assert ["takes only batches of one" in text for text in graph.notes] == [True]
     assert (graph.batch_size, graph.batch_dims, graph.example[0].shape) == (1, ((),), (1, 4))
     assert graph.resized(5)[0].shape == (1, 4)
+
+
+class Caching(Layer):
+    """Returns an object that no graph can return, or a tensor in its place."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        own = x if self.alone and x.shape[0] == 1 else object()
+        return {"out": self.layer(x), "caches": (own, x.shape[0])}
+
+
+@pytest.mark.parametrize(("alone", "batch"), [(False, None), (True, 1)])
+def test_what_a_graph_cannot_return_differs_where_a_tensor_stands_in_its_place(alone: bool, batch: int | None) -> None:
+    assert capture(Caching(alone), [torch.ones(1, 4)]).signature.tensors()[0][1]["shape"] == [batch, 4]
 
 
 def test_a_model_that_takes_neither_batch_says_why_it_does_not_take_the_doubled_one() -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
+import lq_plugin
+from lq_plugin import Scheme
 from lq_plugin.errors import CaptureError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.capture import capture
@@ -62,12 +65,15 @@ def of_a_distribution(x: Tensor) -> None:
 )
 def test_a_check_of_data_is_left_out(check: Callable[[Tensor], object], capsys: pytest.CaptureFixture[str]) -> None:
     module, x = Checked(check), torch.randn(3, 4)
-    graph = capture(module, [x]).module
+    captured = capture(module, [x])
+    graph = captured.module
     names = [node.name for node in graph.graph.nodes if node.op == "call_function"]
     assert names == ["linear"] or check is of_a_distribution
     assert torch.equal(graph(x)[0], module(x))
     said = "".join(capsys.readouterr())
     assert check is of_a_distribution or f"the check of data in {__file__}:" in said
+    assert all(text.startswith("the check of data in ") for text in captured.notes)
+    assert len({*captured.notes}) == len(captured.notes) > 0
     with pytest.raises((AssertionError, ValueError)):
         module(1000 * torch.full_like(x, torch.nan if check in (raised, of_a_distribution) else 1.0))
 
@@ -129,6 +135,16 @@ def test_nothing_of_torch_stays_replaced(check: Callable[[Tensor], object]) -> N
     assert not {"int", "len"} & globals().keys()
 
 
+def test_what_is_left_out_is_said_once_in_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        candidate = lq_plugin.quantize(Checked(raised), [torch.randn(3, 4)], Scheme("dynamic", algorithms=[]))
+        assert candidate.notes == ()  # it is captured when a format needs it
+        assert len(candidate.graph.notes) == 1
+        assert candidate.notes == candidate.graph.notes
+        capture(candidate.module, candidate.example[0])
+        assert "".join(capsys.readouterr()).count("is left out of the graph") == 1
+
+
 class Measuring(nn.Module):
     """Makes a metric in its forward, whose default state is a copied tensor."""
 
@@ -157,6 +173,33 @@ class Masked(nn.Module):
         longest = int(lengths.max())
         mask = torch.arange(longest)[None] < lengths[:, None]
         return self.layer(x[:, :longest]) * mask[..., None]
+
+
+class Cut(nn.Module):
+    """Fixes its batch, or branches on data, without ``int``."""
+
+    def __init__(self, branching: bool) -> None:
+        super().__init__()
+        self.branching, self.layer = branching, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if self.branching and x.sum() > 1e6:
+            return x
+        return self.layer(x.view(3, 5, 4)) * (lengths[:, None, None] > 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "times"), [(Masked, 2), (lambda: Cut(branching=False), 1), (lambda: Cut(branching=True), 1)]
+)
+def test_a_forward_is_exported_again_only_where_int_may_be_why(
+    model: Callable[[], nn.Module], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = Mock(side_effect=torch.export.export)
+    monkeypatch.setattr(torch.export, "export", exported)
+    with contextlib.suppress(CaptureError):
+        capture(model(), [torch.randn(3, 5, 4), torch.tensor([3, 4, 2])])
+    assert exported.call_count == times
+    assert "__int__" not in vars(Tensor)
 
 
 def test_a_number_from_data_is_computed_by_the_graph() -> None:

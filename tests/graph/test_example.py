@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import Scheme
 from lq_plugin.errors import ConfigError
-from lq_plugin.graph.example import Example, existing_dims, varying_in, varying_state
+from lq_plugin.graph import example
+from lq_plugin.graph.example import Example, varying_in, varying_state
 from lq_plugin.graph.prepare import TrackedTarget
 
 
@@ -24,7 +26,7 @@ def call(batch: int, length: int) -> tuple[tuple[Tensor], dict[str, Any]]:
 
 
 def test_it_widens_with_the_calls_it_sees() -> None:
-    first = Example(call(3, 5))
+    first = Example.of(forward, *call(3, 5))
     assert first.seeing(forward, *call(3, 5)) is first
     assert first.seeing(forward, [torch.ones(3, 6)], {}) is first  # another structure
     wider = first.seeing(forward, *call(3, 6))
@@ -34,12 +36,12 @@ def test_it_widens_with_the_calls_it_sees() -> None:
 
 
 def test_it_is_a_call_whose_sizes_torch_does_not_fix() -> None:
-    wider = Example(call(3, 1)).seeing(forward, *call(3, 6))
+    wider = Example.of(forward, *call(3, 1)).seeing(forward, *call(3, 6))
     assert wider.call[0][0].shape == (3, 6)
 
 
 def test_a_checkpoint_keeps_what_differed() -> None:
-    kept = varying_state(Example(call(3, 5), {"x": (0, 1)}), "net")
+    kept = varying_state(Example.of(forward, *call(3, 5), {"x": (0, 1)}), "net")
     assert varying_in([{}, {"varying": kept}], "net") == {"x": (0, 1)}
     assert varying_in([{"varying": kept}], None) is None
 
@@ -50,11 +52,24 @@ def test_a_damaged_state_says_nothing(state: Any) -> None:
 
 
 def test_dimensions_that_a_call_does_not_have_are_left_out() -> None:
-    args, kwargs = call(3, 5)
-    assert existing_dims({"x": (1, 7), "gone": (0,), "more.y": (2,)}, forward, args, kwargs) == {
-        "x": (1,),
-        "more.y": (2,),
-    }
+    dims = {"x": (1, 7), "gone": (0,), "more.y": (2,)}
+    assert Example.of(forward, *call(3, 5), dims).varying == {"x": (1,), "more.y": (2,)}
+
+
+def test_a_call_is_described_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = Mock(side_effect=example.describe)
+    monkeypatch.setattr(example, "describe", described)
+    seen = Example.of(forward, *call(3, 5))
+    for length in (6, 6, 7):
+        seen = seen.seeing(forward, *call(3, length))
+    assert described.call_count == 4
+
+
+def test_calls_that_cannot_be_described_change_nothing() -> None:
+    odd = Example.of(forward, [{1, 2}], {})
+    assert odd.seeing(forward, *call(3, 5)) is odd
+    first = Example.of(forward, *call(3, 5))
+    assert first.seeing(forward, [{1, 2}], {}) is first
 
 
 class Pooled(nn.Module):

@@ -126,12 +126,17 @@ def test_a_failed_capture_of_a_dynamic_candidate_is_not_repeated() -> None:
 
 
 def test_auto_takes_the_whole_where_it_can_be_captured_and_else_its_largest_part() -> None:
-    assert choose(layers(8), (X,), {}) == (Choice(), ((X,), {}))
-    choice, ((x,), _) = choose(Branching(first=nn.Linear(4, 8), encoder=nn.Linear(8, 9)), (X,), {})
+    whole = choose(layers(8), (X,), {})
+    assert (whole.choice, whole.call) == (Choice(), ((X,), {}))
+    taken = choose(Branching(first=nn.Linear(4, 8), encoder=nn.Linear(8, 9)), (X,), {})
+    choice, ((x,), _) = taken.choice, taken.call
     assert (choice.target, x.shape) == ("encoder", (2, 8))
+    assert taken.graph is not None
+    assert isinstance(taken.module, nn.Linear)
     assert "forward of Branching cannot be captured" in choice.reason
     half = Branching(first=nn.Linear(4, 8), encoder=nn.Linear(8, 9)).bfloat16()
-    assert choose(half, (X.bfloat16(),), {})[0] == choice
+    assert choose(half, (X.bfloat16(),), {}).choice == choice
     with pytest.raises(CaptureError, match="target: the forward of Branching cannot be captured"):
         choose(Branching(norm=nn.LayerNorm(4)), (X,), {})
-    assert choose(Branching(norm=nn.LayerNorm(4)), (X,), {}, else_whole=True)[0] == Choice()
+    nothing = choose(Branching(norm=nn.LayerNorm(4)), (X,), {}, else_whole=True)
+    assert (nothing.choice, nothing.graph) == (Choice(), None)

@@ -38,6 +38,7 @@ def test_a_draw_is_bounded_and_distinct_and_holds_out_every_fourth(graph: Graph,
     learn, judge = numbers(drawn(graph, calls, size, 32))
     assert len({*learn, *judge}) == len(learn) + len(judge) == min(32 if size < 100 else MOST_OF_ONE_CALL, calls * size)
     assert len(judge) == (len(learn) + len(judge)) // HELD_OUT
+    assert all(n % HELD_OUT == HELD_OUT - 1 for n in judge)
 
 
 def test_a_seed_decides_which(graph: Graph) -> None:
@@ -84,7 +85,23 @@ def test_a_graph_of_one_batch_size_gets_its_calls_whole() -> None:
     assert {len(x) for (x,) in (*samples.learn, *samples.judge)} == {4}
     learn, judge = numbers(samples)
     assert not {*learn} & {*judge}
-    assert len(samples.judge) == 1
+    assert (len(samples.learn), len(samples.judge)) == (4, 2)
+
+
+def test_what_is_held_out_is_not_given_back_to_be_observed(graph: Graph) -> None:
+    draw = Draw(graph, 16, 0)
+    given = [draw.add([numbered(3 * number, 3)]) for number in range(20)]
+    observed = {float(row) for call in given if call is not None for row in call[0][:, 0]}
+    learn, judge = numbers(draw.drawn())
+    assert len(observed) == 45
+    assert {*learn} <= observed
+    assert judge
+    assert not {*judge} & observed
+
+
+def test_single_samples_that_are_held_out_leave_nothing_to_observe(graph: Graph) -> None:
+    draw = Draw(graph, 16, 0)
+    assert [draw.add([numbered(number, 1)]) is None for number in range(8)] == [False, False, False, True] * 2
 
 
 class NodesOfGraphs(nn.Module):

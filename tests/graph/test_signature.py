@@ -215,3 +215,11 @@ def test_a_forward_gets_its_own_classes_and_a_file_holds_names_alone() -> None:
     assert "Stage.TRAIN" in str(read._inspected())
     with pytest.raises(ArtifactError, match=r"given\.stage: given 'train', but .* the constant Stage\.TRAIN"):
         read.flatten([Given(A, "train")], {})  # type: ignore[arg-type]
+
+
+def test_a_long_name_is_cut_where_it_is_written_so_that_it_can_be_read() -> None:
+    longest = enum.Enum("L" * 300, ["FIRST"])  # type: ignore[misc]
+    output = flatten({"stage": longest.FIRST, "cache": type("C" * 300, (), {})()}, "output", [], of_output=True)
+    written = Signature(describe(plain, (A,), {}), output).to_json()
+    read = Signature.from_json(json.loads(json.dumps(written))).output["dict"]
+    assert [len(str(*content.values())) for _, content in read] == [200, 200]

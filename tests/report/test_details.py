@@ -17,7 +17,7 @@ from lq_plugin.selection import Budget
 
 @pytest.fixture
 def content() -> Manifest:
-    return replace(Manifest.from_json(good()), sensitivity={}, steps=(), trials=())
+    return replace(Manifest.from_json(good()), sensitivity={}, steps=(), trials=(), notes={})
 
 
 def cells(section: Section, column: str) -> list[str]:
@@ -43,6 +43,12 @@ def test_the_most_costly_operators_add_up(content: Manifest) -> None:
     assert section.more == "7 more operators have 7.0 % of the error."
     (section,) = sections(replace(content, sensitivity={"static": ranking[: MOST + 1]}))
     assert section.more == "1 more operator has 1.0 % of the error."
+
+
+def test_notes_are_listed_with_their_candidates(content: Manifest) -> None:
+    (section,) = sections(replace(content, notes={"static": ("a", "b"), "dynamic": ("a",) * MOST}))
+    assert section.rows[:3] == [("static", "a"), ("static", "b"), ("dynamic", "a")]
+    assert (len(section.rows), section.more) == (MOST, "2 more notes in the manifest.")
 
 
 def test_every_algorithm_is_listed_with_what_it_gave(content: Manifest) -> None:

@@ -1,28 +1,27 @@
 """pytorch-forecasting: batches are pairs of a dict and a tuple; models return named tuples."""
 
-import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 from pytorch_forecasting import DeepAR, NHiTS, TemporalFusionTransformer, TimeSeriesDataSet
 from pytorch_forecasting.metrics import NormalDistributionLoss, QuantileLoss
+from training import fitted, waves
 
 REQUIREMENTS = ["pytorch-forecasting"]
 HISTORY, HORIZON = 24, 6
 
 
-def _series(groups=4, steps=160):
+def _series(steps=160):
     time = np.arange(steps)
-    noise = np.random.default_rng(0)
     frames = [
         pd.DataFrame(
             {
                 "time": time,
                 "group": str(group),
                 "hour": (time % 24).astype(np.float32),
-                "value": (10 + group + 3 * np.sin(time / 4 + group) + noise.normal(0, 0.3, steps)).astype(np.float32),
+                "value": values,
             }
         )
-        for group in range(groups)
+        for group, values in enumerate(waves(steps=steps))
     ]
     return pd.concat(frames, ignore_index=True)
 
@@ -44,22 +43,11 @@ def _datasets(**options):
 
 def _fit(model, datasets, callbacks, folder):
     training, validation = datasets
-    trainer = pl.Trainer(
-        max_epochs=2,
-        limit_train_batches=8,
-        gradient_clip_val=0.1,
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        logger=False,
-    )
-    trainer.fit(
-        model,
+    loaders = (
         training.to_dataloader(train=True, batch_size=16, num_workers=0),
         validation.to_dataloader(train=False, batch_size=16, num_workers=0),
     )
-    return model
+    return fitted(model, *loaders, callbacks, folder, limit_train_batches=8, gradient_clip_val=0.1)
 
 
 def tft(callbacks, folder):

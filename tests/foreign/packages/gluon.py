@@ -1,6 +1,5 @@
 """gluonts: estimators make their own Trainer from ``trainer_kwargs``; batches are dicts."""
 
-import numpy as np
 import pandas as pd
 from gluonts.dataset.pandas import PandasDataset
 from gluonts.torch import (
@@ -9,19 +8,18 @@ from gluonts.torch import (
     TemporalFusionTransformerEstimator,
     TiDEEstimator,
 )
+from training import waves
 
 REQUIREMENTS = ["gluonts[torch]"]
 TARGET = "model"  # the loss calls the inner model; the LightningModule's own forward is never called
 HISTORY, HORIZON = 24, 6
 
 
-def _series(groups=4, steps=200):
-    noise, time = np.random.default_rng(0), np.arange(steps)
+def _series(steps=200):
     index = pd.date_range("2020-01-01", periods=steps, freq="h")
-    frames = {}
-    for group in range(groups):
-        values = 10 + group + 3 * np.sin(time / 4 + group) + noise.normal(0, 0.3, steps)
-        frames[f"s{group}"] = pd.DataFrame({"target": values.astype(np.float32)}, index=index)
+    frames = {
+        f"s{group}": pd.DataFrame({"target": values}, index=index) for group, values in enumerate(waves(steps=steps))
+    }
     return PandasDataset(frames, target="target", freq="h")
 
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, global_mean_pool
+from training import fitted
 
 REQUIREMENTS = ["torch-geometric"]
 
@@ -44,18 +45,9 @@ def _graphs(count=64):
 
 
 def gcn(callbacks, folder):
-    module = Graphs()
-    trainer = L.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        logger=False,
-    )
     graphs = _graphs()
-    trainer.fit(module, DataLoader(graphs[:48], batch_size=16), DataLoader(graphs[48:], batch_size=16))
-    return module
+    loaders = (DataLoader(part, batch_size=16) for part in (graphs[:48], graphs[48:]))
+    return fitted(Graphs(), *loaders, callbacks, folder)
 
 
 MODELS = {"GCN": gcn}

@@ -3,6 +3,7 @@
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
+from training import fitted
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -74,18 +75,8 @@ def _sounds(count=32):
 
 
 def _fit(model, samples, callbacks, folder):
-    module = Classifier(model)
-    trainer = L.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        logger=False,
-    )
     loader = DataLoader(samples, batch_size=8)
-    trainer.fit(module, loader, loader)
-    return module
+    return fitted(Classifier(model), loader, loader, callbacks, folder)
 
 
 HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

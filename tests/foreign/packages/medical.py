@@ -1,32 +1,13 @@
 """MONAI: three-dimensional segmentation in a LightningModule of the user's own; batches are dicts of MetaTensors."""
 
-import lightning as L
 import torch
 from monai.data import DataLoader, Dataset
 from monai.losses import DiceLoss
 from monai.networks.nets import UNETR, SegResNet, SwinUNETR, UNet
 from monai.transforms import Compose, EnsureTyped
+from training import Segmentation, fitted
 
 REQUIREMENTS = ["monai", "einops"]
-
-
-class Segmentation(L.LightningModule):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-        self.loss = DiceLoss(sigmoid=True)
-
-    def forward(self, x):
-        return self.net(x)
-
-    def training_step(self, batch, batch_idx):
-        return self.loss(self(batch["image"]), batch["label"])
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.loss(self(batch["image"]), batch["label"]))
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
 def _volumes(size, count=16):
@@ -40,18 +21,8 @@ def _volumes(size, count=16):
 
 
 def _fit(net, callbacks, folder, size=16):
-    module = Segmentation(net)
-    trainer = L.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        logger=False,
-    )
     loader = DataLoader(_volumes(size), batch_size=4)
-    trainer.fit(module, loader, loader)
-    return module
+    return fitted(Segmentation(net, DiceLoss(sigmoid=True)), loader, loader, callbacks, folder)
 
 
 def unet(callbacks, folder):

@@ -1,8 +1,8 @@
 """chemprop: property prediction by message passing on molecular graphs; batches are objects of its own."""
 
-import lightning.pytorch as pl
 import numpy as np
 from chemprop import data, featurizers, models, nn
+from training import fitted
 
 REQUIREMENTS = ["chemprop"]
 SMILES = """C CC CCC CCCC CCO CCN CCCO CC(C)O CC(=O)O CCOC c1ccccc1 Cc1ccccc1 Oc1ccccc1 Nc1ccccc1 c1ccncc1 CC(C)C
@@ -24,16 +24,7 @@ def message_passing(callbacks, folder):
     model = models.MPNN(
         nn.BondMessagePassing(d_h=32), nn.MeanAggregation(), nn.RegressionFFN(input_dim=32, hidden_dim=32)
     )
-    trainer = pl.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        logger=False,
-    )
-    trainer.fit(model, _loader(points[:24], True), _loader(points[24:], False))
-    return model
+    return fitted(model, _loader(points[:24], True), _loader(points[24:], False), callbacks, folder)
 
 
 MODELS = {"MPNN": message_passing}

@@ -1,26 +1,25 @@
 """neuralforecast: models make their own Trainer, from keyword arguments; batches are dicts."""
 
-import numpy as np
 import pandas as pd
 from neuralforecast import NeuralForecast
 from neuralforecast.models import GRU, LSTM, NBEATS, NHITS, TFT, DLinear, PatchTST, TiDE
+from training import waves
 
 REQUIREMENTS = ["neuralforecast"]
 HORIZON = 6
 
 
-def _series(groups=4, steps=200):
-    noise, time = np.random.default_rng(0), np.arange(steps)
+def _series(steps=200):
     return pd.concat(
         [
             pd.DataFrame(
                 {
                     "unique_id": f"s{group}",
                     "ds": pd.date_range("2020-01-01", periods=steps, freq="h"),
-                    "y": (10 + group + 3 * np.sin(time / 4 + group) + noise.normal(0, 0.3, steps)).astype(np.float32),
+                    "y": values,
                 }
             )
-            for group in range(groups)
+            for group, values in enumerate(waves(steps=steps))
         ]
     )
 

@@ -229,10 +229,11 @@ def test_in_place_of_a_damaged_artifact_another_is_made(
 
 
 def test_a_decision_is_on_disk_before_it_is_acted_on(store: Store) -> None:
-    store.decisions()[NAME] = DECISION
-    assert store.decisions() == {NAME: DECISION}
+    placed = Measured(True, "measured", ("conv2d", "add"), {"conv2d": -1.5})
+    store.decisions()[NAME], store.decisions()[OTHER] = DECISION, placed
+    assert store.decisions() == {NAME: DECISION, OTHER: placed}
     store.complete()
-    assert store.decisions() == {NAME: DECISION}  # what was measured once is never measured again
+    assert store.decisions() == {NAME: DECISION, OTHER: placed}  # what was measured once is never measured again
 
 
 DECISIONS: dict[str, Callable[[Path], Any]] = {
@@ -242,6 +243,8 @@ DECISIONS: dict[str, Callable[[Path], Any]] = {
     "list": lambda file: file.write_text("[]"),
     "another type": lambda file: file.write_text(json.dumps({"int8": 1, "reason": "x"})),
     "another field": lambda file: file.write_text(json.dumps({"int8": True, "reason": "x", "y": 1})),
+    "no names": lambda file: file.write_text(json.dumps({"int8": True, "reason": "x", "float_ops": [1]})),
+    "no numbers": lambda file: file.write_text(json.dumps({"int8": True, "reason": "x", "saved": {"a": "1"}})),
     "another name": lambda file: file.rename(file.with_name("fastest.json")),
     "pipe": lambda file: (file.unlink(), os.mkfifo(file)),
     "folder": lambda file: (file.unlink(), file.mkdir()),

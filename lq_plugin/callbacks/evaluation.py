@@ -42,7 +42,8 @@ class Int8Evaluation(FinishingCallback):
             ``(output of the target, batch[label])`` and reported as ``<split>/<name>``.
         label: index or key of the labels in a batch, for ``metrics``.
         budget: how much of a metric may be dropped.
-        latency: how latency is measured; ``None`` leaves it out, and nothing is selected then.
+        latency: how latency is measured; ``None`` leaves it out, and nothing is selected then. An artifact that is
+            slower than the fastest FP32 runtime is not selected either; the manifest's ``unselected`` says so.
         search: if a static candidate is over the budget, search for operators to leave float until the budget is met;
             ``None`` for no search.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -23,7 +24,7 @@ from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.artifacts.onnx_gru import LEAST_SPEEDUP
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.coverage import Measured
-from lq_plugin.errors import EvaluationError, unknown_name
+from lq_plugin.errors import EvaluationError, UnsupportedError, unknown_name
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.profiling import profiled
@@ -139,9 +140,10 @@ class MeasuredPlacement:
             if time.perf_counter() - start > TIME_LIMIT:
                 break
             name = f"placement {len(chosen) + 1}"
-            made = _placed(candidate, format_name, Measured(True, "", tuple(sorted(floats))))
-            lanes[name] = export_one(made, scratch / name / format_name, format_name, self.options.threads).path
-            chosen[name] = floats
+            made = candidate.with_float(runtime, floats)
+            with suppress(UnsupportedError):  # what is left in INT8 is not worth an artifact
+                lanes[name] = export_one(made, scratch / name / format_name, format_name, self.options.threads).path
+                chosen[name] = floats
         return chosen
 
     def _profile(self, candidate: StaticCandidate, format_name: str, float_folder: Path, folder: Path) -> None:
@@ -200,7 +202,9 @@ def _decision(times: Mapping[str, float], chosen: Mapping[str, frozenset[str]], 
     elif floats >= LEAST_SPEEDUP * before:
         reason = f"measured here, {before:.3f} ms"
     else:
-        tried = f"none of {len(chosen)} other placements is faster" if chosen else "no operator gains from going back"
+        tried = (
+            f"none of {len(chosen)} other placements is faster" if chosen else "its profile suggests no other placement"
+        )
         reason = f"measured here, {before:.3f} ms; {tried}"
     slower = ", so INT8 is slower" if after > floats else ""
     return Measured(after <= floats, f"{reason}; {figures}{slower}", tuple(sorted(chosen[best])) if gained else ())

@@ -32,7 +32,7 @@ class Results:
 
     @property
     def selected(self) -> Path | None:
-        """The folder of the fastest artifact within the budget; ``None`` where there is none or it was not judged."""
+        """The folder of the fastest artifact within the budget; ``None`` where none was judged, or FP32 is faster."""
         return self.artifacts.get(self.manifest.selected or "")
 
 

@@ -229,6 +229,7 @@ def test_a_wrong_key_or_type_does_not_compose(override: str) -> None:
         ("static", "callbacks.static.activation_dtype=int4", "activation_dtype"),
         ("static", "callbacks.static.samples=0", "samples"),
         ("export", "callbacks.export.formats=[onx]", "Did you mean 'onnx'"),
+        ("export", "callbacks.export.placement=atuo", "Did you mean 'auto'"),
         ("evaluation", "callbacks.evaluation.splits=[train]", "splits"),
         ("evaluation", "callbacks.evaluation.budget.max_drop=-1", "max_drop"),
         ("evaluation", "callbacks.evaluation.latency.rounds=0", "rounds"),

@@ -169,7 +169,12 @@ def test_one_runtimes_decision_leaves_the_others_alone(candidate: StaticCandidat
     ("times", "float_ops", "int8", "said"),
     [
         ((2.0, 1.0), (), True, "measured here, 1.000 ms; FP32 takes 2.000 ms"),
-        ((2.0, 3.0), (), False, "no operator gains from going back; FP32 takes 2.000 ms a call .*, so INT8 is slower"),
+        (
+            (2.0, 3.0),
+            (),
+            False,
+            "its profile suggests no other placement; FP32 takes 2.000 ms a call .*, so INT8 is slower",
+        ),
         ((2.0, 3.0, 2.9), (), False, "none of 1 other placements is faster; .* so INT8 is slower"),  # within the noise
         ((2.0, 3.0, 2.5), ("a",), False, "2.500 ms with 1 operators in float, 3.000 without; .* so INT8 is slower"),
         ((2.0, 3.0, 2.5, 1.5), ("b", "c"), True, r"1.500 ms with 2 operators in float.*\(threads: 1\)$"),

@@ -18,6 +18,7 @@ from lq_plugin import (
     ArtifactExport,
     Budget,
     Int8Evaluation,
+    Latency,
     Scheme,
     Search,
     StaticCandidate,
@@ -30,10 +31,12 @@ from lq_plugin.apps.train import outcome
 from lq_plugin.artifacts import base
 from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.checkpoints import LIVE, Checkpoint
+from lq_plugin.coverage import Measured
 from lq_plugin.errors import EvaluationError
 from lq_plugin.evaluation import kernels
-from lq_plugin.evaluation.compare import Protocol
+from lq_plugin.evaluation.compare import Protocol, Subject
 from lq_plugin.evaluation.loop import Data
+from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import StaticJob
 from lq_plugin.pipeline import Finished, Plan, finish
@@ -251,3 +254,22 @@ def test_only_operators_in_int8_on_the_runtime_of_the_trials_are_tried() -> None
     assert {len(names) for names in Recording.tried} == {1}
     assert frozenset[str]().union(*Recording.tried) < candidate.placed("openvino").quantized.keys()
     assert len(candidate.united.quantized) == 4
+
+
+def test_operators_that_save_least_time_for_their_error_are_left_float_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = torch.randn(4, 2, 8, 8).unbind()
+    candidate = quantize(Mixer().eval(), batches, PLAIN)
+    assert isinstance(candidate, StaticCandidate)
+    nothing: Any = None
+    subject = Subject(nothing, None, nothing, candidate, tmp_path, ())
+    entry, ranked = replace(ENTRY, path="static/onnx"), sensitivity(candidate, batches)
+    monkeypatch.setattr(Recording, "tried", [])
+    for slow in (ranked[-1].node, ranked[1].node):
+        saved = {each.node: -1.0 if each.node == slow else 1e9 for each in ranked}
+        placing = MeasuredPlacement(Latency(threads=1), {})
+        placing.decisions[placing._digest("profile", candidate, "onnx")] = Measured(True, "", saved=saved)
+        made = Recording(candidate, nothing, ranked, entry, subject, *[nothing] * 4, placing=placing)
+        assert made.winner(Search(max_trials=1)) is None
+        assert Recording.tried[-1] == {slow}

@@ -19,7 +19,8 @@ from lq_plugin.errors import require
 _CALLS, _FIRST_CALLS = 35, 5  # those that count, and those before them
 _KERNEL = "_kernel_time"
 _LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the exporter names them after their operators, see onnx.py
-_SUFFIX = re.compile(r"(/|_token_\d|_nchwc).*")  # what onnxruntime appends to the name of a node that it replaces
+# What onnxruntime adds to the name of a node that it replaces: "fused linear", "conv2d_nchwc", "conv2d_token_3".
+_ADDED = re.compile(r"^fused |(/|_token_\d|_nchwc).*", re.IGNORECASE)
 
 
 def profile(folder: Path, tensors: Sequence[Tensor], threads: int | None) -> list[Duration]:
@@ -59,7 +60,7 @@ def _times(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _known(name: str, layers: dict[str, str]) -> frozenset[str]:
-    layer = layers.get(_SUFFIX.sub("", name))
+    layer = layers.get(_ADDED.sub("", name))
     return frozenset() if layer is None else frozenset({layer})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,17 +63,11 @@ def kernels(folder: Path) -> list[Kernel]:
     weights alone are INT8 it is theirs; OpenVINO does not say whether it quantizes the activations in each call.
     Products that it generates code for together with what surrounds them (``Subgraph``) are not told apart.
     """
-    found = []
-    for node in _compiled(folder, None).get_runtime_model().get_ordered_ops():
-        info = node.get_rt_info()
-        kind, precision, layers = (
-            str(info[key].value) for key in ("layerType", "runtimePrecision", "originalLayersNames")
-        )
-        if kind in _KERNELS:
-            int8 = precision.lower() in _INT8
-            nodes = frozenset(layer.partition("/")[0] for layer in layers.split(","))
-            found.append(Kernel(node.get_friendly_name(), kind, _KERNELS[kind], int8, nodes))
-    return found
+    return [
+        Kernel(name, kind, _KERNELS[kind], precision.lower() in _INT8, frozenset(nodes))
+        for name, kind, precision, nodes in _layers(_compiled(folder, None))
+        if kind in _KERNELS
+    ]
 
 
 def profile(folder: Path, tensors: Sequence[Tensor], threads: int | None) -> list[Duration]:
@@ -84,10 +78,28 @@ def profile(folder: Path, tensors: Sequence[Tensor], threads: int | None) -> lis
         request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
         for node in request.profiling_info:
             times.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
+    layers = {name: nodes for name, kind, _, nodes in _layers(compiled) if kind in _KERNELS}
     return [
-        Duration(frozenset({name.partition("/")[0]}), statistics.median(each[_FIRST_CALLS:]))
+        Duration(_operators(layers.get(name, [])), statistics.median(each[_FIRST_CALLS:]))
         for name, each in times.items()
     ]
+
+
+def _operators(nodes: Sequence[str]) -> frozenset[str]:
+    """Names of the operators among exported nodes; the exporter's own names of nodes begin with ``node_``."""
+    return frozenset(node for node in nodes if not node.startswith("node_")) | {
+        node.removeprefix("node_") for node in nodes[:1]
+    }
+
+
+def _layers(compiled: openvino.CompiledModel) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Yield name, type and precision of each node of the runtime model, and names of the exported nodes in it."""
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        kind, precision, layers = (
+            str(info[key].value) for key in ("layerType", "runtimePrecision", "originalLayersNames")
+        )
+        yield node.get_friendly_name(), kind, precision, [layer.partition("/")[0] for layer in layers.split(",")]
 
 
 def _compiled(folder: Path, threads: int | None, **further: str) -> openvino.CompiledModel:

@@ -28,6 +28,7 @@ from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import (
     attention_in_parts,
     isolated,
+    operators_found_once,
     recurrent_layers_whole,
     tensors_copied_by_graph,
 )
@@ -227,6 +228,7 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
         attention_in_parts(),
         checks_left_out(),
         tensors_copied_by_graph(),
+        operators_found_once(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
         try:

@@ -228,13 +228,13 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any) -> Exp
         attention_in_parts(),
         checks_left_out(),
         tensors_copied_by_graph(),
-        operators_found_once(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # where a failing export prints the whole graph
         try:
             program = _exported(flat, tensors, shapes)
             # Makes in-place operators functional, and decomposes nothing else but these.
-            functional: ExportedProgram = program.run_decompositions(_decompositions())
+            with operators_found_once():
+                functional: ExportedProgram = program.run_decompositions(_decompositions())
         except CaptureError:
             raise
         except Exception as error:

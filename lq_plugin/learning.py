@@ -18,7 +18,7 @@ class AlgorithmStep:
         reason: why it was not kept, or not on all of these runtimes; empty if it was.
         before: SQNR of the outputs on held-out samples before this step, in dB by runtime; the mean of several outputs.
         after: the same after this step.
-        kept_on: the runtimes on which it is kept. For the others it is tried again on its own.
+        kept_on: the runtimes on which it is kept.
         seconds: how long the step took, including the time to judge it.
         peak_memory_bytes: peak memory of the process when the step had ended; ``None`` where the system does not tell.
     """
@@ -45,7 +45,8 @@ class Learning:
             call that the graph does not take.
         share: the share of all validation samples that was drawn; ``None`` if their number is not known.
         seed: of the draw and of the algorithms.
-        steps: every requested algorithm, in the order in which they run; more than once where runtimes differ.
+        steps: every requested algorithm, in the order in which they run; once for all runtimes that quantize the same
+            values.
     """
 
     samples: int

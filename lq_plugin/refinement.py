@@ -119,13 +119,16 @@ def repeated(candidate: StaticCandidate, samples: Samples, learning: Learning) -
         samples: the same as before.
         learning: which algorithms were kept on which runtime.
     """
-    states = dict.fromkeys(candidate.runtimes, candidate)
-    for names in dict.fromkeys(map(learning.kept_on, candidate.runtimes)):
-        runtimes = [runtime for runtime in candidate.runtimes if learning.kept_on(runtime) == names]
-        result = candidate.only_for(runtimes)
-        for name in names:
-            result = TABLE[name].run(result, samples.learn, samples.seed)
-        states |= dict.fromkeys(runtimes, result)
+    if not any(step.kept_on for step in learning.steps):
+        return replace(candidate, learning=learning)
+    states = dict(candidate.apart())
+    for runtimes in _alike(states):
+        plain = states[runtimes[0]]
+        for names in dict.fromkeys(map(learning.kept_on, runtimes)):
+            result = plain
+            for name in names:
+                result = TABLE[name].run(result, samples.learn, samples.seed)
+            states |= {runtime: result for runtime in runtimes if learning.kept_on(runtime) == names}
     return replace(_joined(states), learning=learning)
 
 
@@ -139,33 +142,33 @@ def _nothing_to_learn(candidate: Candidate, samples: Samples, count: int) -> str
 
 
 def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[AlgorithmStep]]:
-    """Run each algorithm once for all runtimes; one that helps on some of them once more for the others."""
+    """Run each algorithm once for all runtimes that quantize the same values."""
     steps: list[AlgorithmStep] = []
     judge = _Judge.of(candidate, samples.judge)
     start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
-    states = dict.fromkeys(candidate.runtimes, candidate)
+    states = dict(candidate.apart())
     before = dict(judge.decibels(candidate, candidate.runtimes))
     for name in names:
-        left = _alike(states)
-        while left:
-            runtimes = left.pop(0)
+        for runtimes in _alike(states):
+            known = {runtime: before[runtime] for runtime in runtimes}
             if limit is not None and time.perf_counter() - start >= limit:
                 reason = f"the time limit of {limit:g} s was reached"
-                steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason))
+                steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason, before=_means(known)))
                 continue
-            note(f"{candidate.name!r}: {name} …")
-            began, given = time.perf_counter(), states[runtimes[0]].only_for(runtimes)
-            known = {runtime: before[runtime] for runtime in runtimes}
-            result, step, after = _tried(given, TABLE[name], samples, judge, known)
+            note(f"{candidate.name!r}: {name}{_where(runtimes, before)} …")
+            began = time.perf_counter()
+            result, step, after = _tried(states[runtimes[0]], TABLE[name], samples, judge, known)
             seconds = round(time.perf_counter() - began, 3)
             steps.append(replace(step, seconds=seconds, peak_memory_bytes=_peak_memory()))
             states |= dict.fromkeys(step.kept_on, result)
             before |= {runtime: after[runtime] for runtime in step.kept_on}
-            others = [runtime for runtime in runtimes if runtime not in step.kept_on]
-            if step.kept_on and others and _is_special(given, others):
-                left.append(others)
-    note(f"{candidate.name!r}: {'; '.join(map(_told, steps))}")
-    return _joined(states), steps
+    note(f"{candidate.name!r}: {'; '.join(_told(step, before) for step in steps)}")
+    return (_joined(states) if any(step.kept_on for step in steps) else candidate), steps
+
+
+def _where(runtimes: Sequence[str], every: Mapping[str, object]) -> str:
+    """Names the runtimes unless they are all."""
+    return "" if len(runtimes) == len(every) else f" for {' and '.join(runtimes)}"
 
 
 def _alike(states: Mapping[str, Candidate]) -> list[list[str]]:
@@ -177,21 +180,13 @@ def _alike(states: Mapping[str, Candidate]) -> list[list[str]]:
 
 
 def _joined(states: Mapping[str, C]) -> C:
-    """One candidate of what is learnt for each runtime: that of most runtimes, with the others as its variants."""
+    """One candidate of what was learnt for each runtime: that of most runtimes, with the others as its variants."""
     groups = sorted(_alike(states), key=len, reverse=True)
     main = states[groups[0][0]]
-    if len(groups) == 1 or not isinstance(main, StaticCandidate):
+    if not isinstance(main, StaticCandidate):
         return main
-    own = {runtime: states[runtime].only_for(group) for group in groups for runtime in group}
-    return replace(own[groups[0][0]], variants={name: own[name] for group in groups[1:] for name in group})
-
-
-def _is_special(candidate: Candidate, runtimes: Sequence[str]) -> bool:
-    """Whether algorithms would learn something else for these runtimes alone: they quantize other values."""
-    if not isinstance(candidate, StaticCandidate):
-        return False
-    alone = candidate.only_for(runtimes).united
-    return (alone.inputs, alone.outputs) != (candidate.united.inputs, candidate.united.outputs)
+    variants = {runtime: states[runtime] for group in groups[1:] for runtime in group}
+    return replace(main, only=frozenset(groups[0]), variants=variants)
 
 
 def _tried(
@@ -247,11 +242,12 @@ def _bounded(metric: SignalToQuantizationNoise) -> float:
     return max(-EXACT_DB, min(metric.compute().item(), EXACT_DB)) if math.isfinite(noise) else -EXACT_DB
 
 
-def _told(step: AlgorithmStep) -> str:
-    if step.outcome != "kept":
-        return f"{step.algorithm} {step.outcome.replace('_', ' ')} ({step.reason})"
+def _told(step: AlgorithmStep, every: Mapping[str, object]) -> str:
+    if not step.kept_on:
+        where = _where(tuple(step.before), every) if step.before else ""
+        return f"{step.algorithm} {step.outcome.replace('_', ' ')}{where} ({step.reason})"
     worst = min(step.kept_on, key=step.after.__getitem__)
-    where = "" if len(step.kept_on) == len(step.before) else f" on {', '.join(step.kept_on)}"
+    where = _where(step.kept_on, every)
     return f"{step.algorithm} kept{where} ({step.before[worst]:.1f} → {step.after[worst]:.1f} dB)"
 
 

@@ -216,7 +216,7 @@ def test_what_helps_on_some_runtimes_is_kept_there_alone(monkeypatch: pytest.Mon
         again = refinement.repeated(made.plain, samples, made.learning)
     first, second = made.learning.steps
     assert (first.outcome, first.kept_on, second.outcome) == ("kept", ("onnxruntime",), "refused")
-    assert first.reason == "+0.00 dB on openvino, +0.00 dB on torch; at least +0.3 dB is needed"
+    assert (first.before.keys(), first.reason) == ({"onnxruntime"}, "")
     assert (second.before.keys(), second.reason) == ({"openvino", "torch"}, "it found nothing to change in this model")
     assert sorted(made.runtimes) == sorted(again.runtimes) == ["onnxruntime", "openvino", "torch"]
     for each in (made, again):

@@ -19,7 +19,7 @@ from lq_plugin.coverage import Kernel
 from lq_plugin.errors import ArtifactError, require
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
-from lq_plugin.graph.torch_patches import onnx_functions_parsed_once
+from lq_plugin.graph.torch_patches import onnx_functions_parsed_once, operators_found_once
 from lq_plugin.noise import muted
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgr
     source = program_of(with_onnx_layers(graph))
     for node in source.graph.nodes:
         node.meta["custom"] = {_ORIGIN: node.name}  # the exporter renames nodes, and keeps this
-    with muted(), onnx_functions_parsed_once():
+    with muted(), onnx_functions_parsed_once(), operators_found_once():
         program = torch.onnx.export(
             source,
             dynamo=True,

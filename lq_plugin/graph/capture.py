@@ -27,6 +27,7 @@ from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import (
     attention_in_parts,
     isolated,
+    operators_found_once,
     recurrent_layers_whole,
     tensors_copied_by_graph,
 )
@@ -237,7 +238,8 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any, checks
         try:
             program = _exported(flat, tensors, shapes)
             # Makes in-place operators functional, and decomposes nothing else but these.
-            functional: ExportedProgram = program.run_decompositions(_decompositions())
+            with operators_found_once():
+                functional: ExportedProgram = program.run_decompositions(_decompositions())
         except CaptureError:
             raise
         except Exception as error:

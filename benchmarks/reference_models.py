@@ -7,7 +7,7 @@ import torch
 from sequence_models import Conformer, Encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vision_models import MobileCnn, ResNet18, UNet, ViTTiny
+from vision_models import MobileCnn, MobileNetV3, ResNet18, UNet, ViTTiny
 
 SEED = 20
 CALIBRATION_SAMPLES = 32
@@ -80,6 +80,7 @@ class ReferenceModel:
 MODELS: dict[str, ReferenceModel] = {
     "resnet18": ReferenceModel(lambda: settled(ResNet18(), images), images),
     "mobile_cnn": ReferenceModel(lambda: settled(MobileCnn(), images), images),
+    "mobilenet_v3": ReferenceModel(lambda: settled(MobileNetV3(), images), images),
     "unet": ReferenceModel(lambda: settled(UNet(), small_images), small_images),
     "vit_tiny": ReferenceModel(ViTTiny, images, attention=True),
     "conformer": ReferenceModel(lambda: settled(Conformer(), spectrograms), spectrograms, attention=True),

@@ -102,6 +102,74 @@ class MobileCnn(nn.Module):
         return self.fc(self.features(x).mean((2, 3)))
 
 
+class SqueezeExcite(nn.Module):
+    """Weigh channels by what the whole image holds (Hu et al., 2017, arXiv:1709.01507)."""
+
+    def __init__(self, width: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(width, squeezed, 1)
+        self.grow = nn.Conv2d(squeezed, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.hardsigmoid(self.grow(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1)))))
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int, groups: int, activation: nn.Module) -> nn.Sequential:
+    """A convolution with BatchNorm and an activation."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs, eps=0.001), activation)
+
+
+class MobileNetV3Block(nn.Module):
+    """Expand, depthwise convolution, squeeze and excite, project."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, wide: int, excite: bool, activation: nn.Module
+    ) -> None:
+        super().__init__()
+        expand = [conv_bn(inputs, wide, 1, 1, 1, activation)] if wide != inputs else []
+        squeezed = max(8, (wide // 4 + 4) // 8 * 8)
+        self.layers = nn.Sequential(
+            *expand,
+            conv_bn(wide, wide, kernel, stride, wide, activation),
+            SqueezeExcite(wide, squeezed) if excite else nn.Identity(),
+            conv_bn(wide, outputs, 1, 1, 1, nn.Identity()),
+        )
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class MobileNetV3(nn.Module):
+    """MobileNetV3-Small for 224x224 images and 1000 classes (Howard et al., 2019, arXiv:1905.02244)."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [conv_bn(3, 16, 3, 2, 1, nn.Hardswish())]
+        inputs = 16
+        for kernel, wide, outputs, excite, activation, stride in [
+            (3, 16, 16, True, nn.ReLU(), 2),
+            (3, 72, 24, False, nn.ReLU(), 2),
+            (3, 88, 24, False, nn.ReLU(), 1),
+            (5, 96, 40, True, nn.Hardswish(), 2),
+            (5, 240, 40, True, nn.Hardswish(), 1),
+            (5, 240, 40, True, nn.Hardswish(), 1),
+            (5, 120, 48, True, nn.Hardswish(), 1),
+            (5, 144, 48, True, nn.Hardswish(), 1),
+            (5, 288, 96, True, nn.Hardswish(), 2),
+            (5, 576, 96, True, nn.Hardswish(), 1),
+            (5, 576, 96, True, nn.Hardswish(), 1),
+        ]:
+            blocks.append(MobileNetV3Block(inputs, outputs, kernel, stride, wide, excite, activation))
+            inputs = outputs
+        self.features = nn.Sequential(*blocks, conv_bn(96, 576, 1, 1, 1, nn.Hardswish()))
+        self.classifier = nn.Sequential(nn.Linear(576, 1024), nn.Hardswish(), nn.Linear(1024, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
     """Two 3x3 convolutions with BatchNorm and ReLU."""
     layers: list[nn.Module] = []

@@ -15,6 +15,7 @@ A full run writes ``benchmarks/results/latency_ISA.json``, and from all of these
 """
 
 import argparse
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from benchmarks.lanes import LANES
 from benchmarks.preparations import BATCHES, THREADS
 from benchmarks.reference_models import MODELS
 from benchmarks.workers import ROOT
+
+QUIET = 0.5  # load of a machine on which nothing else runs
 
 
 def parse_arguments() -> tuple[Plan, argparse.Namespace]:
@@ -85,7 +88,7 @@ def expected(plan: Plan, only_prepare: bool) -> str:
     files = {
         "prepare": [plan.keep / model / f"{name}.json" for model, name in to_prepare(plan)],
         "compile": [cells.compiled_file(*each, plan.keep) for each in to_compile(plan)],
-        "cell": [cells.cell_file(model, n, threads, plan.keep) for model, threads, sizes in timing for n in sizes],
+        "cell": [cells.cell_file(model, n, threads, plan) for model, threads, sizes in timing for n in sizes],
     }
     names = {kind: [file.relative_to(plan.keep).as_posix() for file in each] for kind, each in files.items()}
     return durations.told(names, durations.known(plan.keep, reports.earlier()))
@@ -106,6 +109,8 @@ def main() -> None:
         say(f"{model}: {name} compiled for {threads} threads {found.get('error') or ''}")
     if args.prepare:
         return
+    if (load := os.getloadavg()[0]) > QUIET:
+        say(f"The load of this machine is {load:.1f}: other processes disturb what is timed now.")
     for model, threads, batches in to_time(plan):
         cells.measure(model, batches, threads, plan, say)
         reports.write(plan, args.out)  # after each: an interrupted run leaves a report

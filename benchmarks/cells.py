@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -109,26 +109,28 @@ def prepare(model: str, name: str, plan: Plan) -> Result:
     return found
 
 
-def identity(model: str, batch: int, threads: int, plan: Plan) -> str:
+def identity(model: str, batch: int, threads: int, lanes: Iterable[str], plan: Plan) -> str:
     """A digest of what a cell's figures depend on: files, tools, CPU and how it is timed."""
-    parts = [versions(), cpu.fingerprint(), model, batch, threads, plan.rounds, plan.seconds]
-    for name in plan.preparations_of(model):
+    made = {}
+    for name in sorted({LANES[lane].preparation for lane in lanes}):
         kept = plan.keep / model / f"{name}.json"
-        parts.append(json.loads(kept.read_text()).get("code") if kept.exists() else None)
+        made[name] = json.loads(kept.read_text())["code"] if kept.exists() else None
+    parts = [versions(), cpu.fingerprint(), model, batch, threads, plan.rounds, plan.seconds, made]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def cell_file(model: str, batch: int, threads: int, keep: Path) -> Path:
-    return keep / model / "cells" / f"batch_{batch}_threads_{threads}.json"
+def cell_file(model: str, batch: int, threads: int, plan: Plan) -> Path:
+    """A quick look of few rounds does not replace a long one."""
+    return plan.keep / model / "cells" / f"batch_{batch}_threads_{threads}_rounds_{plan.rounds}.json"
 
 
 def known(model: str, batch: int, threads: int, plan: Plan) -> Result | None:
     """What a cell found before, if it still holds and has every lane that is asked for."""
-    kept = cell_file(model, batch, threads, plan.keep)
+    kept = cell_file(model, batch, threads, plan)
     if not kept.exists():
         return None
     cell: Result = json.loads(kept.read_text())
-    holds = cell["identity"] == identity(model, batch, threads, plan)
+    holds = cell["identity"] == identity(model, batch, threads, cell["lanes"], plan)
     return cell if holds and set(plan.lanes_of(model)) <= set(cell["lanes"]) else None
 
 
@@ -198,13 +200,12 @@ def measure(model: str, batches: Sequence[int], threads: int, plan: Plan, say: P
             take_turns(workers, lanes, batch, plan)
             for name in workers:
                 lanes[name] |= facts(model, name, batch, threads, plan.keep)
-            cell = {"identity": identity(model, batch, threads, plan), "code": code(ours=True)}
-            cell |= {"load": os.getloadavg()[0], "wall_seconds": time.perf_counter() - began, "lanes": lanes}
-            file = cell_file(model, batch, threads, plan.keep)
+            seconds, began = time.perf_counter() - began, time.perf_counter()
+            cell = {"identity": identity(model, batch, threads, lanes, plan), "load": os.getloadavg()[0]}
+            file = cell_file(model, batch, threads, plan)
             file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(cell, indent=1) + "\n")
-            say(f"{model}, batch {batch}, {threads} threads: {cell['wall_seconds']:.0f} s")
-            began = time.perf_counter()
+            file.write_text(json.dumps({**cell, "wall_seconds": seconds, "lanes": lanes}, indent=1) + "\n")
+            say(f"{model}, batch {batch}, {threads} threads: {seconds:.0f} s")
 
 
 def checked(workers: dict[str, Worker], errors: dict[str, str | None], batch: int) -> Result:

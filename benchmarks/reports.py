@@ -20,6 +20,7 @@ from lq_plugin.report.environment import environment
 from lq_plugin.report.plots import STYLE, Bar, bars
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+OURS = "ours"  # label of its bars
 SVG = "http://www.w3.org/2000/svg"
 
 Result = dict[str, Any]
@@ -107,7 +108,7 @@ def shares(label: str, lanes: Result) -> list[Bar]:
     if not eager:
         return []
     best = compare(lanes)
-    named = {"FP32": best.fp32, "others": best.peer, "ours": best.ours}
+    named = {"FP32": best.fp32, "others": best.peer, OURS: best.ours}
     return [
         Bar(f"{label}: {kind}" if kind == "FP32" else kind, min(times(lanes[lane])) / min(eager), lane)
         for kind, lane in named.items()
@@ -116,8 +117,11 @@ def shares(label: str, lanes: Result) -> list[Bar]:
 
 
 def standalone(svg: str, caption: str) -> str:
-    """A plot as a file of its own: with its style, and its conditions as a line of text."""
+    """A plot as a file of its own: with its style, ours in another colour, and its conditions as a line of text."""
     root = ElementTree.fromstring(svg)
+    for bar in root.iter("g"):
+        if bar.findtext("text") == OURS:
+            bar.find("rect").set("class", "winner")
     height = int(root.get("height", "0")) + 24
     root.set("xmlns", SVG)
     root.set("height", str(height))

@@ -84,11 +84,14 @@ def to_time(plan: Plan) -> list[tuple[str, int, list[int]]]:
 
 def expected(plan: Plan, only_prepare: bool) -> str:
     """How long the run will take."""
-    timing = [] if only_prepare else to_time(plan)
+    preparing = to_prepare(plan)
+    changed = {model for model, _ in preparing}  # whose cells will not hold
+    timing = {(model, threads, size) for model, threads, sizes in to_time(plan) for size in sizes}
+    timing |= {(model, threads, size) for model in changed for threads in plan.threads for size in plan.batches}
     files = {
-        "prepare": [plan.keep / model / f"{name}.json" for model, name in to_prepare(plan)],
+        "prepare": [plan.keep / model / f"{name}.json" for model, name in preparing],
         "compile": [cells.compiled_file(*each, plan.keep) for each in to_compile(plan)],
-        "cell": [cells.cell_file(model, n, threads, plan) for model, threads, sizes in timing for n in sizes],
+        "cell": [cells.cell_file(model, size, n, plan) for model, n, size in timing if not only_prepare],
     }
     names = {kind: [file.relative_to(plan.keep).as_posix() for file in each] for kind, each in files.items()}
     return durations.told(names, durations.known(plan.keep, reports.earlier()))

@@ -7,8 +7,9 @@ the tool. Every file takes any batch size, except for torchao's, of which there 
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.reference_models import ReferenceModel
 from lq_plugin import cpu
+from lq_plugin.artifacts.base import Artifact, export_one
+from lq_plugin.errors import LqError
 from lq_plugin.noise import muted
 
 BATCHES = (1, 8)
@@ -253,8 +256,10 @@ def ours_static(job: Job) -> Built:
 
     began = time.process_time()
     candidate = lq_plugin.quantize(job.model(), job.reference.calibration(), "static")
+    seconds = time.process_time() - began
     built = Built({}, settings={"scheme": str(candidate.scheme)})
-    _export(candidate, ("onnx", "openvino", "pt2"), None, job, time.process_time() - began, built)
+    for name in ("onnx", "openvino", "pt2"):
+        _export(built, name, seconds, partial(export_one, candidate, job.folder / name, name))
     return built
 
 
@@ -267,27 +272,21 @@ def ours_dynamic(job: Job) -> Built:
     seconds = time.process_time() - began
     built = Built({}, settings={"scheme": str(candidate.scheme)})
     for threads in THREADS:
-        _export(candidate, ("onnx", "openvino", "torch"), threads, job, seconds, built)
+        for name in ("onnx", "openvino", "torch"):
+            path = job.folder / f"threads_{threads}" / name
+            _export(built, f"{name}_{threads}", seconds, partial(export_one, candidate, path, name, threads))
     return built
 
 
-def _export(
-    candidate: Any, formats: Sequence[str], threads: int | None, job: Job, seconds: float, built: Built
-) -> None:
-    """Export one format after the other, so that one that does not exist leaves the others alone."""
-    import lq_plugin
-
-    for name in formats:
-        began = time.process_time()
-        key = name if threads is None else f"{name}_{threads}"
-        folder = job.folder / f"threads_{threads}" if threads else job.folder
-        try:
-            artifact = lq_plugin.export(candidate, folder, [name], threads=threads)[name]
-        except lq_plugin.errors.LqError as error:
-            built.errors[key] = str(error)
-        else:
-            built.files[key] = artifact.path
-            built.cpu_seconds[key] = seconds + time.process_time() - began
+def _export(built: Built, key: str, seconds: float, export: Callable[[], Artifact]) -> None:
+    """Export one format; one that does not exist for a candidate leaves the others alone."""
+    began = time.process_time()
+    try:
+        built.files[key] = export().path
+    except LqError as error:
+        built.errors[key] = str(error)
+    else:
+        built.cpu_seconds[key] = seconds + time.process_time() - began
 
 
 @dataclass(frozen=True)

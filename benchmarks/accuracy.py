@@ -1,11 +1,11 @@
 """The accuracy of INT8, side by side: our algorithms, NNCF, onnxruntime's tools and torchao, against FP32.
 
-Run it from anywhere, in an environment with ``lq_plugin[onnx,openvino]`` and ``nncf``, and with Fashion-MNIST (Debian's
-package ``dataset-fashion-mnist``, or its four IDX files in a folder)::
+Run it from the repository's root, in an environment with ``lq_plugin[onnx,openvino]`` and ``nncf``, and with
+Fashion-MNIST (Debian's package ``dataset-fashion-mnist``, or its four IDX files in a folder)::
 
-    python benchmarks/accuracy.py
-    python benchmarks/accuracy.py --models mobile_cnn vit --data FOLDER
-    python benchmarks/accuracy.py --pretrained
+    python -m benchmarks.accuracy
+    python -m benchmarks.accuracy --models mobile_cnn vit --data FOLDER
+    python -m benchmarks.accuracy --pretrained
 
 Every model is trained for seconds on real data. All tools calibrate on the same samples, and outputs are compared with
 FP32 on samples that no training and no calibrator has seen. Every cell (one tool on one model) is a process of its own.
@@ -24,21 +24,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import command_line
-from accuracy_lanes import FLOAT, LANES, SUBJECTS
-from accuracy_models import TRAINED
-from accuracy_tables import markdown
-from pretrained_models import PRETRAINED
 from rich.console import Console
-from workers import Worker
 
 import lq_plugin
+from benchmarks import command_line
+from benchmarks.accuracy_lanes import FLOAT, LANES, SUBJECTS
+from benchmarks.accuracy_models import TRAINED
+from benchmarks.accuracy_tables import markdown
+from benchmarks.pretrained_models import PRETRAINED
+from benchmarks.workers import Worker
 from lq_plugin.recipes.fashion_mobile.data import FOLDER
 from lq_plugin.report.environment import environment
 
 HERE = Path(__file__).resolve().parent
 TOOLS = ("torch", "torchao", "onnx", "onnxruntime", "openvino", "nncf")
-SHARED_SOURCES = ("*_models.py", "accuracy_lanes.py")
+SHARED_SOURCES = ("*_models.py", "accuracy_lanes.py", "preparations.py", "lanes.py")
 
 Result = dict[str, Any]
 
@@ -89,7 +89,7 @@ def run(model: str, lane: str, args: argparse.Namespace) -> Result:
     """Run a cell and keep its result, errors included: those are tried again in the next run."""
     folder = args.keep / model
     folder.mkdir(parents=True, exist_ok=True)
-    command = [str(HERE / "accuracy_lanes.py"), lane, model, str(folder), "--data", str(args.data)]
+    command = ["-m", "benchmarks.accuracy_lanes", lane, model, str(folder.resolve()), "--data", str(args.data)]
     digest, began = identity(lane, args.threads), time.perf_counter()
     with Worker(command, folder / f"{lane}.log", args.threads) as worker:
         cell = worker.answer()

@@ -2,7 +2,7 @@
 
 A worker, started by ``accuracy.py`` in a process of its own for every cell::
 
-    python benchmarks/accuracy_lanes.py nncf mobile_cnn FOLDER --data FASHION --threads 1
+    python -m benchmarks.accuracy_lanes nncf mobile_cnn FOLDER --data FASHION --threads 1
 
 It answers with a line of JSON. Seconds are CPU seconds of all threads, from the FP32 model (ours: in torch; theirs: as
 ONNX or OpenVINO file) to files on disk; the import of the tool does not count. Peak memory is that of the process when
@@ -22,21 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy_models import BATCH_SIZE, TRAINED, Inputs, Subject
-from dynamic_latency import own_tool
-from pretrained_models import PRETRAINED
-from static_lanes import (
-    FP32_OPENVINO,
-    Forward,
-    has_wide_accumulation,
-    onnx_input_name,
-    onnxruntime_lane,
-    openvino_lane,
-    sqnr_db,
-)
 from torch import Tensor, nn
 from torch.nn import functional as F
-from workers import answers
+
+from benchmarks.accuracy_models import BATCH_SIZE, TRAINED, Inputs, Subject
+from benchmarks.lanes import Forward, onnxruntime_lane, openvino_lane, sqnr_db
+from benchmarks.preparations import onnx_input_name, own_dynamic_tool
+from benchmarks.pretrained_models import PRETRAINED
+from benchmarks.workers import answers
+from lq_plugin import cpu
 
 Paths = Mapping[str, Path]  # what was built, by runtime
 FLOAT = "fp32"
@@ -165,7 +159,7 @@ def ort_lane(method: str = "MinMax", **options: Any) -> Callable[[Job], Built]:
 
         prepared = job.folder / "prepared.onnx"
         quant_pre_process(job.onnx, prepared, skip_symbolic_shape=True)
-        chosen = {"calibrate_method": CalibrationMethod[method], "reduce_range": not has_wide_accumulation(), **options}
+        chosen = {"calibrate_method": CalibrationMethod[method], "reduce_range": cpu.saturates(), **options}
         reader = Reader(onnx_input_name(prepared))
         quantize_static(prepared, job.folder / "model.onnx", reader, **chosen)
         return {"onnxruntime": job.folder / "model.onnx"}, {}
@@ -192,8 +186,8 @@ def build_ort_entropy(job: Job) -> Built:
 
 def build_ort_dynamic(job: Job) -> Built:
     """onnxruntime's dynamic tool."""
-    own_tool(job.model(), job.calibration()[0], job.folder / "dynamic")
-    return {"onnxruntime": job.folder / "dynamic" / "model.onnx"}, {}
+    own_dynamic_tool(job.model(), job.calibration()[0], job.folder)
+    return {"onnxruntime": job.folder / "model.onnx"}, {}
 
 
 def build_torchao(job: Job) -> Built:
@@ -202,7 +196,7 @@ def build_torchao(job: Job) -> Built:
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     batches = job.calibration()
-    config = x86.get_default_x86_inductor_quantization_config(reduce_range=not has_wide_accumulation())
+    config = x86.get_default_x86_inductor_quantization_config(reduce_range=cpu.saturates())
     exported = torch.export.export(job.model(), (batches[0],), strict=True)
     prepared = prepare_pt2e(exported.module(), x86.X86InductorQuantizer().set_global(config))
     with torch.no_grad():
@@ -275,7 +269,7 @@ def opened(lane: Lane, runtime: str, path: Path, threads: int) -> Forward:
         return lq_plugin.load(path, threads=threads)
     if runtime == "torch":
         return torch_lane(path)
-    return onnxruntime_lane(path, threads) if runtime == "onnxruntime" else openvino_lane(path, threads, FP32_OPENVINO)
+    return onnxruntime_lane(path, threads) if runtime == "onnxruntime" else openvino_lane(path, threads)
 
 
 def kernels(runtime: str, path: Path, is_ours: bool) -> dict[str, int] | None:
@@ -296,7 +290,7 @@ def figures(subject: Subject, expected: list[Tensor], got: list[Tensor]) -> dict
         metric = F.cosine_similarity(given.flatten(1), wanted.flatten(1)).mean()
     else:
         metric = (given.argmax(1) == wanted.argmax(1)).float().mean()
-    return {"sqnr_db": sqnr_db(expected, got), subject.metric: float(metric)}
+    return {"sqnr_db": sqnr_db(wanted, given), subject.metric: float(metric)}
 
 
 def peak_memory() -> int:

@@ -11,13 +11,13 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from reference_models import SEED
-from sequence_models import ByteModel, TextEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from vision_models import ResNet18, UNet
 
+from benchmarks.reference_models import SEED
+from benchmarks.sequence_models import ByteModel, TextEncoder
+from benchmarks.vision_models import ResNet18, UNet
 from lq_plugin.recipes.fashion_mobile.data import MEAN, STD, FashionData
 from lq_plugin.recipes.fashion_mobile.model import MobileCnn
 from lq_plugin.recipes.mnist_vit.model import MnistVit

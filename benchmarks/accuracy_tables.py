@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from accuracy_lanes import FLOAT, LANES
-from static_tables import markdown_table
+from benchmarks.accuracy_lanes import FLOAT, LANES
+from benchmarks.command_line import markdown_table
 
 OURS = {"static": ("ours_auto", "ours_plain"), "dynamic": ("ours_dynamic", "ours_dynamic_plain")}  # default, and plain
 RUNTIMES = ("onnxruntime", "openvino", "torch")

@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +37,9 @@ def write(report: dict[str, Any], table: str, out: Path) -> None:
 def show(table: str) -> None:
     """Print a table in Markdown."""
     Console().print(table, markup=False, highlight=False)
+
+
+def markdown_table(headers: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table: first column left-aligned, the others right-aligned."""
+    ruler = ("---", *("---:" for _ in headers[1:]))
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (headers, ruler, *body)]

@@ -1,9 +1,9 @@
 """What observing costs: validation with ``StaticQuantization``, compared with the same validation without it.
 
-Run it from anywhere, in an environment with ``lq_plugin``::
+Run it from the repository's root, in an environment with ``lq_plugin``::
 
-    python benchmarks/observing.py
-    python benchmarks/observing.py --models mnist_cnn --passes 9 --threads 1 --out observing.json
+    python -m benchmarks.observing
+    python -m benchmarks.observing --models mnist_cnn --passes 9 --threads 1 --out observing.json
 
 Every lane (no callback, ``minmax``, ``histogram``) is a ``Trainer.fit`` in a process of its own. One training step
 comes before each validation pass, so that weights change as they do in training. The lanes take turns, pass by pass.
@@ -24,18 +24,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import command_line
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from reference_models import SEED, images
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from vision_models import ResNet18
-from workers import Worker, answers
 
 import lq_plugin
+from benchmarks import command_line
+from benchmarks.reference_models import SEED, images
+from benchmarks.vision_models import ResNet18
+from benchmarks.workers import Worker, answers
 
 BATCH_SIZE = 64
 BOUNDS = {"minmax": 1.15, "histogram": 1.25}
@@ -142,7 +142,7 @@ def run_model(model: str, args: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         workers = {}
         for lane in (PLAIN, *BOUNDS):
-            command = [__file__, "--work", model, lane, "--samples", str(args.samples)]
+            command = ["-m", "benchmarks.observing", "--work", model, lane, "--samples", str(args.samples)]
             workers[lane] = stack.enter_context(Worker(command, Path(folder) / f"{lane}.log", args.threads))
         passes: dict[str, list[float]] = {lane: [turn(worker)] for lane, worker in workers.items()}
         names = list(workers)

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy_models import Inputs, Subject
 from PIL import Image
-from reference_models import SEED
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from benchmarks.accuracy_models import Inputs, Subject
+from benchmarks.reference_models import SEED
 
 CALIBRATED_ON = ("astronaut.png", "coffee.png", "motorcycle_left.png", "ihc.png")
 HELD_OUT = ("chelsea.png", "rocket.jpg", "retina.jpg", "hubble_deep_field.jpg")

@@ -1,17 +1,21 @@
-"""The models and the seeded data that the benchmarks run: nothing here is downloaded."""
+"""The models whose speed is compared and the seeded data that they run on: nothing here is downloaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from sequence_models import Conformer, Encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vision_models import MobileCnn, MobileNetV3, ResNet18, UNet, ViTTiny
+
+from benchmarks.sequence_models import BertEncoder, Conformer, Recurrent, Tcn
+from benchmarks.vision_models import MobileNetV2, MobileNetV3, ResNet18, UNet, ViTTiny
 
 SEED = 20
 CALIBRATION_SAMPLES = 32
-HELD_OUT_BATCHES = 8
+CALIBRATION_BATCH = 8
+HELD_OUT_SAMPLES = 16
+
+Samples = Callable[[int, torch.Generator], Tensor]
 
 
 def images(samples: int, generator: torch.Generator, size: int = 224) -> Tensor:
@@ -26,9 +30,9 @@ def small_images(samples: int, generator: torch.Generator) -> Tensor:
     return images(samples, generator, size=128)
 
 
-def tokens(samples: int, generator: torch.Generator) -> Tensor:
-    """Embedded sequences of 128 tokens."""
-    return torch.randn(samples, 128, 384, generator=generator)
+def token_ids(length: int) -> Samples:
+    """Texts of so many tokens."""
+    return lambda samples, generator: torch.randint(8192, (samples, length), generator=generator)
 
 
 def spectrograms(samples: int, generator: torch.Generator) -> Tensor:
@@ -36,7 +40,12 @@ def spectrograms(samples: int, generator: torch.Generator) -> Tensor:
     return F.avg_pool1d(torch.randn(samples, 400, 84, generator=generator), 5, stride=1) * 5**0.5
 
 
-def settled(model: nn.Module, samples: Callable[[int, torch.Generator], Tensor], batch_size: int = 16) -> nn.Module:
+def series(*shape: int) -> Samples:
+    """Standard normal values."""
+    return lambda samples, generator: torch.randn(samples, *shape, generator=generator)
+
+
+def settled(model: nn.Module, samples: Samples, batch_size: int = 16) -> nn.Module:
     """Make channels uneven and give BatchNorm statistics of the data, as training would."""
     generator = torch.Generator().manual_seed(SEED)
     for module in model.modules():
@@ -52,38 +61,74 @@ def settled(model: nn.Module, samples: Callable[[int, torch.Generator], Tensor],
     return model
 
 
+def mlp() -> nn.Module:
+    """Four linear layers of width 1024."""
+    return nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(1024, 1024), nn.ReLU())))
+
+
 @dataclass(frozen=True)
 class ReferenceModel:
-    """A model of the benchmark: how to build it, its inputs, and the batch size that is timed."""
+    """A model of the benchmark.
 
+    Args:
+        label: as tables name it.
+        build: makes the module.
+        samples: makes its inputs.
+        attention: whether it is a transformer, for which some tools have settings of their own.
+        recurrent: whether peers need the TorchScript exporter, which keeps LSTM and GRU whole.
+        dynamic: whether dynamic INT8 is compared too; it is of no use to convolutions.
+        settles: whether BatchNorm needs statistics of the data.
+    """
+
+    label: str
     build: Callable[[], nn.Module]
-    samples: Callable[[int, torch.Generator], Tensor]
-    batch_size: int = 1
+    samples: Samples
     attention: bool = False
+    recurrent: bool = False
+    dynamic: bool = False
+    settles: bool = False
 
     def seeded(self) -> nn.Module:
         """The model in eval mode, the same weights on every call."""
         torch.manual_seed(SEED)
-        return self.build().eval()
+        model = self.build()
+        return (settled(model, self.samples) if self.settles else model).eval()
 
-    def calibration(self, batch_size: int) -> list[Tensor]:
-        """The calibration samples, the same for every calibrator, in batches of ``batch_size``."""
+    def calibration(self, batch_size: int = CALIBRATION_BATCH) -> list[Tensor]:
+        """The calibration samples, the same for every calibrator, in batches."""
         generator = torch.Generator().manual_seed(SEED + 1)
         return list(self.samples(CALIBRATION_SAMPLES, generator).split(batch_size))
 
-    def held_out(self) -> list[Tensor]:
-        """Batches that no calibrator has seen; the first one is the input that is timed."""
-        generator = torch.Generator().manual_seed(SEED + 2)
-        return list(self.samples(HELD_OUT_BATCHES * self.batch_size, generator).split(self.batch_size))
+    def held_out(self) -> Tensor:
+        """Samples that no calibrator has seen; the first ones are the input that is timed."""
+        return self.samples(HELD_OUT_SAMPLES, torch.Generator().manual_seed(SEED + 2))
+
+
+def transformer(label: str, build: Callable[[], nn.Module], samples: Samples, settles: bool = False) -> ReferenceModel:
+    return ReferenceModel(label, build, samples, attention=True, dynamic=True, settles=settles)
+
+
+def convolutional(label: str, build: Callable[[], nn.Module], samples: Samples) -> ReferenceModel:
+    return ReferenceModel(label, build, samples, settles=True)
+
+
+def recurrent(label: str, layer: type[nn.RNNBase]) -> ReferenceModel:
+    return ReferenceModel(label, lambda: Recurrent(layer), series(64, 64), recurrent=True, dynamic=True)
 
 
 MODELS: dict[str, ReferenceModel] = {
-    "resnet18": ReferenceModel(lambda: settled(ResNet18(), images), images),
-    "mobile_cnn": ReferenceModel(lambda: settled(MobileCnn(), images), images),
-    "mobilenet_v3": ReferenceModel(lambda: settled(MobileNetV3(), images), images),
-    "unet": ReferenceModel(lambda: settled(UNet(), small_images), small_images),
-    "vit_tiny": ReferenceModel(ViTTiny, images, attention=True),
-    "conformer": ReferenceModel(lambda: settled(Conformer(), spectrograms), spectrograms, attention=True),
-    "transformer": ReferenceModel(lambda: Encoder(equal=False), tokens, batch_size=8, attention=True),
-    "transformer_equal": ReferenceModel(lambda: Encoder(equal=True), tokens, batch_size=8, attention=True),
+    "mlp": ReferenceModel("MLP, 4 × 1024", mlp, series(1024), dynamic=True),
+    "resnet18": convolutional("ResNet-18, 224²", ResNet18, images),
+    "mobilenet_v2": convolutional("MobileNetV2, 224²", MobileNetV2, images),
+    "mobilenet_v3": convolutional("MobileNetV3-Small, 224²", MobileNetV3, images),
+    "mobile_same": convolutional("MobileNetV2, “same” padding", lambda: MobileNetV2(same=True), images),
+    "vit_tiny": transformer("ViT-tiny, 224²", ViTTiny, images),
+    "bert_32": transformer("BERT-style encoder, 32 tokens", lambda: BertEncoder(32), token_ids(32)),
+    "bert_128": transformer("BERT-style encoder, 128 tokens", lambda: BertEncoder(128), token_ids(128)),
+    "bert_512": transformer("BERT-style encoder, 512 tokens", lambda: BertEncoder(512), token_ids(512)),
+    "conformer": transformer("Conformer, 400 frames", Conformer, spectrograms, settles=True),
+    "unet": convolutional("U-Net, 128²", UNet, small_images),
+    "tcn": convolutional("TCN, 512 steps", Tcn, series(32, 512)),
+    "lstm": recurrent("LSTM, 2 × 512, 64 steps", nn.LSTM),
+    "gru": recurrent("GRU, 2 × 512, 64 steps", nn.GRU),
 }

@@ -1,31 +1,79 @@
 """Published networks for sequences, with random weights."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 
-class Encoder(nn.Module):
-    """Transformer layers of width 384 with 6 heads and a feed-forward width of 1536, like a small BERT.
+class BertEncoder(nn.Module):
+    """The embedding ``(N, 384)`` of token ids ``(N, T)``: six layers of width 384 (MiniLM-L6, arXiv:2002.10957).
 
-    ``nn.TransformerEncoder`` copies one layer, weights included. Equal layers distort the comparison: runtimes share
+    ``nn.TransformerEncoder`` would copy one layer, weights included. Equal layers distort a comparison: runtimes share
     equal constants, and an operator whose constant has several users may run in float.
     """
 
-    def __init__(self, equal: bool, layers: int = 6) -> None:
+    def __init__(self, length: int, layers: int = 6, width: int = 384, tokens: int = 8192) -> None:
         super().__init__()
-        made = [nn.TransformerEncoderLayer(384, 6, 1536, activation="gelu", batch_first=True) for _ in range(layers)]
-        for layer in made:
-            for parameter in layer.parameters():
-                if parameter.dim() > 1:
-                    nn.init.xavier_normal_(parameter)
-                else:  # zeros and ones would again be equal constants in every layer
-                    nn.init.normal_(parameter, float(parameter.mean()), 0.02)
-        self.layers = nn.Sequential(*(copy.deepcopy(made[0]) if equal else layer for layer in made))
+        self.embedding = nn.Embedding(tokens, width)
+        self.positions = nn.Parameter(torch.randn(1, length, width))
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(width, 6, 4 * width, activation="gelu", batch_first=True)
+                for _ in range(layers)
+            )
+        )
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_normal_(parameter)
+            else:  # zeros and ones would be equal constants in every layer
+                nn.init.normal_(parameter, float(parameter.mean()), 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.layers(self.norm(self.embedding(x) + self.positions)).mean(1)
+
+
+class TcnBlock(nn.Module):
+    """Two dilated causal convolutions over time and a residual connection (Bai et al., 2018, arXiv:1803.01271)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        past = nn.ZeroPad1d(((kernel - 1) * dilation, 0))
+        self.layers = nn.Sequential(
+            past,
+            nn.Conv1d(inputs, outputs, kernel, dilation=dilation),
+            nn.ReLU(),
+            past,
+            nn.Conv1d(outputs, outputs, kernel, dilation=dilation),
+            nn.ReLU(),
+        )
+        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layers(x) + self.skip(x))
+
+
+class Tcn(nn.Module):
+    """Eight blocks of width 128 for series ``(N, 32, T)``; classes of the last step."""
+
+    def __init__(self, inputs: int = 32, width: int = 128, blocks: int = 8, kernel: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        widths = [inputs, *[width] * blocks]
+        self.blocks = nn.Sequential(*(TcnBlock(widths[n], widths[n + 1], kernel, dilation=2**n) for n in range(blocks)))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x)[..., -1])
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers of width 512 for series ``(N, T, 64)``; classes of the last step."""
+
+    def __init__(self, layer: type[nn.RNNBase], inputs: int = 64, hidden: int = 512, classes: int = 10) -> None:
+        super().__init__()
+        self.layer, self.head = layer(inputs, hidden, 2, batch_first=True), nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0][:, -1])
 
 
 class FeedForward(nn.Sequential):

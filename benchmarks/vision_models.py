@@ -46,14 +46,18 @@ class ResNet18(nn.Module):
         return self.fc(torch.flatten(self.pool(self.layers(self.stem(x))), 1))
 
 
-class SameConv(nn.Module):
-    """A convolution with TensorFlow's "same" padding (more on the right and below), BatchNorm and ReLU6."""
+class ConvReLU6(nn.Module):
+    """A convolution, BatchNorm and ReLU6.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    With TensorFlow's "same" padding, there is more of it on the right and below, in an operator of its own.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, same: bool, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         total = kernel - stride
-        self.pad = (total // 2, total - total // 2) * 2
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.pad = (total // 2, total - total // 2) * 2 if same else (0,) * 4
+        padding = 0 if same else kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,11 +67,11 @@ class SameConv(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand, depthwise convolution, project (Sandler et al., 2018, arXiv:1801.04381)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int, same: bool) -> None:
         super().__init__()
         wide = inputs * expand
-        self.expand = SameConv(inputs, wide, 1) if expand > 1 else nn.Identity()
-        self.depthwise = SameConv(wide, wide, 3, stride, groups=wide)
+        self.expand = ConvReLU6(inputs, wide, 1, same) if expand > 1 else nn.Identity()
+        self.depthwise = ConvReLU6(wide, wide, 3, same, stride, groups=wide)
         self.project = nn.Sequential(nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.residual = stride == 1 and inputs == outputs
 
@@ -76,12 +80,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileCnn(nn.Module):
-    """MobileNetV2 for 224x224 images, with "same" padding as in networks that come from TensorFlow."""
+class MobileNetV2(nn.Module):
+    """MobileNetV2 for 224x224 images; with ``same`` padding as in networks that come from TensorFlow."""
 
-    def __init__(self) -> None:
+    def __init__(self, same: bool = False) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [SameConv(3, 32, 3, stride=2)]
+        blocks: list[nn.Module] = [ConvReLU6(3, 32, 3, same, stride=2)]
         width = 32
         for expand, outputs, repeats, stride in [
             (1, 16, 1, 1),
@@ -93,9 +97,9 @@ class MobileCnn(nn.Module):
             (6, 320, 1, 1),
         ]:
             for turn in range(repeats):
-                blocks.append(InvertedResidual(width, outputs, stride if turn == 0 else 1, expand))
+                blocks.append(InvertedResidual(width, outputs, stride if turn == 0 else 1, expand, same))
                 width = outputs
-        self.features = nn.Sequential(*blocks, SameConv(320, 1280, 1))
+        self.features = nn.Sequential(*blocks, ConvReLU6(320, 1280, 1, same))
         self.fc = nn.Linear(1280, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,9 +206,9 @@ class UNet(nn.Module):
 
 
 class ViTTiny(nn.Module):
-    """ViT-tiny: 16x16 patches of a 224x224 image, width 192 (arXiv:2012.12877), with 6 instead of 12 layers."""
+    """ViT-tiny: 16x16 patches of a 224x224 image, width 192 (arXiv:2012.12877)."""
 
-    def __init__(self, layers: int = 6, width: int = 192) -> None:
+    def __init__(self, layers: int = 12, width: int = 192) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 16, stride=16)
         self.class_token = nn.Parameter(torch.randn(1, 1, width))

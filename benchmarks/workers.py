@@ -2,18 +2,22 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent  # from where `python -m benchmarks` finds this package
+PATIENCE = 1800.0  # seconds: the longest that any answer was seen to take is a third of it
+
 
 class Worker:
     """A Python process that answers with lines of JSON, see ``answers``; it ends with the ``with`` block.
 
     Args:
-        command: what Python runs.
+        command: what Python runs, from the repository's root.
         log: the file for what the process prints.
         threads: number of threads of its runtime.
         settings: further environment variables.
@@ -26,6 +30,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, *command, "--threads", str(threads)],
                 env=os.environ | limits | settings,
+                cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -36,18 +41,33 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
     def turn(self, request: str) -> Any:
         """Send a line and wait for the answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{request}\n")
-        self._process.stdin.flush()
+        self.ask(request)
         return self.answer()
 
+    def ask(self, request: str) -> None:
+        """Send a line; a process that has ended says so in its answer."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{request}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
     def answer(self) -> Any:
-        """Wait for the next answer; ``{"error": …}`` if the process has ended."""
+        """Wait for the next answer; ``{"error": …}`` if the process has ended or takes too long."""
         assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+        if not ready:
+            self._process.kill()
+            return {"error": f"no answer within {PATIENCE:.0f} s"}
         if line := self._process.stdout.readline():
             return json.loads(line)
         lines = self._log.read_text().strip().splitlines() or [f"exit status {self._process.wait()}"]

@@ -150,7 +150,7 @@ class StaticCandidate:
 
     def on(self, runtime: str) -> StaticCandidate:
         """Return the candidate that a runtime's artifact is made from."""
-        return self.variants.get(runtime, self)
+        return self.variants.get(runtime) or (replace(self, variants={}) if self.variants else self)
 
     def apart(self) -> Mapping[str, StaticCandidate]:
         """Return what algorithms learn for, by runtime: one candidate for runtimes that quantize the same values.
@@ -236,7 +236,10 @@ class StaticCandidate:
     @property
     def plain(self) -> StaticCandidate:
         """The candidate as it was before any algorithm."""
-        return StaticCandidate(self.name, self.reference, self.calibration, self.scheme, keep_float=self.keep_float)
+        only = None if self.only is None else self.only | self.variants.keys()
+        return StaticCandidate(
+            self.name, self.reference, self.calibration, self.scheme, keep_float=self.keep_float, only=only
+        )
 
     def in_torch(self, runtime: str) -> Callable[..., Sequence[Tensor]]:
         """Return what a runtime computes: the converted graph."""

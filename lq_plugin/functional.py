@@ -63,8 +63,10 @@ def quantize(
 ) -> Candidate:
     """Make a candidate from a trained model; artifacts are exported from it.
 
-    Static: capture, calibrate, and run the scheme's algorithms. Dynamic: nothing is calibrated; the algorithms learn
-    from the first batches, until they hold ``scheme.algorithm_samples`` samples, and the others are not read.
+    Static: capture, calibrate, and run the scheme's algorithms. One of four samples is held out to judge them by and
+    not observed; with ``algorithms=()``, or with fewer than 32 samples, all are observed. Dynamic: nothing is
+    calibrated; the algorithms learn from the first batches, until they hold ``scheme.algorithm_samples`` samples, and
+    the others are not read.
 
     Args:
         model: any module; it is neither changed nor switched to another mode.
@@ -179,6 +181,7 @@ def _observed(
         graph = tracked.prepared(model, *first)
     recording = Recording.start(duplicate(graph), scheme)
     draw = Draw(graph, scheme.algorithm_samples, seed=0)
+    learns = bool(scheme.algorithm_names) and scheme.algorithm_samples >= LEAST_SAMPLES
     for args, kwargs in itertools.chain([first], inputs):
         if tracked.must_widen(model, args, kwargs):
             if isinstance(batches, Iterator):
@@ -189,11 +192,11 @@ def _observed(
                 )
             return None
         tensors = graph.signature.flatten(args, kwargs)
-        observed = draw.add(tensors) if scheme.algorithm_names else tensors
+        observed = draw.add(tensors) if learns else tensors
         if observed is not None:
             recording.observe(observed)
     samples = draw.drawn(draw.samples_seen)
-    if draw.samples_seen < LEAST_SAMPLES:  # the algorithms will not run, so nothing has to be judged
+    if draw.samples_seen < LEAST_SAMPLES:  # too few to learn from, so nothing has to be judged
         for call in samples.judge:
             recording.observe(call)
     return graph, recording.calibration(scheme.observer.name, split="batches"), samples

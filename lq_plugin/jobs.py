@@ -40,6 +40,7 @@ class Job(ABC):
         options: the exact configuration as builtins, for the manifest.
         example: an observed call of the target; by default the first one in validation.
         failure: why there can be no candidate, where this is already known and reported.
+        runtimes: those that artifacts are made for, so that algorithms do not learn for others; ``None`` for all.
     """
 
     option_of: ClassVar[str]  # class of the callback, for messages
@@ -49,6 +50,7 @@ class Job(ABC):
     options: Mapping[str, Any]
     example: Example | None = None
     failure: Exception | None = None
+    runtimes: frozenset[str] | None = None
 
     def candidate(self, store: Store) -> Candidate:
         """Make the candidate.
@@ -130,7 +132,10 @@ class StaticJob(Job):
         )
         warn_of_ranges(self.name, graph, calibration, self.scheme)
         calibration = replace(calibration, provenance=provenance)
-        return self._refined(StaticCandidate(self.name, graph, calibration, self.scheme))
+        candidate = StaticCandidate(self.name, graph, calibration, self.scheme)
+        if wanted := (self.runtimes or frozenset()).intersection(candidate.runtimes):
+            candidate = replace(candidate, only=wanted)
+        return self._refined(candidate)
 
     def _graph(self, example: Example) -> Graph:
         with parts_named(self.source.float_target, *example.call, self.source.target):

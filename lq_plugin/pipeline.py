@@ -161,10 +161,11 @@ def _delivered(run: _Run) -> Finished:
 
 
 def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
+    runtimes = None if plan.folder is None else frozenset(FORMATS[name].runtime for name in plan.formats)
     candidates = {
         job.name: attempt(
             f"candidate {job.name!r} could not be made",
-            partial(job.candidate, store),
+            partial(replace(job, runtimes=runtimes).candidate, store),
             Step[None](error=job.failure),
         )
         for job in plan.jobs

@@ -147,6 +147,8 @@ def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[
     judge = _Judge.of(candidate, samples.judge)
     start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
     states = dict(candidate.apart())
+    if not states:
+        return candidate, _untried(candidate, "nothing can be quantized for the runtimes that artifacts are made for")
     before = dict(judge.decibels(candidate, candidate.runtimes))
     for name in names:
         for runtimes in _alike(states):
@@ -162,7 +164,7 @@ def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[
             steps.append(replace(step, seconds=seconds, peak_memory_bytes=_peak_memory()))
             states |= dict.fromkeys(step.kept_on, result)
             before |= {runtime: after[runtime] for runtime in step.kept_on}
-    note(f"{candidate.name!r}: {'; '.join(_told(step, before) for step in steps)}")
+    note(f"{candidate.name!r}: {_told(steps, before)}")
     return (_joined(states) if any(step.kept_on for step in steps) else candidate), steps
 
 
@@ -242,13 +244,16 @@ def _bounded(metric: SignalToQuantizationNoise) -> float:
     return max(-EXACT_DB, min(metric.compute().item(), EXACT_DB)) if math.isfinite(noise) else -EXACT_DB
 
 
-def _told(step: AlgorithmStep, every: Mapping[str, object]) -> str:
-    if not step.kept_on:
-        where = _where(tuple(step.before), every) if step.before else ""
-        return f"{step.algorithm} {step.outcome.replace('_', ' ')}{where} ({step.reason})"
-    worst = min(step.kept_on, key=step.after.__getitem__)
-    where = _where(step.kept_on, every)
-    return f"{step.algorithm} kept{where} ({step.before[worst]:.1f} → {step.after[worst]:.1f} dB)"
+def _told(steps: Sequence[AlgorithmStep], every: Mapping[str, object]) -> str:
+    """What became of the steps; those with the same outcome for several groups of runtimes are told once."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for step in steps:
+        said, detail = f"{step.algorithm} {step.outcome.replace('_', ' ')}", step.reason
+        if step.kept_on:
+            worst = min(step.kept_on, key=step.after.__getitem__)
+            detail = f"{step.before[worst]:.1f} → {step.after[worst]:.1f} dB"
+        told.setdefault((said, detail), []).extend(step.kept_on or step.before)
+    return "; ".join(f"{said}{_where(runtimes, every)} ({detail})" for (said, detail), runtimes in told.items())
 
 
 def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:

@@ -25,6 +25,7 @@ from lq_plugin.refinement import repeated
 from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.search.cost import operations, time_saved
 from lq_plugin.search.mixed_precision import Search, order, search
+from lq_plugin.search.sensitivity import ranked
 from lq_plugin.selection import Budget
 from lq_plugin.steps import attempt
 from lq_plugin.store import Store
@@ -68,11 +69,13 @@ class Trials:
     def winner(self, limits: Search) -> StaticCandidate | None:
         """Search, and return the candidate within the budget with the fewest float operators; ``None`` if none is."""
         note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float …")
-        placed = self.candidate.placed(self.entry.runtime).quantized  # others are float already where trials run
-        errors = {each.node: each.error for each in self.sensitivity if each.node in placed}
-        ranking = order(errors, time_saved(operations(self.candidate.graph), self._microseconds()))
+        own = self.candidate.on(self.entry.runtime)  # algorithms may have learnt something else for others
+        placed = own.placed(self.entry.runtime).quantized  # others are float already where trials run
+        ranked_here = ranked(own, self.samples.judge) if self.candidate.variants else self.sensitivity
+        errors = {each.node: each.error for each in ranked_here if each.node in placed}
+        ranking = order(errors, time_saved(operations(own.graph), self._microseconds()))
         chosen = search(ranking, self._is_within, limits)
-        return None if chosen is None else self._mixed(frozenset(chosen))
+        return None if chosen is None else self._mixed(frozenset(chosen), self.candidate.plain)
 
     def _microseconds(self) -> Mapping[str, float]:
         """What INT8 saves in each operator of the artifact, as far as that is measured."""
@@ -82,18 +85,19 @@ class Trials:
         step = attempt("the time of operators cannot be measured; their multiplications are counted instead", saved)
         return step.result or {}
 
-    def _mixed(self, float_ops: frozenset[str]) -> StaticCandidate:
-        """The candidate with some operators left float; the algorithms that were kept run again."""
-        plain = replace(self.candidate.plain, keep_float=float_ops)
+    def _mixed(self, float_ops: frozenset[str], plain: StaticCandidate) -> StaticCandidate:
+        """A candidate with some operators left float; the algorithms that were kept run again."""
+        plain = replace(plain, keep_float=float_ops)
         learning = self.candidate.learning
         mixed = plain if learning is None else repeated(plain, self.samples, learning)
-        for runtime in self.candidate.runtimes:
+        for runtime in mixed.runtimes:
             mixed = mixed.with_float(runtime, self.candidate.on(runtime).faster_in_float.get(runtime, ()))
         return mixed
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
         start = time.perf_counter()
-        step = attempt("a trial failed; the search continues", lambda: self._measured(self._mixed(float_ops)))
+        plain = replace(self.candidate.plain, only=frozenset({self.entry.runtime}))  # the winner is made for all
+        step = attempt("a trial failed; the search continues", lambda: self._measured(self._mixed(float_ops, plain)))
         placed = self.candidate.placed(self.entry.runtime).quantized
         trial = Trial(
             candidate=self.candidate.name,

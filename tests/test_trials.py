@@ -145,6 +145,7 @@ def test_algorithms_learn_anew_for_every_trial(tmp_path: Path) -> None:
     made = finished(tmp_path, Search(max_trials=2), max_drop=1e-4, scheme=scheme)
     assert made.trials
     assert {step.algorithm for step in made.steps} == {"sequential"}
+    assert {runtime for step in made.steps for runtime in step.before} == {entry.runtime for entry in made.artifacts}
 
 
 def test_a_killed_search_goes_on_with_the_same_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from lq_plugin.errors import ArtifactError
 from lq_plugin.graph.graph import Graph
 
 GraphCall = tuple[Tensor, ...]  # the flat inputs of a graph
-HELD_OUT = 4  # every fourth sample is held out to judge what was learnt from the others
+HELD_OUT = 4  # one of so many samples is held out to judge what was learnt from the others
 MOST_OF_ONE_CALL = 32  # samples; samples of one batch may be alike, so several calls are better
 
 
@@ -63,7 +63,7 @@ def drawn_batches(batches: Sequence[int | float], wanted: int, seed: int, *, las
 class Draw:
     """Keeps a bounded random draw of samples from the calls that it is shown; the same seed gives the same samples.
 
-    Every fourth sample of all that it is shown is held out; if the graph takes only one batch size, every fourth call.
+    Of every four samples that it is shown one is held out; if the graph takes only one batch size, of every four calls.
     Of each part, every call is equally likely to be drawn, however many there are (reservoir sampling, Vitter, 1985).
     Of a large call some samples are kept.
 
@@ -86,6 +86,7 @@ class Draw:
     refused: ArtifactError | None = None
 
     def __post_init__(self) -> None:
+        self._generator, self._places = torch.Generator().manual_seed(self.seed), torch.zeros(0, dtype=torch.int64)
         judge = self.samples // HELD_OUT
         self._learn = _Reservoir(
             self.graph, self.samples - judge, MOST_OF_ONE_CALL * (HELD_OUT - 1) // HELD_OUT, self.seed
@@ -106,7 +107,7 @@ class Draw:
         """
         count, divisible = self.graph.samples(tensors), self.graph.is_divisible(tensors)
         first = self.samples_seen if divisible else self._calls_seen
-        held_out = (torch.arange(first, first + (count if divisible else 1)) % HELD_OUT) == HELD_OUT - 1
+        held_out = self._held_out(first, count if divisible else 1)
         self._calls_seen += 1
         self.samples_seen += count
         rest = self._part(tensors, ~held_out)
@@ -114,6 +115,15 @@ class Draw:
             if part is not None:
                 reservoir.add(part)
         return rest
+
+    def _held_out(self, first: int, count: int) -> Tensor:
+        """Which of the next ones are held out. One fixed place of four could be in step with the order of the data."""
+        numbers = torch.arange(first, first + count)
+        blocks = numbers // HELD_OUT - first // HELD_OUT
+        begun = self._places[-1:] if first % HELD_OUT else self._places[:0]
+        new = max(0, -(-(first + count) // HELD_OUT) - first // HELD_OUT - len(begun))
+        self._places = torch.cat([begun, torch.randint(HELD_OUT, (new,), generator=self._generator)])
+        return numbers % HELD_OUT == self._places[blocks]
 
     def _part(self, tensors: Sequence[Tensor], chosen: Tensor) -> GraphCall | None:
         """The chosen samples of a call; the whole call if it cannot be divided."""

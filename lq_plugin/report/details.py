@@ -85,7 +85,7 @@ def _algorithms(steps: Sequence[AlgorithmStep]) -> Section:
     return Section(
         "Algorithms",
         {
-            **dict.fromkeys(("candidate", "algorithm", "outcome"), "left"),
+            **dict.fromkeys(("candidate", "algorithm", "outcome", "on"), "left"),
             **dict.fromkeys(("dB before", "dB after", "s"), "right"),
             "reason": "left",
         },
@@ -94,6 +94,7 @@ def _algorithms(steps: Sequence[AlgorithmStep]) -> Section:
                 step.candidate,
                 step.algorithm,
                 step.outcome.replace("_", " "),
+                ", ".join(step.kept_on or step.before),
                 *(figure(decibels, ".1f") for decibels in _decisive(step)),
                 figure(step.seconds, ".1f"),
                 step.reason,

@@ -26,6 +26,7 @@ from torch import Tensor, fx
 
 from lq_plugin.algorithms.fisher import costs, pieces, power
 from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.coverage import QuantizedOp
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import calls
 from lq_plugin.graph.torch_patches import isolated
@@ -76,17 +77,23 @@ def ranked(
 ) -> tuple[Sensitivity, ...]:
     """Rank operators as :func:`sensitivity` does, on calls of the graph.
 
+    If algorithms learnt something else for some runtimes, the largest error of an operator on any of them counts.
+
     Args:
         candidate: it is not changed.
         tensors: for each call, the graph's flat input tensors.
         exhaustive: measure each operator alone.
         seed: of the estimate's random projections.
     """
-    errors = _exhaustive(candidate, tensors) if exhaustive else _estimated(candidate, tensors, seed)
+    errors, listed = dict[str, float](), dict[str, QuantizedOp]()
+    for each in {id(own): own for own in map(candidate.on, candidate.runtimes)}.values():
+        of_each = _exhaustive(each, tensors) if exhaustive else _estimated(each, tensors, seed)
+        errors |= {node: max(error, errors.get(node, 0.0)) for node, error in of_each.items()}
+        listed |= each.united.quantized
     total = sum(errors.values())
     found = [
-        Sensitivity(listed.name, listed.op, node, errors[node], errors[node] / total if total else 0.0)
-        for node, listed in candidate.united.quantized.items()
+        Sensitivity(op.name, op.op, node, errors[node], errors[node] / total if total else 0.0)
+        for node, op in listed.items()
     ]
     return tuple(sorted(found, key=lambda each: -each.error))
 

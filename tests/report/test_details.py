@@ -53,15 +53,17 @@ def test_notes_are_listed_with_their_candidates(content: Manifest) -> None:
 
 def test_every_algorithm_is_listed_with_what_it_gave(content: Manifest) -> None:
     steps = (
-        AlgorithmStep("static", "equalization", "kept", "", {"a": 9.0, "b": 9.5}, {"a": 12.5, "b": 12.0}, 3.21),
+        AlgorithmStep(
+            "static", "equalization", "kept", "", {"a": 9.0, "b": 9.5}, {"a": 12.5, "b": 12.0}, 3.21, kept_on=("a", "b")
+        ),
         AlgorithmStep("static", "smoothing", "refused", "+0.10 dB on a", {"a": 12.5}, {"a": 12.6}, 1.0),
         AlgorithmStep("static", "sequential", "not_tried", "the time limit of 4 s was reached"),
     )
     (section,) = sections(replace(content, steps=steps))
     assert section.rows == [
-        ("static", "equalization", "kept", "9.5", "12.0", "3.2", ""),
-        ("static", "smoothing", "refused", "12.5", "12.6", "1.0", "+0.10 dB on a"),
-        ("static", "sequential", "not tried", "–", "–", "0.0", "the time limit of 4 s was reached"),
+        ("static", "equalization", "kept", "a, b", "9.5", "12.0", "3.2", ""),
+        ("static", "smoothing", "refused", "a", "12.5", "12.6", "1.0", "+0.10 dB on a"),
+        ("static", "sequential", "not tried", "", "–", "–", "0.0", "the time limit of 4 s was reached"),
     ]
     assert section.plot == ""
 

@@ -94,3 +94,26 @@ def test_embeddings_and_integer_outputs_are_ranked_too() -> None:
         found = sensitivity(candidate, [batch])
         assert {each.node for each in found} == candidate.united.quantized.keys()
         assert all(each.error > 0 for each in found)
+
+
+class Upsampling(nn.Module):
+    """onnxruntime and torch.compile have no INT8 form of its transposed convolution; OpenVINO has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.last = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.up(self.first(x).relu()).relu())
+
+
+def test_what_was_learnt_for_each_runtime_is_ranked_together() -> None:
+    batches = torch.randn(64, 3, 8, 8).split(32)
+    plain = lq_plugin.quantize(Upsampling().eval(), batches, PLAIN)
+    learnt = lq_plugin.quantize(Upsampling().eval(), batches, Scheme(algorithms="sequential"))
+    assert isinstance(learnt, StaticCandidate)
+    assert learnt.variants or not any(step.kept_on for step in learnt.learning.steps)
+    found = [{each.op for each in sensitivity(candidate, batches)} for candidate in (plain, learnt)]
+    assert found[0] == found[1] == {"conv2d", "conv_transpose2d"}
+    alone = sensitivity(learnt.on("onnxruntime"), batches)
+    assert {each.op for each in alone} == {"conv2d"}

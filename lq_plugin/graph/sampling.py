@@ -117,12 +117,17 @@ class Draw:
         return rest
 
     def _held_out(self, first: int, count: int) -> Tensor:
-        """Which of the next ones are held out. One fixed place of four could be in step with the order of the data."""
+        """Which of the next ones are held out, never the very first, which may be the only one.
+
+        One fixed place of four could be in step with the order of the data.
+        """
         numbers = torch.arange(first, first + count)
         blocks = numbers // HELD_OUT - first // HELD_OUT
         begun = self._places[-1:] if first % HELD_OUT else self._places[:0]
         new = max(0, -(-(first + count) // HELD_OUT) - first // HELD_OUT - len(begun))
         self._places = torch.cat([begun, torch.randint(HELD_OUT, (new,), generator=self._generator)])
+        if not self._calls_seen:
+            self._places[:1].clamp_(min=1)
         return numbers % HELD_OUT == self._places[blocks]
 
     def _part(self, tensors: Sequence[Tensor], chosen: Tensor) -> GraphCall | None:

@@ -1,10 +1,10 @@
 """What follows a fit: seconds from its end to the manifest, step by step.
 
-Run it from anywhere, in an environment with ``lq_plugin``::
+Run it from the repository's root, in an environment with ``lq_plugin``::
 
-    python benchmarks/fit_end.py
-    python benchmarks/fit_end.py --samples 200 --out build/fit_end.json
-    python benchmarks/fit_end.py --profile build/fit_end.prof
+    python -m benchmarks.fit_end
+    python -m benchmarks.fit_end --samples 200 --out build/fit_end.json
+    python -m benchmarks.fit_end --profile build/fit_end.prof
 
 ResNet-18 for 3x224x224 with random weights is trained for two steps, quantized without algorithms, exported as
 ``onnx``, ``openvino`` and ``pt2``, and evaluated. The seconds of a step are its own, without those of steps within it;
@@ -27,16 +27,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import command_line
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from reference_models import SEED, images
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from vision_models import ResNet18
 
 import lq_plugin
+from benchmarks import command_line
+from benchmarks.reference_models import SEED, images
+from benchmarks.vision_models import ResNet18
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.callbacks import finishing
 

@@ -186,7 +186,7 @@ def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
     recurrent = [display_name(node) for node in refused if operator_type(node) in RECURRENT]
     if recurrent and not rules.dynamic_around_float_layers:
         raise UnsupportedError(
-            f"target: {recurrent} would stay float, because {runtime} has no INT8 form of recurrent layers."
+            f"target: {recurrent} would stay float, because recurrent layers have no INT8 form here for {runtime}."
         )
     return Placement(
         scheme.weights,

@@ -12,6 +12,7 @@ import inspect
 import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -110,14 +111,16 @@ class Signature:
             data = structure_json.decoded(data)
             read = cls(tuple(_parameter(parameter) for parameter in data["parameters"]), data["output"])
             structure_json.check(read.output, of_output=True)
-            read._inspected()
+            _ = read._inspected
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the signature is malformed ({type(error).__name__}: {error})") from None
         if [given["tensor"] for _, given in read.tensors()] != list(range(len(read.tensors()))):
             raise ValueError("the signature is malformed (its inputs are not numbered in order)")
         return read
 
+    @cached_property
     def _inspected(self) -> inspect.Signature:
+        """As Python has it; made once, because making it takes longer than a small model."""
         return inspect.Signature(
             [
                 inspect.Parameter(p.name, getattr(inspect.Parameter, p.kind), default=_default(p))
@@ -126,7 +129,7 @@ class Signature:
         )
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        signature = self._inspected()
+        signature = self._inspected
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:

@@ -212,7 +212,7 @@ def test_a_forward_gets_its_own_classes_and_a_file_holds_names_alone() -> None:
     assert graph.signature.unflatten(graph.module(A))["cache"] is None
     read = Signature.from_json(json.loads(json.dumps(graph.signature.to_json())))
     assert read.flatten([Given(A, Stage.TRAIN)], {})[0] is A
-    assert "Stage.TRAIN" in str(read._inspected())
+    assert "Stage.TRAIN" in str(read._inspected)
     with pytest.raises(ArtifactError, match=r"given\.stage: given 'train', but .* the constant Stage\.TRAIN"):
         read.flatten([Given(A, "train")], {})  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ functions that leave the number to the graph. A plain number that is made all th
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,8 +42,10 @@ class _Meta(type):
         return issubclass(other, int)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], Tensor | torch.SymInt | torch.SymFloat):
-            return args[0].item() if isinstance(args[0], Tensor) else torch.sym_int(args[0])
+        if len(args) == 1 and isinstance(args[0], Tensor | torch.SymInt):
+            return args[0].item() if isinstance(args[0], Tensor) else args[0]
+        if len(args) == 1 and isinstance(args[0], torch.SymFloat):
+            return math.trunc(args[0])  # by the graph
         return int(*args, **kwargs)
 
 
@@ -110,9 +113,10 @@ def sizes_of_numbers_fixed() -> Iterator[None]:
     def fixing(as_number: Callable[[SymNode, str, int], Any]) -> Callable[[SymNode, str, int], Any]:
         def fixing_as_number(self: SymNode, file: str, line: int) -> Any:
             number, sizes = as_number(self, file, line), self.shape_env
-            for symbol in () if sizes is None else self.expr.free_symbols:
-                if not sizes.is_unbacked_symint(symbol):
-                    sizes.evaluate_expr(symbol)
+            if sizes is not None:
+                for symbol in self.expr.free_symbols:
+                    if not sizes.is_unbacked_symint(symbol):  # which comes from data
+                        sizes.evaluate_expr(symbol)
             return number
 
         return fixing_as_number

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -19,9 +20,9 @@ from lq_plugin.untrusted import MEBIBYTE
 
 _MOST_OBJECTS = 300_000  # a module may hold its data set; 250 modules are 11,000 objects, seen in 30 ms
 _MOST_BYTES = 256 * MEBIBYTE
-_CLOSED = (type, ModuleType, FunctionType, MethodType)
+_CLOSED = (type, ModuleType)
 _UNKNOWN = (Iterator, random.Random, torch.Generator, numpy.random.Generator, numpy.random.RandomState)  # their next
-_LIBRARIES = ("torch", "lightning", "pytorch_lightning")
+_LIBRARIES = ("torch", "lightning", "pytorch_lightning", "lq_plugin")
 _Trace = tuple[Any, Any, Tensor | None]  # an object, what tells whether it changed, and a copy of its content
 
 
@@ -41,9 +42,9 @@ class State:
 
 
 def state_of(module: nn.Module) -> State:
-    """Return what a module reaches: attributes, items of containers, contents of tensors, what it logged, random state.
+    """Return what a module reaches: attributes, items, contents of tensors, what hooks refer to, what it has logged.
 
-    The objects are held by it, so that none made later has the same identity. Parameters are compared by their version
+    The random state counts, too. The objects are held, so that none made later has the same identity. Parameters are compared by their version
     alone: a write to their ``.data`` is not seen, nor is what a forward leaves in a global variable.
 
     Args:
@@ -90,6 +91,8 @@ def _items(value: Any) -> list[Any]:
     """What an object holds. Of libraries' objects only modules are opened, and what a Trainer has logged."""
     if isinstance(value, (Tensor, *_CLOSED)):
         return []
+    if isinstance(value, FunctionType | MethodType | partial):
+        return _reached_by_function(value)
     opened = children(value)
     items = [] if opened is None else [part for pair in opened[1] for part in pair]
     if isinstance(value, Set | deque):
@@ -97,6 +100,18 @@ def _items(value: Any) -> list[Any]:
     if not isinstance(value, nn.Module) and type(value).__module__.partition(".")[0] in _LIBRARIES:
         return [*items, getattr(value, "_results", None)]
     return [*items, *(part for pair in getattr(value, "__dict__", {}).items() for part in pair)]
+
+
+def _reached_by_function(value: Any) -> list[Any]:
+    """What a function can change, such as a hook that keeps features in the module that registered it."""
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if str(value.__module__).partition(".")[0] in _LIBRARIES:  # what stands for the forward, too
+        return []
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
 
 
 def _same(before: _Trace, after: _Trace) -> bool:

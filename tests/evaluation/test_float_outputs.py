@@ -109,6 +109,22 @@ class Again(Plain):
         return self(x, again=False) if again else super().forward(x)
 
 
+class Hooked(Plain):
+    """A hook inside of its target keeps what its step reads."""
+
+    def __init__(self, bound: bool) -> None:
+        super().__init__()
+        self.kept = torch.zeros(())
+        self.net[0].register_forward_hook(self.keep if bound else lambda *call: self.keep(*call))
+
+    def keep(self, part: nn.Module, args: Any, output: Tensor) -> None:
+        self.kept = output.mean()
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        super().validation_step(batch, index)
+        self.log("kept", self.kept)
+
+
 class Slightly(nn.Module):
     """What stands for an artifact."""
 
@@ -142,6 +158,14 @@ def test_what_a_forward_leaves_behind_is_logged_as_without_kept_outputs(left: st
     assert calls == 2
     assert kept == computed
     assert "left" in kept.metrics
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_what_a_hook_keeps_outside_of_the_target_is_logged_as_without_kept_outputs(bound: bool) -> None:
+    model, floats = Hooked(bound), FloatOutputs()
+    scores(model, DATA, "validate", None, target="net", floats=floats)
+    kept, computed = (scores(model, DATA, "validate", Slightly(), target="net", floats=f) for f in (floats, None))
+    assert kept == computed
 
 
 def test_buffers_that_are_not_a_number_are_no_change() -> None:

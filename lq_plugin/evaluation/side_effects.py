@@ -44,8 +44,9 @@ class State:
 def state_of(module: nn.Module) -> State:
     """Return what a module reaches: attributes, items, contents of tensors, what hooks refer to, what it has logged.
 
-    The random state counts, too. The objects are held, so that none made later has the same identity. Parameters are compared by their version
-    alone: a write to their ``.data`` is not seen, nor is what a forward leaves in a global variable.
+    The random state counts, too. The objects are held, so that none made later has the same identity. Parameters are
+    compared by their version alone: a write to their ``.data`` is not seen, nor is what a forward leaves in a global
+    variable or in ``__slots__``.
 
     Args:
         module: with all that it holds.

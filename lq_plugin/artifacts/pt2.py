@@ -75,8 +75,9 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], Sequ
 def _rounding_at_once(module: fx.GraphModule) -> fx.GraphModule:
     """Return the graph with one operator for each quantize/dequantize pair, for eager torch; tensors are shared.
 
-    The numbers are the same bit by bit, infinities included. torch computes a pair as seven operators over the whole
-    tensor, which took half of ResNet-18's time (3x224x224, batch 50: 3.3 s a batch on one core of an AMD EPYC).
+    Numbers are the same bit by bit, infinities included. Not a number differs for int8: the pair makes it zero, one
+    operator the lowest value (torch 2.13, x86). torch computes a pair as seven operators over the whole tensor, which
+    took half of ResNet-18's time (3x224x224, batch 50: 3.3 s a batch on one core of an AMD EPYC).
     """
     made = fx.GraphModule(module, copy.deepcopy(module.graph))
     for node in list(made.graph.nodes):

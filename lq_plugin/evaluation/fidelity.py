@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from lq_plugin.graph.nesting import leaves, mapped, tensors
@@ -67,6 +67,7 @@ class FloatOutputs:
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], Any] = {}
         self._bytes = 0
+        self._refused = False
 
     def keep(self, key: tuple[int, str] | None, output: Any) -> None:
         """Keep a copy of an output, as long as there is room; the caller may change it in place.
@@ -76,11 +77,20 @@ class FloatOutputs:
             output: a tensor or a nest of containers with tensors.
         """
         size = sum(tensor.nbytes for tensor in tensors(output))
-        if key is None or self._bytes + size > _MOST_BYTES:
+        if key is None or self._refused or self._bytes + size > _MOST_BYTES:
             return
         with suppress(Exception):  # a class that cannot be made again; the target will run beside artifacts
             self._known[key] = mapped(lambda tensor: tensor.detach().clone(), output)
             self._bytes += size
+
+    def refuse(self) -> None:
+        """Keep nothing, now or later: a call of the target does more than return an output."""
+        self._known, self._refused = {}, True
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing is kept."""
+        return self._refused
 
     def of(self, key: tuple[int, str] | None) -> Any:
         """Return what was kept for a call; ``None`` for nothing."""
@@ -104,20 +114,6 @@ def call_key(number: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tup
     plain = [None if isinstance(leaf, Tensor) else leaf for leaf in given]
     numbered = {str(place): leaf for place, leaf in enumerate(given) if isinstance(leaf, Tensor)}
     return number, f"{tensors_digest(numbered)} {list(kwargs)} {plain}"
-
-
-def attributes(module: nn.Module) -> list[tuple[int, int]]:
-    """Return which objects a module and its parts hold, and the lengths of collections.
-
-    If these are others after a call, it has left something behind, such as a loss that ``validation_step`` reads.
-    """
-    return list(_held(module))
-
-
-def _held(module: nn.Module) -> Iterator[tuple[int, int]]:
-    for part in module.modules():
-        for value in vars(part).values():
-            yield id(value), len(value) if isinstance(value, list | dict | set) else 0
 
 
 def max_difference(given: Any, wanted: Any) -> float:

@@ -18,10 +18,10 @@ from lq_plugin.evaluation.fidelity import (
     SQNR_SAMPLES,
     FloatOutputs,
     SignalToQuantizationNoise,
-    attributes,
     call_key,
 )
 from lq_plugin.evaluation.loop import Data
+from lq_plugin.evaluation.side_effects import state_of
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size, retyped
 from lq_plugin.graph.torch_patches import process_group_hidden
@@ -129,15 +129,18 @@ class _Fidelity:
         return self._sqnr.compute().item() if self._seen and self._reference is not None else None
 
     def kept(self, original: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return what the float target returns; keep it, unless the call left more behind than its output."""
+        """Return what the float target returns; keep it, unless a call leaves more behind than its output."""
         floats, target = self._floats, getattr(original, "__self__", None)
-        if floats is None or not isinstance(target, nn.Module) or self._seen >= self._samples:
+        if floats is None or floats.refused or not isinstance(target, nn.Module) or self._seen >= self._samples:
             return original(*args, **kwargs)
-        key, before = call_key(self._calls, args, kwargs), attributes(target)
+        number = self._calls
+        key, before = call_key(number, args, kwargs), state_of(target)
         self._count(args, kwargs)
         output = original(*args, **kwargs)
-        if attributes(target) == before and call_key(self._calls - 1, args, kwargs) == key:
+        if state_of(target).is_as(before) and call_key(number, args, kwargs) == key:
             floats.keep(key, output)
+        else:
+            floats.refuse()
         return output
 
     def compared(self, output: Any, original: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

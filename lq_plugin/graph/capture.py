@@ -21,7 +21,7 @@ from lq_plugin.graph.contradiction import contradiction
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.explaining import explanation
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.integers import ints_noted, sizes_of_graph
+from lq_plugin.graph.integers import ints_noted, sizes_of_graph, sizes_of_numbers_fixed
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import Structure
 from lq_plugin.graph.torch_patches import (
@@ -231,6 +231,7 @@ def _export(flat: _FlatForward, tensors: tuple[Tensor, ...], shapes: Any, checks
         muted(),
         recurrent_layers_whole(),
         attention_in_parts(),
+        sizes_of_numbers_fixed(),
         checks_left_out(checks.append),
         tensors_copied_by_graph(),
         contextlib.redirect_stderr(io.StringIO()),

@@ -1,12 +1,13 @@
-"""``len(x)``, ``int(x.shape[1])`` and ``int(lengths.max())`` in a forward: numbers that a graph can compute.
+"""``len(x)``, ``int(x.shape[1] / 2)`` and ``int(lengths.max())`` in a forward: numbers that a graph can compute.
 
 ``len`` and ``int`` have to return plain numbers, so ``torch.export`` fixes sizes that pass through them, and refuses
 numbers that come from data. While a forward is captured, these names therefore stand, in the modules of its code, for
-functions that leave the number to the graph.
+functions that leave the number to the graph. A plain number that is made all the same fixes the sizes it comes from.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.sym_node import SymNode
 
 from lq_plugin.graph.replacing import replaced_method
 
@@ -42,6 +44,8 @@ class _Meta(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and isinstance(args[0], Tensor | torch.SymInt):
             return args[0].item() if isinstance(args[0], Tensor) else args[0]
+        if len(args) == 1 and isinstance(args[0], torch.SymFloat):
+            return math.trunc(args[0])  # by the graph
         return int(*args, **kwargs)
 
 
@@ -93,8 +97,35 @@ def ints_noted(target: nn.Module) -> Iterator[list[str]]:
     with (
         replaced_method(Tensor, "__int__", noting(Tensor.__int__)),
         replaced_method(torch.SymInt, "__int__", noting(torch.SymInt.__int__)),
+        replaced_method(torch.SymFloat, "__int__", noting(torch.SymFloat.__int__)),
     ):
         yield noted
+
+
+@contextmanager
+def sizes_of_numbers_fixed() -> Iterator[None]:
+    """Fix the sizes that a plain number is computed from, so that no graph takes others and gives wrong results.
+
+    For ``range(x.shape[1] // 2)`` and 16, torch.export 2.13 only notes that the half is 8, which graphs do not check.
+    Where the dimension was asked to be dynamic, it then fails and says so.
+    """
+
+    def fixing(as_number: Callable[[SymNode, str, int], Any]) -> Callable[[SymNode, str, int], Any]:
+        def fixing_as_number(self: SymNode, file: str, line: int) -> Any:
+            number, sizes = as_number(self, file, line), self.shape_env
+            if sizes is not None:
+                for symbol in self.expr.free_symbols:
+                    if not sizes.is_unbacked_symint(symbol):  # which comes from data
+                        sizes.evaluate_expr(symbol)
+            return number
+
+        return fixing_as_number
+
+    with (
+        replaced_method(SymNode, "guard_int", fixing(SymNode.guard_int)),
+        replaced_method(SymNode, "guard_float", fixing(SymNode.guard_float)),
+    ):
+        yield
 
 
 def _namespaces(target: nn.Module) -> dict[int, dict[str, Any]]:

@@ -6,7 +6,9 @@ PYTEST_DONT_REWRITE: pytest compiles an assert to other bytecode than Python doe
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -225,3 +227,69 @@ def test_a_counted_batch_stays_dynamic(count: Callable[[Tensor], int]) -> None:
     graph = capture(module, [x])
     assert graph.signature.tensors()[0][1]["shape"] == [None, 2, 4]
     assert torch.equal(graph.module(x[:2])[0], module(x[:2]))
+
+
+class Resized(nn.Module):
+    """Computes a size, or something else, from the size of an image."""
+
+    def __init__(self, number: Callable[[Any], Any], use: Callable[[Tensor, Any], Tensor]) -> None:
+        super().__init__()
+        self.number, self.use, self.layer = number, use, nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.layer(x), self.number(x.shape[2]))
+
+
+def to_size(y: Tensor, size: Any) -> Tensor:
+    return nn.functional.interpolate(y, size=(size, y.shape[3]))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda n: int(n / 2),
+        lambda n: int(n * 0.6),
+        lambda n: int(n // 2),
+        lambda n: int(n // 2.0),
+        lambda n: int(round(n * 0.6)),  # noqa: RUF046
+        lambda n: int(math.ceil(n / 3)),  # noqa: RUF046
+        lambda n: math.trunc(n / 3),
+        lambda n: round(n / 3),
+        lambda n: next(map(int, [n / 3])),
+    ],
+)
+def test_a_size_that_is_rounded_stays_dynamic(number: Callable[[Any], Any]) -> None:
+    module, x = Resized(number, to_size).eval(), torch.randn(2, 1, 9, 11)
+    graph = capture(module, [x], dynamic_dims={"x": [2, 3]}).module
+    for size in (9, 8, 7, 13):
+        given = torch.randn(3, 1, size, size + 1)
+        assert torch.equal(graph(given)[0], module(given))
+
+
+FIXING = [
+    (lambda n: range(n // 2), lambda y, numbers: torch.stack([y[:, :, number] for number in numbers])),
+    (lambda n: math.sqrt(n * 2), lambda y, number: y / number),
+    (lambda n: float(n / 2), lambda y, number: y / number),
+    (lambda n: n // 3, lambda y, number: y.chunk(number, dim=2)[0]),
+]
+
+
+@pytest.mark.parametrize(("number", "use"), FIXING)
+def test_a_size_that_becomes_a_plain_number_cannot_be_dynamic(number: Any, use: Any) -> None:
+    with pytest.raises(CaptureError, match=r"the forward of Resized fixes x.shape\[2\] to 9. Leave it out"):
+        capture(Resized(number, use).eval(), [torch.randn(2, 1, 9, 11)], dynamic_dims={"x": [2, 3]})
+
+
+class OfBatch(nn.Module):
+    """Divides by half of its batch, in a way that no graph computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) / math.sqrt(x.shape[0] / 2)
+
+
+def test_a_batch_that_becomes_a_plain_number_is_fixed() -> None:
+    assert capture(OfBatch(), [torch.randn(6, 4)]).signature.tensors()[0][1]["shape"] == [6, 4]

@@ -19,7 +19,7 @@ from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
-from lq_plugin.exporting import exported
+from lq_plugin.exporting import decided, exported
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
@@ -250,14 +250,13 @@ def _placed_one(
         return entry
     if not placing.applies(candidate, entry.format):
         return entry
-    decide = partial(placing.decided, candidate, entry.format, subject.path(entry), (floats, int8))
-    step = attempt(f"the placement of {entry.label} cannot be decided on", decide)
-    decision = placing.known(candidate, entry.format)
-    if step.result is None or decision is None:
+    placed = decided(placing, candidate, entry.format, subject.path(entry), (floats, int8))
+    decision = placing.known(placed, entry.format)
+    if decision is None:
         return entry
     if not decision.float_ops:
         return replace(entry, placement=decision.reason)
-    candidates[entry.candidate] = Step(step.result)
+    candidates[entry.candidate] = Step(placed)
     job = next(job for job in run.plan.jobs if job.name == entry.candidate)
     return run.exported(job, candidates[entry.candidate], entry.format)
 

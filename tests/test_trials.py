@@ -31,6 +31,7 @@ from lq_plugin.apps.train import outcome
 from lq_plugin.artifacts import base
 from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.checkpoints import LIVE, Checkpoint
+from lq_plugin.checksums import of_file
 from lq_plugin.coverage import Measured
 from lq_plugin.errors import EvaluationError
 from lq_plugin.evaluation import kernels
@@ -118,6 +119,14 @@ def test_a_search_leaves_the_bad_layer_float_and_exports_the_winner(
     monkeypatch.setattr(
         kernels, "counted", lambda entry, folder: (counted.append(entry.label), count(entry, folder))[1]
     )
+    compare = pipeline.compare
+
+    def compared(subject: Subject, *rest: Any) -> Any:
+        for entry in manifest.read(subject.folder / "manifest.json").artifacts:  # if the run is killed from here on
+            assert {name: of_file(subject.path(entry) / name) for name in entry.sha256} == entry.sha256
+        return compare(subject, *rest)
+
+    monkeypatch.setattr(pipeline, "compare", compared)
     made = finished(tmp_path, Search(max_trials=6))
     assert counted == ["static/onnx", "static/openvino"] * 2  # before and after the search, and not in its trials
     assert {entry.status for entry in made.artifacts} == {"ok"}

@@ -304,9 +304,15 @@ def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished)
     settled = replace(run, placing=None)  # a winner keeps what was decided about the candidate that it comes from
     for entry in known.artifacts:
         if entry.candidate in winners:
-            winner = settled.exported_again(entry, winners)
-            finished = _with_entry(run, finished, replace(winner, placement=entry.placement))
+            finished = _with_entry(run, finished, _won(settled.exported_again(entry, winners), entry.placement))
     return _evaluated(settled, protocol, finished)
+
+
+def _won(entry: Entry, placement: str | None) -> Entry:
+    """A winner's artifact with what was measured about the artifact that it replaces; its own placement was not."""
+    if placement is None or entry.path is None:
+        return entry
+    return replace(entry, placement=f"before the search for mixed precision: {placement}")
 
 
 def _subjects(run: _Run, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:

@@ -111,6 +111,13 @@ def test_without_a_search_the_manifest_says_which_layer_hurts(tmp_path: Path) ->
     assert made.trials == ()
 
 
+class Decided(dict[str, Measured]):
+    """What was measured about every artifact."""
+
+    def get(self, *_: Any) -> Any:
+        return Measured(True, "measured here")
+
+
 def test_a_search_leaves_the_bad_layer_float_and_exports_the_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,10 +134,14 @@ def test_a_search_leaves_the_bad_layer_float_and_exports_the_winner(
         return compare(subject, *rest)
 
     monkeypatch.setattr(pipeline, "compare", compared)
+    monkeypatch.setattr(pipeline, "_placing", lambda *_: MeasuredPlacement(Latency(threads=1), Decided()))
+    monkeypatch.setattr(MeasuredPlacement, "saved", lambda *_: {})
     made = finished(tmp_path, Search(max_trials=6))
     assert counted == ["static/onnx", "static/openvino"] * 2  # before and after the search, and not in its trials
     assert {entry.status for entry in made.artifacts} == {"ok"}
     for entry in made.artifacts:
+        assert entry.placement == "before the search for mixed precision: measured here"
+        assert pipeline._won(replace(entry, path=None, placement=None), "measured here").placement is None
         assert [op.op for op in entry.quantized_ops] == ["linear", "linear"]
         assert ("net.3.linear_1", "chosen to stay float") in {(op.name, op.reason) for op in entry.float_ops}
     assert [(trial.float_ops, trial.within) for trial in made.trials] == [(("net.3.linear_1",), True)]

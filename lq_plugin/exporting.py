@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read
 from lq_plugin.artifacts.digest import artifact_digest
-from lq_plugin.candidate import Candidate
+from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedError
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement
@@ -40,8 +40,9 @@ def export(
             chooses by default. Whether a GRU is faster in INT8 is measured with this number.
         placement: ``"auto"``: measure whether a static candidate is faster than FP32 on each runtime, for one sample;
             where it is not, operators that cost more than they gain go back to float, if that is measured to be faster
-            on this machine. The decisions are kept in the folder, and read back by the next call. ``"runtime"``: place
-            it as the runtime wants it, and measure nothing for that.
+            on this machine. The decisions are kept in the folder, and read back by the next call. What cannot be
+            measured is logged, and stays as the runtime wants it. ``"runtime"``: place it as the runtime wants it, and
+            measure nothing for that.
 
     Returns:
         The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
@@ -52,7 +53,6 @@ def export(
         UnsupportedError: none of the formats exists for the candidate.
         MissingExtraError: a format needs a package that is not installed.
         ExportError: a runtime's exporter refused the graph.
-        EvaluationError: the placement was to be measured, and that failed.
     """
     method = candidate.scheme.method
     asked = [name for name in FORMATS if method not in FORMATS[name].refuses] if formats is None else formats
@@ -87,8 +87,30 @@ def _placed_artifact(
     known = placing.known(candidate, format_name) is not None
     candidate = placing.recalled(candidate, [format_name])
     artifact = export_one(candidate, path, format_name, threads)
-    placed = candidate if known else placing.decided(candidate, format_name, path)
+    if known:
+        return artifact
+    placed = decided(placing, candidate, format_name, path)
     return artifact if placed is candidate else export_one(placed, path, format_name, threads)
+
+
+def decided(
+    placing: MeasuredPlacement,
+    candidate: StaticCandidate,
+    format_name: str,
+    path: Path,
+    before: tuple[float, float] | None = None,
+) -> StaticCandidate:
+    """Return a candidate with the fastest placement found, or as it is; a failure is logged, and costs no artifact.
+
+    Args:
+        placing: measures.
+        candidate: a static candidate for whose format nothing was decided yet.
+        format_name: one whose runtime has a profiler.
+        path: folder of the candidate's artifact in this format.
+        before: milliseconds of a call of FP32 and of that artifact, where they are known.
+    """
+    what = f"the placement of {candidate.name}/{format_name} cannot be decided on"
+    return attempt(what, partial(placing.decided, candidate, format_name, path, before)).result or candidate
 
 
 def exported(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin import selection
-from lq_plugin.artifacts.base import FORMATS, formats_of
+from lq_plugin.artifacts.base import formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
@@ -23,6 +23,7 @@ from lq_plugin.exporting import exported
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
+from lq_plugin.placing import Candidates, placed, recalled
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
@@ -100,6 +101,11 @@ class Finished:
     sensitivity: Mapping[str, Sequence[Sensitivity]] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
 
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The artifacts of the manifest, and those that could not be made."""
+        return () if self.manifest is None else self.manifest.artifacts
+
 
 def finish(plan: Plan, store: Store) -> Finished:
     """Make candidates, export them, evaluate the artifacts, select one, and write the manifest after each of these.
@@ -136,6 +142,10 @@ class _Run:
         known = self.placing and self.placing.known(candidate.result, format_name)
         return replace(entry, placement=known.reason) if known and entry.path is not None else entry
 
+    def exported_again(self, entry: Entry, candidates: Candidates) -> Entry:
+        job = next(job for job in self.plan.jobs if job.name == entry.candidate)
+        return self.exported(job, candidates[job.name], entry.format)
+
 
 def _placing(plan: Plan, store: Store) -> MeasuredPlacement | None:
     """What decides on placements by measuring; ``None`` where nothing is to be measured."""
@@ -145,7 +155,9 @@ def _placing(plan: Plan, store: Store) -> MeasuredPlacement | None:
 
 def _delivered(run: _Run) -> Finished:
     plan = run.plan
-    candidates = _recalled(run, _candidates(plan, run.store))
+    candidates: Candidates = _candidates(plan, run.store)
+    if run.placing is not None:
+        candidates = recalled(run.placing, candidates, plan.formats)
     earlier = remove_manifest(run.folder)
     entries = [
         run.exported(job, candidates[job.name], name)
@@ -156,7 +168,7 @@ def _delivered(run: _Run) -> Finished:
     finished = _with_manifest(run, Finished(candidates), entries)
     if plan.protocol is None:
         return finished
-    finished = _evaluated(run, plan.protocol, finished, entries)
+    finished = _evaluated(run, plan.protocol, finished)
     return finished if plan.search is None else _searched(run, plan.protocol, plan.search, finished)
 
 
@@ -175,19 +187,6 @@ def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
     return candidates
 
 
-def _recalled(run: _Run, candidates: dict[str, Step[Candidate]]) -> dict[str, Step[Candidate]]:
-    """The candidates with the placements that an earlier run has decided on."""
-    placing = run.placing
-    if placing is None:
-        return candidates
-    return {
-        name: replace(step, result=placing.recalled(step.result, run.plan.formats))
-        if isinstance(step.result, StaticCandidate)
-        else step
-        for name, step in candidates.items()
-    }
-
-
 def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
     """Raise a user error, or the reason why there is no candidate at all."""
     errors = [step.error for step in candidates.values() if step.error is not None]
@@ -196,71 +195,70 @@ def _check(candidates: Mapping[str, Step[Candidate]]) -> None:
         raise (mistakes or errors)[0]
 
 
-def _evaluated(run: _Run, protocol: Protocol, finished: Finished, entries: Sequence[Entry]) -> Finished:
+def _evaluated(run: _Run, protocol: Protocol, finished: Finished) -> Finished:
     """Evaluate, judge and select; a model that cannot be evaluated does not stop the others."""
     comparisons: list[Comparison] = []
     measured: dict[str, Entry] = {}
-    candidates = dict(finished.candidates)
-    subjects = attempt("nothing can be evaluated", partial(_subjects, run, candidates, entries))
+    subjects = attempt("nothing can be evaluated", partial(_subjects, run, finished.candidates, finished.entries))
     failure = subjects.reason
     for given in subjects.result or ():
-        labels = ", ".join(entry.label for entry in given.entries)
-        placed, known = (given.entries, None) if run.placing is None else _placed(run, protocol, given, candidates)
-        measured |= {entry.label: entry for entry in placed}
-        subject = replace(given, entries=[entry for entry in placed if entry.path is not None])
-        step = attempt(f"{labels} cannot be evaluated", partial(compare, subject, protocol, note, known))
+        times, subject = _timed(given, protocol), given
+        if run.placing is not None and times.result is not None:
+            finished = _placed(run, run.placing, finished, given, times.result)
+            subject = _renewed(given, finished)
+            times = times if _sums(subject) == _sums(given) else _timed(subject, protocol)
+        step = _compared(subject, protocol, times)
         failure = step.reason or failure
         if step.result is None:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
         else:
             comparisons.append(step.result)
             measured |= {entry.label: entry for entry in step.result.entries}
-    finished = replace(finished, candidates=candidates)
+    entries = [measured.get(entry.label, entry) for entry in finished.entries]
     if not comparisons:
-        left = [measured.get(entry.label, entry) for entry in entries]
-        return replace(_with_manifest(run, finished, left, budget=run.plan.budget), unjudged=failure)
+        return replace(_with_manifest(run, finished, entries, budget=run.plan.budget), unjudged=failure)
     budget, reason, mistake = _budget(run.plan, comparisons[0].judged_by)
-    judgements = [judged(measured.get(entry.label, entry), budget, reason) for entry in entries]
+    judgements = [judged(entry, budget, reason) for entry in entries]
     finished = replace(finished, sensitivity=_sensitivity(run.plan, finished, judgements))
     finished = _with_manifest(run, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
     return replace(finished, unjudged=mistake)
 
 
-def _placed(
-    run: _Run, protocol: Protocol, subject: Subject, candidates: dict[str, Step[Candidate]]
-) -> tuple[Sequence[Entry], Timed | None]:
-    """Decide on the placements of a subject's artifacts where that was not done before; updates the candidates.
-
-    Returns:
-        The artifacts, some of them exported again, and the latencies of all; ``None`` where these have to be measured.
-    """
-    step = attempt("placements cannot be decided on", partial(timed, subject, protocol, note))
-    if step.result is None:
-        return subject.entries, None
-    entries = [_placed_one(run, subject, entry, step.result, candidates) for entry in subject.entries]
-    same = [entry.sha256 for entry in entries] == [entry.sha256 for entry in subject.entries]
-    return entries, step.result if same else None
+def _timed(subject: Subject, protocol: Protocol) -> Step[Timed]:
+    return attempt(f"the latency of {subject.labels} cannot be measured", partial(timed, subject, protocol, note))
 
 
-def _placed_one(
-    run: _Run, subject: Subject, entry: Entry, known: Timed, candidates: dict[str, Step[Candidate]]
-) -> Entry:
-    placing, candidate = run.placing, candidates[entry.candidate].result
-    floats, int8 = known.median(FORMATS[entry.format].lane), known.median(entry.label)
-    if placing is None or floats is None or int8 is None or entry.placement is not None:
-        return entry
-    if not placing.applies(candidate, entry.format):
-        return entry
-    decide = partial(placing.decided, candidate, entry.format, subject.path(entry), (floats, int8))
-    step = attempt(f"the placement of {entry.label} cannot be decided on", decide)
-    decision = placing.known(candidate, entry.format)
-    if step.result is None or decision is None:
-        return entry
-    if not decision.float_ops:
-        return replace(entry, placement=decision.reason)
-    candidates[entry.candidate] = Step(step.result)
-    job = next(job for job in run.plan.jobs if job.name == entry.candidate)
-    return run.exported(job, candidates[entry.candidate], entry.format)
+def _compared(subject: Subject, protocol: Protocol, times: Step[Timed]) -> Step[Comparison]:
+    def compared() -> Comparison:
+        assert times.result is not None
+        return compare(subject, protocol, note, times.result)
+
+    return attempt(f"{subject.labels} cannot be evaluated", compared, times)
+
+
+def _sums(subject: Subject) -> Sequence[Mapping[str, str]]:
+    return [entry.sha256 for entry in subject.entries]
+
+
+def _placed(run: _Run, placing: MeasuredPlacement, finished: Finished, subject: Subject, known: Timed) -> Finished:
+    """Decide on the placements of a subject's artifacts, and export those again that are faster in another one."""
+    finished = replace(finished, candidates=placed(placing, finished.candidates, subject, known))
+    for entry in subject.entries:
+        if entry.placement is not None:
+            continue
+        decision = placing.known(finished.candidates[entry.candidate].result, entry.format)
+        if decision is not None and decision.float_ops:
+            finished = _with_entry(run, finished, run.exported_again(entry, finished.candidates))
+        elif decision is not None:
+            finished = _with_entry(run, finished, replace(entry, placement=decision.reason))
+    return finished
+
+
+def _renewed(subject: Subject, finished: Finished) -> Subject:
+    """The subject with its artifacts as they are now; one that could not be exported again is none."""
+    labels = {entry.label for entry in subject.entries}
+    made = [entry for entry in finished.entries if entry.label in labels and entry.path is not None]
+    return replace(subject, entries=made)
 
 
 def _sensitivity(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Mapping[str, Sequence[Sensitivity]]:
@@ -304,15 +302,18 @@ def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished)
     )
     if not winners:
         return _with_manifest(run, finished, known.artifacts, fp32=known.fp32, budget=known.budget)
-    jobs = {job.name: job for job in run.plan.jobs}
     settled = replace(run, placing=None)  # a winner keeps what was decided about the candidate that it comes from
-    entries = [
-        replace(settled.exported(jobs[name], winners[name], entry.format), placement=entry.placement)
-        if (name := entry.candidate) in winners
-        else entry
-        for entry in known.artifacts
-    ]
-    return _evaluated(settled, protocol, finished, entries)
+    for entry in known.artifacts:
+        if entry.candidate in winners:
+            finished = _with_entry(run, finished, _won(settled.exported_again(entry, winners), entry.placement))
+    return _evaluated(settled, protocol, finished)
+
+
+def _won(entry: Entry, placement: str | None) -> Entry:
+    """A winner's artifact with what was measured about the artifact that it replaces; its own placement was not."""
+    if placement is None or entry.path is None:
+        return entry
+    return replace(entry, placement=f"before the search for mixed precision: {placement}")
 
 
 def _subjects(run: _Run, candidates: Mapping[str, Step[Candidate]], entries: Sequence[Entry]) -> list[Subject]:
@@ -364,6 +365,14 @@ def _with_manifest(
     message = f"{str(place)!r} cannot be written; its content is in ArtifactExport.manifest"
     attempt(message, partial(manifest.write, run.folder, made))
     return replace(finished, manifest=made)
+
+
+def _with_entry(run: _Run, finished: Finished, made: Entry) -> Finished:
+    """Write the manifest with an artifact as it is now; a run that is killed later leaves no checksums of another."""
+    known = finished.manifest
+    assert known is not None
+    entries = [made if entry.label == made.label else entry for entry in known.artifacts]
+    return _with_manifest(run, finished, entries, known.fp32, known.budget)
 
 
 def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[str, tuple[str, ...]]:

@@ -25,7 +25,7 @@ LAYERS = (
     "apps",
     "callbacks",
     "pipeline",
-    "exporting functional jobs output_folder trials",
+    "exporting functional jobs output_folder placing trials",
     "refinement",
     "source steps store",
     "evaluation",

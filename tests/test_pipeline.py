@@ -167,6 +167,13 @@ def test_what_is_faster_in_float_is_exported_again_and_so_does_the_next_run(
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(compare, "_time", timed)
     monkeypatch.setattr(compare, "_reload_difference", lambda *_: None)  # there was no process
+    found: list[dict[str, dict[str, str]]] = []
+
+    def compared(subject: Subject, *rest: Any) -> Any:
+        found.append(sums(subject.folder.parent))  # what a run that is killed from here on leaves
+        return compare.compare(subject, *rest)
+
+    monkeypatch.setattr(pipeline, "compare", compared)
     protocol = Protocol(["validate"], latency=Latency(threads=1))
     for folder, expected in (("one", ["artifacts", "profile", "placements", "artifacts"]), ("two", ["artifacts"])):
         asked.clear()
@@ -177,7 +184,24 @@ def test_what_is_faster_in_float_is_exported_again_and_so_does_the_next_run(
         assert [op["op"] for op in entry["quantized_ops"]] == ["linear"]
         assert "1.000 ms with 1 operators in float, 3.000 without; FP32 takes 2.000 ms" in entry["placement"]
         assert (entry["latency_ms"]["median"], written(tmp_path / folder)["selected"]) == (1.0, "static/onnx")
-    assert sums(tmp_path / "one") == sums(tmp_path / "two")
+    assert found == [sums(tmp_path / "one"), sums(tmp_path / "two")]
+    assert found[0] == found[1]
+
+
+def test_latencies_that_cannot_be_measured_are_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(compare, "_time", failing)
+    protocol = Protocol(["validate"], latency=Latency(threads=1))
+    asked = replace(plan(tmp_path), jobs=jobs()[1:], protocol=protocol, placement="auto")
+    assert finish(asked, Store(tmp_path / "store")).unjudged == "OSError: no space left"
+    assert [record.getMessage() for record in caplog.records if record.name == "lq_plugin"] == [
+        "the latency of dynamic/onnx, dynamic/torch cannot be measured. OSError: no space left"
+    ]
+    assert {entry["error"] for entry in written(tmp_path)["artifacts"]} == {"OSError: no space left"}
 
 
 def exported(folder: Path, seed: int = 0) -> Plan:

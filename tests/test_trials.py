@@ -31,6 +31,7 @@ from lq_plugin.apps.train import outcome
 from lq_plugin.artifacts import base
 from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.checkpoints import LIVE, Checkpoint
+from lq_plugin.checksums import of_file
 from lq_plugin.coverage import Measured
 from lq_plugin.errors import EvaluationError
 from lq_plugin.evaluation import kernels
@@ -110,6 +111,13 @@ def test_without_a_search_the_manifest_says_which_layer_hurts(tmp_path: Path) ->
     assert made.trials == ()
 
 
+class Decided(dict[str, Measured]):
+    """What was measured about every artifact."""
+
+    def get(self, *_: Any) -> Any:
+        return Measured(True, "measured here")
+
+
 def test_a_search_leaves_the_bad_layer_float_and_exports_the_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,10 +126,22 @@ def test_a_search_leaves_the_bad_layer_float_and_exports_the_winner(
     monkeypatch.setattr(
         kernels, "counted", lambda entry, folder: (counted.append(entry.label), count(entry, folder))[1]
     )
+    compare = pipeline.compare
+
+    def compared(subject: Subject, *rest: Any) -> Any:
+        for entry in manifest.read(subject.folder / "manifest.json").artifacts:  # if the run is killed from here on
+            assert {name: of_file(subject.path(entry) / name) for name in entry.sha256} == entry.sha256
+        return compare(subject, *rest)
+
+    monkeypatch.setattr(pipeline, "compare", compared)
+    monkeypatch.setattr(pipeline, "_placing", lambda *_: MeasuredPlacement(Latency(threads=1), Decided()))
+    monkeypatch.setattr(MeasuredPlacement, "saved", lambda *_: {})
     made = finished(tmp_path, Search(max_trials=6))
     assert counted == ["static/onnx", "static/openvino"] * 2  # before and after the search, and not in its trials
     assert {entry.status for entry in made.artifacts} == {"ok"}
     for entry in made.artifacts:
+        assert entry.placement == "before the search for mixed precision: measured here"
+        assert pipeline._won(replace(entry, path=None, placement=None), "measured here").placement is None
         assert [op.op for op in entry.quantized_ops] == ["linear", "linear"]
         assert ("net.3.linear_1", "chosen to stay float") in {(op.name, op.reason) for op in entry.float_ops}
     assert [(trial.float_ops, trial.within) for trial in made.trials] == [(("net.3.linear_1",), True)]

@@ -46,6 +46,11 @@ class Subject:
     folder: Path
     entries: Sequence[Entry]
 
+    @property
+    def labels(self) -> str:
+        """What messages call the artifacts."""
+        return ", ".join(entry.label for entry in self.entries)
+
     def load(self, entry: Entry) -> nn.Module:
         """Return an artifact, reloaded from disk."""
         return load(self.path(entry), factory=self.float_target)
@@ -140,19 +145,16 @@ def timed(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -> 
     return Timed(inputs, _time(subject, inputs, protocol.latency))
 
 
-def compare(
-    subject: Subject, protocol: Protocol, note: Callable[[str], None], known: Timed | None = None
-) -> Comparison:
+def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None], known: Timed) -> Comparison:
     """Measure a float model and its artifacts.
 
     Args:
         subject: what is compared.
-        protocol: which splits and metrics, and how latency is measured.
+        protocol: which splits and metrics, and how latency was measured.
         note: called with a line of text at each step.
-        known: their latencies, where they have been measured.
+        known: their latencies.
     """
     labels = [entry.label for entry in subject.entries]
-    known = known or timed(subject, protocol, note)
     inputs, timings = known.inputs, known.timings
     note("evaluating FP32 …")
     floats = {split: FloatOutputs() for split in protocol.splits}

@@ -156,7 +156,8 @@ class Entry:
         float_ops: those that stay float, and why.
         kernels: what the runtime computes them with; ``None`` where it does not tell, or nothing was measured.
         placement: which operators go back to float because of their speed on this machine, and what was measured;
-            ``None`` where ``ArtifactExport(placement="auto")`` has measured nothing.
+            ``None`` where ``ArtifactExport(placement="auto")`` has measured nothing. A winner of the search for mixed
+            precision keeps what was measured about the artifact that it replaces, and says so.
         status: ``ok`` or ``over_budget`` as the budget judged its validation figures, ``not_evaluated`` where nothing
             judged it, ``failed`` where it could not be made or run, or ``unsupported`` where the model or the
             format does not allow what is asked, such as a target without an operator that can be quantized.

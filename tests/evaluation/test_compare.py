@@ -17,7 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 import lq_plugin
 from lq_plugin import Latency
 from lq_plugin.artifacts.base import export_one
-from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, compare
+from lq_plugin.evaluation import compare as comparing
+from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, timed
 from lq_plugin.evaluation.loop import Data, run
 from lq_plugin.report.manifest import Entry, Speedup
 
@@ -27,6 +28,11 @@ QUICK = Latency(batch_size=2, threads=1, rounds=1, seconds=0.01)
 
 def batches() -> list[Any]:
     return [x for x, _ in Images().val_dataloader()]
+
+
+def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -> Comparison:
+    """Latencies first, as in a run."""
+    return comparing.compare(subject, protocol, note, timed(subject, protocol, note))
 
 
 @pytest.fixture(scope="module")

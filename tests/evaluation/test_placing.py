@@ -152,6 +152,24 @@ def test_export_leaves_float_what_is_faster_and_remembers_it(
     assert (lq_plugin.load(again.path)(x) - wanted).norm() < 0.02 * wanted.norm()
 
 
+def test_export_keeps_the_artifact_whose_placement_cannot_be_measured(
+    candidate: StaticCandidate,
+    tmp_path: Path,
+    measuring: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(placing, "profiled", profiled)
+    monkeypatch.setattr(profiling, "_LONGEST", 0.001)
+    artifact = lq_plugin.export(candidate, tmp_path, ["onnx"], threads=1, placement="auto")["onnx"]
+    assert {op["op"] for op in artifact.quantized_ops} > {"conv2d", "linear"}
+    assert lq_plugin.load(artifact.path)(torch.zeros(1, 3, 8, 8)).shape == (1, 5)
+    (record,) = [record for record in caplog.records if record.name == "lq_plugin"]
+    assert "the placement of static/onnx cannot be decided on. EvaluationError" in record.getMessage()
+    assert "did not end within 0.001 s" in record.getMessage()
+    assert Store(tmp_path / STORE).decisions() == {}  # the next call tries again
+
+
 def test_one_runtimes_decision_leaves_the_others_alone(candidate: StaticCandidate) -> None:
     decider = MeasuredPlacement(OPTIONS, {})
     digest = decider._digest("placement", candidate, "onnx")

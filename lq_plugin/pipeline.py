@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin import selection
-from lq_plugin.artifacts.base import formats_of
+from lq_plugin.artifacts.base import FORMATS, formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed

@@ -84,7 +84,7 @@ def test_a_single_run_tells_what_int8_costs_and_what_was_done(
     main([str(tmp_path / "0")])
     printed = " ".join(capsys.readouterr().out.split())
     assert "net.0 conv2d 90.0 % 90.0 %" in printed
-    assert "static smoothing refused 9.0 9.1 0.0 too little" in printed
+    assert "static smoothing refused torch 9.0 9.1 0.0 too little" in printed
     assert "1 1 50.0 % 2.00 % within 1.5" in printed
     assert "Trial 1 was chosen; it leaves float: net.0." in printed
     page = (tmp_path / "0" / "leaderboard.html").read_text("utf-8")

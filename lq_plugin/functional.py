@@ -50,7 +50,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "
     scheme = _scheme(scheme)
     if scheme.method == "dynamic":
         raise ConfigError("scheme: 'dynamic' needs no calibration. Call quantize(model, batches, 'dynamic').")
-    return _calibrated(model, batches, replace(scheme, algorithms=()), None)[1]
+    scheme = replace(scheme, algorithms=())
+    return _calibration(_calibrated(model, batches, scheme, None)[1], scheme)
 
 
 def quantize(
@@ -64,7 +65,7 @@ def quantize(
     """Make a candidate from a trained model; artifacts are exported from it.
 
     Static: capture, calibrate, and run the scheme's algorithms. One of four samples is held out to judge them by and
-    not observed; with ``algorithms=()``, or with fewer than 32 samples, all are observed. Dynamic: nothing is
+    not observed, unless no algorithm is kept; with ``algorithms=()`` all are observed. Dynamic: nothing is
     calibrated; the algorithms learn from the first batches, until they hold ``scheme.algorithm_samples`` samples, and
     the others are not read.
 
@@ -98,11 +99,21 @@ def quantize(
 def _quantize_static(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
 ) -> StaticCandidate:
-    graph, calibration, samples = _calibrated(model, batches, scheme, dynamic_dims)
-    candidate = StaticCandidate(name, graph, calibration, scheme)
-    warn_of_ranges(name, graph, calibration, scheme)
+    graph, recording, samples = _calibrated(model, batches, scheme, dynamic_dims)
+    candidate = StaticCandidate(name, graph, _calibration(recording, scheme), scheme)
+    warn_of_ranges(name, graph, candidate.calibration, scheme)
     warn_of_random_forward(name, model, candidate.example)
-    return refined(candidate, samples)
+    candidate = refined(candidate, samples)
+    if candidate.learning is None or any(step.kept_on for step in candidate.learning.steps):
+        return candidate
+    for call in samples.judge:  # nothing was learnt from the others, so these can be observed as well
+        recording.observe(call)
+    return replace(candidate, calibration=_calibration(recording, scheme))
+
+
+def _calibration(recording: Recording, scheme: Scheme) -> Calibration:
+    assert isinstance(scheme.observer, Observer)
+    return recording.calibration(scheme.observer.name, split="batches")
 
 
 def _quantize_dynamic(
@@ -158,7 +169,7 @@ _QUANTIZE: Mapping[str, Callable[[nn.Module, Iterable[Any], Scheme, str, Dynamic
 
 def _calibrated(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, dynamic_dims: DynamicDims | None
-) -> tuple[Graph, Calibration, Samples]:
+) -> tuple[Graph, Recording, Samples]:
     """Observe all batches, except the samples that algorithms are judged by, and draw samples for the algorithms."""
     tracked, found = TrackedTarget(dynamic_dims), None
     while found is None:  # this ends: each further time fewer dimensions are fixed
@@ -168,13 +179,12 @@ def _calibrated(
 
 def _observed(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, tracked: TrackedTarget
-) -> tuple[Graph, Calibration, Samples] | None:
+) -> tuple[Graph, Recording, Samples] | None:
     """Observe all batches; ``None`` if one differs in a dimension that the graph fixes, which is dynamic from then on.
 
     Raises:
         ConfigError: one differs, and the batches cannot be read once more.
     """
-    assert isinstance(scheme.observer, Observer)
     inputs = _calls(model, batches)
     first = _first(inputs)
     with parts_named(model, *first):
@@ -195,11 +205,7 @@ def _observed(
         observed = draw.add(tensors) if learns else tensors
         if observed is not None:
             recording.observe(observed)
-    samples = draw.drawn(draw.samples_seen)
-    if draw.samples_seen < LEAST_SAMPLES:  # too few to learn from, so nothing has to be judged
-        for call in samples.judge:
-            recording.observe(call)
-    return graph, recording.calibration(scheme.observer.name, split="batches"), samples
+    return graph, recording, draw.drawn(draw.samples_seen)
 
 
 def _first(inputs: Iterator[Call]) -> Call:

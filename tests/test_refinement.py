@@ -92,6 +92,8 @@ def test_without_algorithms_it_is_plain_calibration() -> None:
 def test_samples_to_judge_by_are_not_observed() -> None:
     assert [quantized(algorithms=names).provenance.samples for names in ([], "smoothing")] == [64, 48]
     assert quantized(samples=16, algorithms="smoothing").provenance.samples == 16  # nothing is judged
+    refused = quantized(algorithms="equalization")  # finds nothing to change
+    assert (refused.provenance.samples, refused.learning and refused.learning.judged) == (64, 16)
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

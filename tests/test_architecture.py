@@ -32,7 +32,7 @@ LAYERS = (
     "report",
     "artifacts",
     "search",
-    "algorithms",
+    "algorithms judging",
     "candidate checkpoints",
     "eager",
     "graph runtimes",

@@ -251,15 +251,19 @@ def build_torch_dynamic(job: Job) -> Built:
 
 
 def ours_static(job: Job) -> Built:
-    """Our defaults: one calibration and its algorithms, three artifacts."""
+    """Our defaults: one calibration and its algorithms, three artifacts, placed for one sample on one thread."""
     import lq_plugin
 
     began = time.process_time()
     candidate = lq_plugin.quantize(job.model(), job.reference.calibration(), "static")
     seconds = time.process_time() - began
     built = Built({}, settings={"scheme": str(candidate.scheme)})
+
+    def placed(name: str) -> Artifact:
+        return lq_plugin.export(candidate, job.folder, [name], threads=1, placement="auto")[name]
+
     for name in ("onnx", "openvino", "pt2"):
-        _export(built, name, seconds, partial(export_one, candidate, job.folder / name, name))
+        _export(built, name, seconds, partial(placed, name))
     return built
 
 

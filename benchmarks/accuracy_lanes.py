@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import torchao_x86
 from benchmarks.accuracy_models import BATCH_SIZE, TRAINED, Inputs, Subject
 from benchmarks.lanes import Forward, onnxruntime_lane, openvino_lane, sqnr_db
 from benchmarks.preparations import onnx_input_name, own_dynamic_tool
@@ -191,19 +192,8 @@ def build_ort_dynamic(job: Job) -> Built:
 
 
 def build_torchao(job: Job) -> Built:
-    """torchao's quantizer for x86, as its tutorial shows it. Its graph of Q/DQ pairs runs without torch.compile."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    batches = job.calibration()
-    config = x86.get_default_x86_inductor_quantization_config(reduce_range=cpu.saturates())
-    exported = torch.export.export(job.model(), (batches[0],), strict=True)
-    prepared = prepare_pt2e(exported.module(), x86.X86InductorQuantizer().set_global(config))
-    with torch.no_grad():
-        for x in batches:
-            prepared(x)
-        converted = convert_pt2e(prepared)
-        torch.export.save(torch.export.export(converted, (batches[0],)), job.folder / "model.pt2")
+    """Its graph of Q/DQ pairs, which runs without torch.compile."""
+    torchao_x86.quantize(job.model(), job.calibration(), job.folder / "model.pt2")
     return {"torch": job.folder / "model.pt2"}, {}
 
 

@@ -80,7 +80,8 @@ def versions() -> dict[str, str | None]:
 def code(ours: bool) -> str:
     """A digest of the code and the tools that make files."""
     total = hashlib.sha256(json.dumps([versions(), cpu.isa()]).encode())
-    sources = [HERE / f"{name}.py" for name in ("preparations", "reference_models", "sequence_models", "vision_models")]
+    names = ("preparations", "torchao_x86", "reference_models", "sequence_models", "vision_models")
+    sources = [HERE / f"{name}.py" for name in names]
     if ours:
         sources += sorted(Path(lq_plugin.__file__).parent.rglob("*.py"))
     for source in sources:

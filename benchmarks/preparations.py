@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import torchao_x86
 from benchmarks.reference_models import ReferenceModel
 from lq_plugin import cpu
 from lq_plugin.artifacts.base import Artifact, export_one
@@ -214,23 +215,9 @@ def nncf(transformer: bool) -> Callable[[Job], Built]:
 
 
 def build_torchao(job: Job) -> Built:
-    """torchao's quantizer for x86, as its tutorial shows it."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    files = {}
-    config = x86.get_default_x86_inductor_quantization_config(reduce_range=cpu.saturates())
-    for size in BATCHES:
-        batches = job.reference.calibration(size)
-        # Strict: without bytecode tracing, it refuses a ReLU module that is used twice.
-        exported = torch.export.export(job.model(), (batches[0],), strict=True)
-        prepared = prepare_pt2e(exported.module(), x86.X86InductorQuantizer().set_global(config))
-        with torch.no_grad():
-            for x in batches:
-                prepared(x)
-            converted = convert_pt2e(prepared)
-            files[f"pt2_{size}"] = job.folder / f"batch_{size}.pt2"
-            torch.export.save(torch.export.export(converted, (batches[0],)), files[f"pt2_{size}"])
+    files = {f"pt2_{size}": job.folder / f"batch_{size}.pt2" for size in BATCHES}
+    for size, file in zip(BATCHES, files.values(), strict=True):
+        torchao_x86.quantize(job.model(), job.reference.calibration(size), file)
     return Built(files)
 
 
@@ -251,15 +238,19 @@ def build_torch_dynamic(job: Job) -> Built:
 
 
 def ours_static(job: Job) -> Built:
-    """Our defaults: one calibration and its algorithms, three artifacts."""
+    """Our defaults: one calibration and its algorithms, three artifacts, placed for one sample on one thread."""
     import lq_plugin
 
     began = time.process_time()
     candidate = lq_plugin.quantize(job.model(), job.reference.calibration(), "static")
     seconds = time.process_time() - began
     built = Built({}, settings={"scheme": str(candidate.scheme)})
+
+    def placed(name: str) -> Artifact:
+        return lq_plugin.export(candidate, job.folder, [name], threads=1, placement="auto")[name]
+
     for name in ("onnx", "openvino", "pt2"):
-        _export(built, name, seconds, partial(export_one, candidate, job.folder / name, name))
+        _export(built, name, seconds, partial(placed, name))
     return built
 
 

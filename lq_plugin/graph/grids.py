@@ -93,6 +93,16 @@ def shared_scales(
     return {value: sources.get(origin(value), origin(value)) for value in values}
 
 
+def own_scales(
+    scales: Mapping[fx.Node, fx.Node], chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runtime
+) -> dict[fx.Node, fx.Node]:
+    """Return the own range of values that share the scale of an operator's result, if others read them too."""
+    equal = {node for node, operator in chosen.items() if operator.name in rules.equal_scales}
+    read = {origin(value) for node, given in inputs.items() if node not in equal for value in given} - equal
+    own = {value: origin(value) for value in scales}
+    return {value: source for value, source in own.items() if source in read and source is not scales[value]}
+
+
 def joined_values(
     scales: Mapping[fx.Node, fx.Node], chosen: Mapping[fx.Node, Operator], rules: Runtime
 ) -> Iterator[fx.Node]:

@@ -13,7 +13,14 @@ from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.errors import UnsupportedError, unknown_name
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.grids import chain, joined_values, moved_values, quantized_outputs, shared_scales
+from lq_plugin.graph.grids import (
+    chain,
+    joined_values,
+    moved_values,
+    own_scales,
+    quantized_outputs,
+    shared_scales,
+)
 from lq_plugin.graph.nodes import (
     INSERTED_BY,
     arguments,
@@ -41,7 +48,8 @@ from lq_plugin.graph.operators import (
     operator_of,
     values_of,
 )
-from lq_plugin.qparams import QuantSpec
+from lq_plugin.observers import Range
+from lq_plugin.qparams import QuantSpec, activation_qparams
 from lq_plugin.runtimes import RUNTIMES, Runtime, activations
 from lq_plugin.scheme import Scheme
 
@@ -63,6 +71,7 @@ class Placement:
         early: values that are quantized where they are made, because operators only move them to quantized inputs.
         joined: quantized values that need no pair, because all that they are joined from have one of the same scale.
         scales: for each quantized value, the value whose statistic it uses.
+        own: of those with the scale of a concatenation and other readers besides, the value whose range is their own.
         quantized: every quantized operator, by node.
         float_ops: what computes on floats and stays float.
     """
@@ -75,6 +84,7 @@ class Placement:
     early: frozenset[str] = frozenset()
     joined: frozenset[str] = frozenset()
     scales: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
     quantized: dict[str, QuantizedOp] = field(default_factory=dict)
     float_ops: tuple[FloatOp, ...] = ()
 
@@ -124,6 +134,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Mapping[str, s
         early=frozenset(node.name for node in early),
         joined=frozenset(node.name for node in joined_values(scales, chosen, rules)),
         scales={value.name: source.name for value, source in scales.items()},
+        own={value.name: source.name for value, source in own_scales(scales, chosen, inputs, rules).items()},
         quantized=_quantized(chosen),
         float_ops=_float_ops(chosen, refused, rules),
     )
@@ -166,6 +177,23 @@ def united(placements: Sequence[Placement]) -> Placement:
         scales={value: origin for each in placements for value, origin in each.scales.items()},
         quantized={op: listed for each in placements for op, listed in each.quantized.items()},
     )
+
+
+def with_own_scales(placement: Placement, ranges: Mapping[str, Range]) -> Placement:
+    """Return a placement in which no value is shared at a loss of more than a bit to its other readers.
+
+    Args:
+        placement: the placement.
+        ranges: lowest and highest value, by the names of ``placement.scales``'s and ``placement.own``'s values.
+    """
+
+    def step(value: str) -> float:
+        return activation_qparams(ranges[value], placement.activation_spec)[0]
+
+    coarse = {value: own for value, own in placement.own.items() if step(placement.scales[value]) > 2 * step(own)}
+    scales = {**placement.scales, **coarse}
+    joined = {cat for cat in placement.joined if all(scales[value] == scales[cat] for value in placement.inputs[cat])}
+    return replace(placement, scales=scales, joined=frozenset(joined))
 
 
 def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:

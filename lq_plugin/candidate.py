@@ -18,7 +18,7 @@ from lq_plugin.graph.convert import convert
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.parts import parts_named
-from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united
+from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united, with_own_scales
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.learning import Learning
 from lq_plugin.observers import Observer, Range, Statistic
@@ -255,13 +255,13 @@ class StaticCandidate:
                 "Calibrate the model that is quantized."
             )
         placement = self.placed(runtime)
-        missing = sorted(set(placement.scales.values()) - set(self.ranges))
+        missing = sorted({*placement.scales.values(), *placement.own.values()} - set(self.ranges))
         if missing:
             raise CalibrationError(
                 f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with different "
                 "skip and only patterns; calibrate again."
             )
-        return convert(self.graph, placement, self.ranges, self.weight_scales)
+        return convert(self.graph, with_own_scales(placement, self.ranges), self.ranges, self.weight_scales)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ class Runtime:
     Args:
         fuses: activations that its kernels compute on an operator's result before quantizing it.
         quantized_outputs: operators whose INT8 kernel is chosen only when their result is quantized too.
+        equal_scales: operators whose INT8 kernel wants one scale for all its inputs and its result. Where they differ,
+            the runtime requantizes inputs in operators of their own.
+        moves_integers: whether operators that only pass values on, such as a slice, move integers where their input
+            was quantized. What an INT8 kernel gives to them is then quantized before, in that kernel.
         dynamic: operators that it computes on integers with a scale from each batch.
         dynamic_around_float_layers: whether a dynamic artifact is worth having where recurrent layers stay float.
         stays_float: operators that are not worth INT8 on it, and why. ``"grouped conv_transpose2d"`` are those with
@@ -37,6 +41,8 @@ class Runtime:
 
     fuses: frozenset[str]
     quantized_outputs: frozenset[str] = frozenset()
+    equal_scales: frozenset[str] = frozenset()
+    moves_integers: bool = False
     dynamic: frozenset[str] = frozenset()
     dynamic_around_float_layers: bool = True
     stays_float: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +63,8 @@ RUNTIMES: Mapping[str, Runtime] = {
     ),
     "openvino": Runtime(
         fuses=POINTWISE,
+        equal_scales=frozenset({"cat"}),
+        moves_integers=True,
         dynamic=PRODUCTS,
         dynamic_around_float_layers=False,
         stays_float={

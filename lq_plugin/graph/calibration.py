@@ -114,7 +114,8 @@ class Recording:
         """
         assert isinstance(scheme.observer, Observer)
         if values is None:
-            values = {value for placed in place_everywhere(graph, scheme).values() for value in placed.scales.values()}
+            placements = place_everywhere(graph, scheme).values()
+            values = {value for placed in placements for value in (*placed.scales.values(), *placed.own.values())}
         recorders: dict[str, _Recorder] = {}
         module = graph.module
         for node in list(module.graph.nodes):

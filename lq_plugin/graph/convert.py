@@ -62,12 +62,15 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         nodes = {node.name: node for node in model.graph.nodes}
-        for name in {*self.placement.quantized, *self.placement.outputs}:
-            inputs = {nodes[value]: self._activation(value) for value in self.placement.inputs.get(name, ())}
-            if name in self.placement.weights:
-                weight, axis = self.placement.weights[name]
+        placement = self.placement
+        made = (placement.outputs | placement.early) - placement.joined
+        for name in {*placement.quantized, *made}:
+            values = (value for value in placement.inputs.get(name, ()) if value not in placement.joined)
+            inputs = {nodes[value]: self._activation(value) for value in values}
+            if name in placement.weights:
+                weight, axis = placement.weights[name]
                 inputs[nodes[weight]] = self._weight(axis, self.weight_scales.get(name))
-            output = self._activation(name) if name in self.placement.outputs else None
+            output = self._activation(name) if name in made else None
             nodes[name].meta["quantization_annotation"] = pt2e.QuantizationAnnotation(
                 input_qspec_map=inputs, output_qspec=output, _annotated=True
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 _INSERTED = "lq_"  # prefix of the names of nodes inserted after preparation
@@ -26,6 +27,12 @@ def attribute(module: fx.GraphModule, node: fx.Node) -> Tensor:
 def is_constant(argument: object) -> bool:
     """Whether an argument of a node is a parameter, a buffer or another constant of the graph."""
     return isinstance(argument, fx.Node) and argument.op == "get_attr"
+
+
+def is_float(argument: object) -> bool:
+    """Whether an argument of a node is a tensor in float32."""
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def operator_type(node: fx.Node) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,13 +49,11 @@ POINTWISE = CLIPPING | {"hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "
 # They pass values on unchanged: their output has the scale of their input.
 QUANTIZATION_AGNOSTIC = MAX_POOLINGS | frozenset(
     "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone slice "
-    "select alias detach movedim narrow split unbind getitem chunk split_with_sizes "
+    "select index_select alias detach movedim narrow split unbind getitem chunk split_with_sizes "
     "_to_copy dropout pixel_shuffle repeat roll upsample_nearest1d upsample_nearest2d upsample_nearest3d".split()
 )
 # They compute nothing on floats that INT8 could do, and are not listed as float operators.
-UNLISTED = QUANTIZATION_AGNOSTIC | frozenset(
-    "arange full zeros ones triu tril sym_size index_select constant_pad_nd pad".split()
-)
+UNLISTED = QUANTIZATION_AGNOSTIC | frozenset("arange full zeros ones triu tril sym_size constant_pad_nd pad".split())
 
 _OPERATORS: dict[Operator, tuple[object, ...]] = {
     Operator("conv1d", weight=1): (aten.conv1d.default, aten.conv1d.padding),
@@ -96,6 +95,15 @@ def operator_of(node: fx.Node) -> Operator | None:
         if isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.meta["val"].dim() == 2:
             return Operator("matmul", weight=1, channel_axis=1)
     return operator
+
+
+def values_of(node: fx.Node, operator: Operator) -> Iterator[fx.Node]:
+    """Yield the arguments of a node that are quantized as activations."""
+    for position in operator.activations:
+        argument = node.args[position]
+        for value in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(value, fx.Node):
+                yield value
 
 
 def kind_of(node: fx.Node, operator: Operator) -> str:

@@ -13,11 +13,20 @@ from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.errors import UnsupportedError, unknown_name
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.grids import (
+    chain,
+    joined_values,
+    moved_values,
+    own_scales,
+    quantized_outputs,
+    shared_scales,
+)
 from lq_plugin.graph.nodes import (
     INSERTED_BY,
     arguments,
     attribute,
     is_constant,
+    is_float,
     module_path,
     module_stack,
     operator_type,
@@ -37,8 +46,10 @@ from lq_plugin.graph.operators import (
     Operator,
     kind_of,
     operator_of,
+    values_of,
 )
-from lq_plugin.qparams import QuantSpec
+from lq_plugin.observers import Range
+from lq_plugin.qparams import QuantSpec, activation_qparams
 from lq_plugin.runtimes import RUNTIMES, Runtime, activations
 from lq_plugin.scheme import Scheme
 
@@ -57,7 +68,10 @@ class Placement:
         inputs: for each quantized operator, the values quantized on their way in.
         weights: for each quantized operator with a weight, the weight's node and its channel axis.
         outputs: nodes whose result is quantized for all of its users.
+        early: values that are quantized where they are made, because operators only move them to quantized inputs.
+        joined: quantized values that need no pair, because all that they are joined from have one of the same scale.
         scales: for each quantized value, the value whose statistic it uses.
+        own: of those with the scale of a concatenation and other readers besides, the value whose range is their own.
         quantized: every quantized operator, by node.
         float_ops: what computes on floats and stays float.
     """
@@ -67,7 +81,10 @@ class Placement:
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     weights: dict[str, tuple[str, int]] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
+    early: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
     scales: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
     quantized: dict[str, QuantizedOp] = field(default_factory=dict)
     float_ops: tuple[FloatOp, ...] = ()
 
@@ -105,21 +122,19 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Mapping[str, s
     chosen, refused = _choose(nodes, refusal)
     if not any(o.weight is not None or o.name in ("matmul", "bmm") for o in chosen.values()):
         raise _nothing_to_quantize(refused, "convolutions, linear layers, matrix products and embeddings")
-    inputs = {node: tuple(_activations(node, operator)) for node, operator in chosen.items()}
-    outputs = {
-        tail
-        for node, operator in chosen.items()
-        if operator.name in rules.quantized_outputs
-        if not (tail := _chain(node, rules)[-1]).users or not all(tail in inputs.get(user, ()) for user in tail.users)
-    }
-    values = {value for given in inputs.values() for value in given} | outputs
+    inputs = {node: tuple(values_of(node, operator)) for node, operator in chosen.items()}
+    outputs, early = quantized_outputs(chosen, inputs, rules), moved_values(chosen, inputs, rules)
+    scales = shared_scales({value for given in inputs.values() for value in given} | outputs | early, chosen, rules)
     return Placement(
         scheme.weights,
         activations(scheme, runtime),
         inputs={node.name: tuple(value.name for value in given) for node, given in inputs.items()},
         weights=_weights(chosen),
         outputs=frozenset(node.name for node in outputs),
-        scales={value.name: _origin(value).name for value in values},
+        early=frozenset(node.name for node in early),
+        joined=frozenset(node.name for node in joined_values(scales, chosen, rules)),
+        scales={value.name: source.name for value, source in scales.items()},
+        own={value.name: source.name for value, source in own_scales(scales, chosen, inputs, rules).items()},
         quantized=_quantized(chosen),
         float_ops=_float_ops(chosen, refused, rules),
     )
@@ -162,6 +177,23 @@ def united(placements: Sequence[Placement]) -> Placement:
         scales={value: origin for each in placements for value, origin in each.scales.items()},
         quantized={op: listed for each in placements for op, listed in each.quantized.items()},
     )
+
+
+def with_own_scales(placement: Placement, ranges: Mapping[str, Range]) -> Placement:
+    """Return a placement in which no value is shared at a loss of more than a bit to its other readers.
+
+    Args:
+        placement: the placement.
+        ranges: lowest and highest value, by the names of ``placement.scales``'s and ``placement.own``'s values.
+    """
+
+    def step(value: str) -> float:
+        return activation_qparams(ranges[value], placement.activation_spec)[0]
+
+    coarse = {value: own for value, own in placement.own.items() if step(placement.scales[value]) > 2 * step(own)}
+    scales = {**placement.scales, **coarse}
+    joined = {cat for cat in placement.joined if all(scales[value] == scales[cat] for value in placement.inputs[cat])}
+    return replace(placement, scales=scales, joined=frozenset(joined))
 
 
 def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
@@ -248,7 +280,7 @@ def _quantized(chosen: Chosen) -> dict[str, QuantizedOp]:
 
 def _float_ops(chosen: Chosen, refused: Refused, rules: Runtime) -> tuple[FloatOp, ...]:
     """What stays float, except activations that an INT8 kernel computes on its result."""
-    fused = {tail for node in chosen for tail in _chain(node, rules)[1:]}
+    fused = {tail for node in chosen for tail in chain(node, rules)[1:]}
     left = {node: reason for node, reason in refused.items() if node not in fused}
     return tuple(FloatOp(display_name(node), operator_type(node), reason) for node, reason in left.items())
 
@@ -266,8 +298,8 @@ def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Nod
         return "its weight is computed in the forward"
     if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
         return "takes a tensor by keyword"
-    values = list(_activations(node, operator))
-    if operator.activations and (not values or any(not _is_float(value) for value in values)):
+    values = list(values_of(node, operator))
+    if operator.activations and (not values or any(not is_float(value) for value in values)):
         return "an input is a number or not float32"
     policy = _POLICIES.get(operator.name)
     return policy(node, values, convolutional) if policy is not None else None
@@ -324,7 +356,7 @@ def _convolutional_values(nodes: Iterable[fx.Node]) -> Set[fx.Node]:
     for node in nodes:
         operator = OPERATORS.get(node.target)
         if operator is not None and operator.name in ELEMENTWISE:
-            values = list(_activations(node, operator))
+            values = list(values_of(node, operator))
             moving = [value for value in values if not is_constant(value)]
             policy = _POLICIES[operator.name]
             convolutional = moving[0] in found if len(moving) == 1 else policy(node, values, found) is None
@@ -337,42 +369,11 @@ def _convolutional_values(nodes: Iterable[fx.Node]) -> Set[fx.Node]:
     return found
 
 
-def _activations(node: fx.Node, operator: Operator) -> Iterable[fx.Node]:
-    for position in operator.activations:
-        argument = node.args[position]
-        for value in argument if isinstance(argument, list | tuple) else (argument,):
-            if isinstance(value, fx.Node):
-                yield value
-
-
-def _chain(node: fx.Node, rules: Runtime) -> list[fx.Node]:
-    """An operator and the activations that its kernel computes on its result."""
-    chain = [node]
-    while len(chain[-1].users) == 1:
-        (user,) = chain[-1].users
-        if operator_type(user) not in rules.fuses or user.args[0] is not chain[-1]:
-            break
-        chain.append(user)
-    return chain
-
-
-def _origin(value: fx.Node) -> fx.Node:
-    """The value whose range a value has: what went into the operators that only pass it on."""
-    while operator_type(value) in QUANTIZATION_AGNOSTIC and value.op == "call_function" and _is_float(value.args[0]):
-        value = value.args[0]  # type: ignore[assignment]
-    return value
-
-
 def _has_finite_constants(node: fx.Node) -> bool:
     module = node.graph.owning_module
     assert module is not None
     constants = [attribute(module, value) for value in node.all_input_nodes if is_constant(value)]
     return all(constant.isfinite().all() for constant in constants if isinstance(constant, torch.Tensor))
-
-
-def _is_float(argument: object) -> bool:
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
 def _computes_on_floats(node: fx.Node) -> bool:

@@ -36,6 +36,28 @@ def test_the_graphs_scale_is_that_of_what_was_seen() -> None:
     assert (zero_point, lowest, highest, dtype) == (64, 0, 255, torch.uint8)
 
 
+class Skip(nn.Module):
+    """A concatenation of a value and what a convolution makes of it, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(4, 2, 1)
+        self.second.weight.data *= factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.last(torch.cat([x, self.second(x)], 1))
+
+
+@pytest.mark.parametrize(("factor", "scales"), [(0.1, 1), (100.0, 2)])
+def test_a_scale_is_shared_unless_other_readers_lost_more_than_a_bit(factor: float, scales: int) -> None:
+    torch.manual_seed(0)
+    candidate = lq_plugin.quantize(Skip(factor).eval(), [torch.randn(4, 1, 4, 4)], replace(PLAIN, observer="minmax"))
+    found = nodes_of(candidate, quantized.quantize_per_tensor.default)
+    assert len({scale for _, scale, *_ in found[1:]}) == scales
+    assert len(found) == 3 + (scales - 1)  # what is joined of one scale is on its grid
+
+
 @pytest.mark.parametrize(("reduce_range", "limit"), [(False, 127), (True, 63)])
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 def test_weights_are_rounded_to_the_nearest_of_their_levels(reduce_range: bool, limit: int, granularity: str) -> None:

@@ -133,7 +133,7 @@ def test_values_that_are_only_handed_on_share_the_scale_of_their_origin() -> Non
     graph = graph_of(lambda m, x: m.fc(F.max_pool2d(m.left(x), 8).flatten(1)))
     scales = place(graph, Scheme(), "openvino").scales
     assert scales.pop("tensors_0") == "tensors_0"
-    assert len(scales) == 2  # the input of the pooling and that of the linear layer
+    assert len(scales) == 3  # the result of the convolution, and the inputs of the pooling and the linear layer
     assert set(scales.values()) == {"conv2d"}
 
 
@@ -142,11 +142,67 @@ def test_nearest_upsampling_keeps_the_scale_of_its_input() -> None:
     assert place(graph, Scheme(), "onnxruntime").scales["upsample_nearest2d"] == "conv2d"
 
 
+def joined(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cat([x, y], 1)[:, 1:4]
+
+
+def test_what_openvino_concatenates_has_the_scale_of_the_whole() -> None:
+    graph = graph_of(lambda m, x: m.right(joined(y := F.relu(m.left(x)), m.right(F.max_pool2d(y, 3, 1, 1)[:, :3]))))
+    placement = place(graph, Scheme(), "openvino")
+    assert {placement.scales[value] for value in placement.scales.keys() - {"tensors_0"}} == {"cat"}
+    assert {placement.scales[value] for value in placement.inputs["cat"]} == {"cat"}
+    scales = place(graph, Scheme(), "onnxruntime").scales  # its kernel takes inputs of different scales
+    assert {scales[value] for value in placement.inputs["cat"]} == {"relu", "conv2d_1"}
+
+
+def test_a_value_in_several_concatenations_has_the_scale_of_one() -> None:
+    def dense(m: Written, x: Tensor) -> Tensor:  # as in a DenseNet: each layer reads all that came before
+        first, second = m.left(x), m.right(x)
+        third = m.left(torch.cat([first, second], 1)[:, 2:5])
+        return m.left(torch.cat([first, second, third], 1)[:, :3])
+
+    def crossed(m: Written, x: Tensor) -> Tensor:
+        first, second, third = m.left(x), m.right(x), m.left(x[:, [0]].expand(-1, 3, -1, -1))
+        return m.left(joined(first, second)) + m.right(joined(first, third))
+
+    scales = place(graph_of(dense), Scheme(), "openvino").scales
+    assert {scales[name] for name in ("conv2d", "conv2d_1", "conv2d_2", "cat", "cat_1")} == {"cat_1"}
+    placement = place(graph_of(crossed), Scheme(), "openvino")
+    assert [placement.scales[name] for name in ("conv2d", "conv2d_1", "conv2d_2")] == ["cat_1", "cat", "cat_1"]
+    assert placement.joined <= {"cat_1"}  # the inputs of the other one have two scales
+
+
+MOVES: list[Callable[[Tensor], Tensor]] = [
+    lambda x: x[..., -1, 0],
+    lambda x: x[:, :, 2:4].mean((2, 3)),
+    lambda x: x.index_select(2, torch.tensor([1])).flatten(1)[:, ::8],
+    lambda x: x.chunk(2, 3)[1].transpose(1, 3),
+    lambda x: x.unbind(2)[0].permute(0, 2, 1),
+]
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_what_is_moved_to_quantized_inputs_is_quantized_before(move: Callable[[Tensor], Tensor]) -> None:
+    graph = graph_of(lambda m, x: m.fc(move(F.relu(m.left(x)))))
+    for runtime in RUNTIMES:
+        placement = place(graph, Scheme(), runtime)
+        assert placement.early == ({"relu"} if runtime == "openvino" else set())
+        assert placement.scales[next(iter(placement.inputs["linear"]))] in ("relu", "mean")
+
+
+def test_what_somebody_reads_as_floats_is_not_quantized_before() -> None:
+    for forward in (
+        lambda m, x: m.fc((y := m.left(x))[..., 0, 0]) + y.sum(),
+        lambda m, x: m.fc(m.norm(x[:, 0, :4, :4]))[0],
+    ):
+        assert not place(graph_of(forward), Scheme(), "openvino").early
+
+
 def test_every_quantized_value_is_one_that_calibration_observes(mobilenet: Graph) -> None:
     names = {node.name for node in mobilenet.module.graph.nodes}
     for runtime in RUNTIMES:
         placement = place(mobilenet, Scheme(), runtime)
-        used = {value for values in placement.inputs.values() for value in values} | placement.outputs
+        used = {value for values in placement.inputs.values() for value in values} | placement.outputs | placement.early
         assert used == placement.scales.keys()
         assert set(placement.scales.values()) <= names
 

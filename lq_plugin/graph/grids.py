@@ -1,0 +1,127 @@
+"""Which quantized values share a scale, and which are quantized where they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from torch import fx
+
+from lq_plugin.graph.nodes import is_float, operator_type
+from lq_plugin.graph.operators import QUANTIZATION_AGNOSTIC, Operator, values_of
+from lq_plugin.runtimes import Runtime
+
+Inputs = Mapping[fx.Node, Sequence[fx.Node]]  # of each quantized operator, the values quantized on their way in
+
+
+def chain(node: fx.Node, rules: Runtime) -> list[fx.Node]:
+    """Return an operator and the activations that its kernel computes on its result."""
+    found = [node]
+    while len(found[-1].users) == 1:
+        (user,) = found[-1].users
+        if operator_type(user) not in rules.fuses or user.args[0] is not found[-1]:
+            break
+        found.append(user)
+    return found
+
+
+def quantized_outputs(chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runtime) -> set[fx.Node]:
+    """Return the results of operators that are quantized for all of their users, because kernels want it.
+
+    Args:
+        chosen: what is quantized, and how.
+        inputs: of what is quantized, the values quantized on their way in.
+        rules: of the runtime.
+    """
+    return {
+        result
+        for node, operator in chosen.items()
+        if operator.name in rules.quantized_outputs and not _all_quantize(result := chain(node, rules)[-1], inputs)
+    }
+
+
+def moved_values(chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runtime) -> set[fx.Node]:
+    """Return the results of INT8 kernels that operators only move to quantized inputs, and to nothing else.
+
+    Quantized by the kernel, before they are moved, they have the same integers, in a quarter of the memory: a kernel
+    of convolutions in front of ``x[..., -1]`` wrote all steps as floats, to be reordered for one that was quantized.
+    """
+    if not rules.moves_integers:
+        return set()
+    results = (chain(node, rules)[-1] for node, operator in chosen.items() if operator.activations)
+    return {result for result in results if _is_moved_to_quantizers(result, inputs)}
+
+
+def _all_quantize(value: fx.Node, inputs: Inputs) -> bool:
+    return bool(value.users) and all(value in inputs.get(user, ()) for user in value.users)
+
+
+def _is_moved_to_quantizers(value: fx.Node, inputs: Inputs) -> bool:
+    moving = [user for user in value.users if value not in inputs.get(user, ())]
+    return bool(moving) and all(
+        _only_moves(user) and (_all_quantize(user, inputs) or _is_moved_to_quantizers(user, inputs)) for user in moving
+    )
+
+
+def _only_moves(node: fx.Node) -> bool:
+    return node.op == "call_function" and operator_type(node) in QUANTIZATION_AGNOSTIC
+
+
+def shared_scales(
+    values: Collection[fx.Node], chosen: dict[fx.Node, Operator], rules: Runtime
+) -> dict[fx.Node, fx.Node]:
+    """Return for each value the one whose range it has.
+
+    That is what went into the operators that only pass it on. Where this goes on into an operator that wants equal
+    scales, it has the range of that operator's result, which is the union of its inputs' ranges. Where it goes into
+    several such operators, one of them, the last, decides; the others requantize it.
+
+    Args:
+        values: those that are quantized.
+        chosen: what is quantized, and how, in the graph's order.
+        rules: of the runtime.
+    """
+    sources = dict[fx.Node, fx.Node]()
+    for node, operator in reversed(chosen.items()):
+        if operator.name in rules.equal_scales:
+            joined = [origin(value) for value in values_of(node, operator)]
+            given = {sources.get(value) for value in joined}
+            (common,) = given if len(given) == 1 else (None,)
+            source = common or sources.get(node) or node
+            sources.setdefault(node, source)
+            for value in joined:
+                sources.setdefault(value, source)
+    return {value: sources.get(origin(value), origin(value)) for value in values}
+
+
+def own_scales(
+    scales: Mapping[fx.Node, fx.Node], chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runtime
+) -> dict[fx.Node, fx.Node]:
+    """Return the own range of values that share the scale of an operator's result, if others read them too."""
+    equal = {node for node, operator in chosen.items() if operator.name in rules.equal_scales}
+    read = {origin(value) for node, given in inputs.items() if node not in equal for value in given} - equal
+    own = {value: origin(value) for value in scales}
+    return {value: source for value, source in own.items() if source in read and source is not scales[value]}
+
+
+def joined_values(
+    scales: Mapping[fx.Node, fx.Node], chosen: Mapping[fx.Node, Operator], rules: Runtime
+) -> Iterator[fx.Node]:
+    """Yield the values that are on their grid because everything that they are joined from is.
+
+    OpenVINO (2026.4) would move a quantizer behind a concatenation before it. Next to an equal one that is there
+    already, both become operators of their own, in place of a part of the convolution's kernel.
+    """
+    for node, operator in chosen.items():
+        equal = operator.name in rules.equal_scales and node in scales
+        if equal and all(scales[value] is scales[node] for value in values_of(node, operator)):
+            yield node
+
+
+def origin(value: fx.Node) -> fx.Node:
+    """Return the value whose range a value has: what went into the operators that only pass it on."""
+    while _only_moves(value):
+        (passed, *_) = value.args
+        if not isinstance(passed, fx.Node) or not (is_float(passed) or _only_moves(passed)):
+            break
+        value = passed
+    return value

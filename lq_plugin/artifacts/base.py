@@ -149,9 +149,20 @@ class ArtifactModule(nn.Module):
         Raises:
             ArtifactError: the call does not fit the captured signature, or the runtime fails.
         """
-        tensors = [tensor.detach().cpu().contiguous() for tensor in self.signature.flatten(args, kwargs)]
-        with _refused(self.artifact):
+        tensors = [_as_runtimes_take_it(tensor) for tensor in self.signature.flatten(args, kwargs)]
+        try:  # not _refused: entering it takes a microsecond, and a small model takes 70
             return self.signature.unflatten(self.run(tensors))
+        except LqError:
+            raise
+        except Exception as error:
+            raise _refusal(self.artifact, error) from error
+
+
+def _as_runtimes_take_it(tensor: Tensor) -> Tensor:
+    """The tensor as it is, where nothing has to be changed: three calls of torch take half a microsecond."""
+    if tensor.is_cpu and tensor.is_contiguous() and not tensor.requires_grad:
+        return tensor
+    return tensor.detach().cpu().contiguous()
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -336,10 +347,14 @@ def _refused(artifact: Artifact) -> Iterator[None]:
     except LqError:
         raise
     except Exception as error:
-        raise ArtifactError(
-            f"path: {str(artifact.path)!r} is refused by {FORMATS[artifact.format].runtime} "
-            f"({type(error).__name__}: {' '.join(_lines(error))[:300]}). Export again."
-        ) from error
+        raise _refusal(artifact, error) from error
+
+
+def _refusal(artifact: Artifact, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"path: {str(artifact.path)!r} is refused by {FORMATS[artifact.format].runtime} "
+        f"({type(error).__name__}: {' '.join(_lines(error))[:300]}). Export again."
+    )
 
 
 def _lines(error: BaseException) -> list[str]:

@@ -14,7 +14,7 @@ from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedError
 from lq_plugin.evaluation.latency import Latency
-from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement
+from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement, placed_as
 from lq_plugin.jobs import Job
 from lq_plugin.progress import note
 from lq_plugin.report.manifest import Entry
@@ -84,11 +84,9 @@ def _placed_artifact(
     """Export a candidate, and once more where another placement turns out to be faster."""
     if placing is None or not placing.applies(candidate, format_name):
         return export_one(candidate, path, format_name, threads)
-    known = placing.known(candidate, format_name) is not None
-    candidate = placing.recalled(candidate, [format_name])
+    if (known := placing.known(candidate, format_name)) is not None:
+        return export_one(placed_as(candidate, format_name, known), path, format_name, threads)
     artifact = export_one(candidate, path, format_name, threads)
-    if known:
-        return artifact
     placed = decided(placing, candidate, format_name, path)
     return artifact if placed is candidate else export_one(placed, path, format_name, threads)
 

@@ -101,10 +101,10 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
         ArtifactError: its weights are in a file that export does not write.
     """
     session = _session(folder, threads)
-    names = [value.name for value in session.get_inputs()]
+    names, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
-        results = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
+        results = session.run(outputs, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
         return [torch.from_numpy(result) for result in results]
 
     return run

@@ -51,7 +51,7 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
         results = request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
-        return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
+        return [torch.from_numpy(result) for result in results.to_tuple()]  # copies, in the order of the outputs
 
     return run
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from torch import Tensor
 
@@ -47,6 +47,13 @@ def check_placement(placement: str) -> str:
     return placement
 
 
+class _Keys(NamedTuple):
+    """What decisions about a candidate in a format are kept under; made once, because all its tensors are hashed."""
+
+    placement: str
+    profile: str
+
+
 @dataclass(frozen=True)
 class MeasuredPlacement:
     """Decides by measuring on this machine which operators stay float, for one runtime at a time.
@@ -68,13 +75,13 @@ class MeasuredPlacement:
         """Return what was decided earlier about a candidate in a format, if anything was."""
         if not self.applies(candidate, format_name):
             return None
-        return self.decisions.get(self._digest("placement", _unmeasured(candidate, format_name), format_name))
+        return self.decisions.get(self._keys(_unmeasured(candidate, format_name), format_name).placement)
 
     def recalled(self, candidate: StaticCandidate, formats: Sequence[str]) -> StaticCandidate:
         """Return a candidate with the placements that were decided earlier for its formats."""
         for name in formats:
             if (decision := self.known(candidate, name)) is not None:
-                candidate = _placed(candidate, name, decision)
+                candidate = placed_as(candidate, name, decision)
         return candidate
 
     def decided(
@@ -91,7 +98,7 @@ class MeasuredPlacement:
         Raises:
             EvaluationError: it cannot be measured.
         """
-        digest = self._digest("placement", candidate, format_name)
+        keys = self._keys(candidate, format_name)
         with tempfile.TemporaryDirectory() as scratch:
             lanes = {_FLOAT: Path(scratch) / _FLOAT, _AS_PLACED: folder}
             if before is None or before[0] < LEAST_SPEEDUP * before[1]:
@@ -100,12 +107,13 @@ class MeasuredPlacement:
             chosen: dict[str, frozenset[str]] = {}
             if times[_FLOAT] < LEAST_SPEEDUP * times[_AS_PLACED]:
                 note(f"{candidate.name}/{format_name}: INT8 is no faster than FP32, looking for a faster placement …")
-                chosen = self._proposed(candidate, format_name, lanes, Path(scratch))
+                saved = self._saved(candidate, format_name, lanes[_FLOAT], folder, keys)
+                chosen = self._proposed(candidate, format_name, saved, lanes, Path(scratch))
                 if chosen:
                     times = self._times(candidate, format_name, lanes)
-        self.decisions[digest] = decision = _decision(times, chosen, self.options)
+        self.decisions[keys.placement] = decision = _decision(times, chosen, self.options)
         note(f"{candidate.name}/{format_name}: {decision.reason}")
-        return _placed(candidate, format_name, decision)
+        return placed_as(candidate, format_name, decision)
 
     def saved(self, candidate: StaticCandidate, format_name: str, folder: Path) -> Mapping[str, float]:
         """Return the microseconds that INT8 saves by operator, negative where it costs time; empty without a profiler.
@@ -117,21 +125,22 @@ class MeasuredPlacement:
         """
         if FORMATS[format_name].profile is None:
             return {}
-        digest = self._digest("profile", candidate, format_name)
-        if digest not in self.decisions:
-            with tempfile.TemporaryDirectory() as scratch:
+        keys = self._keys(candidate, format_name)
+        with tempfile.TemporaryDirectory() as scratch:
+            if keys.profile not in self.decisions:
                 _write_float(candidate, format_name, Path(scratch))
-                self._profile(candidate, format_name, Path(scratch), folder)
-        return self.decisions[digest].saved
+            return self._saved(candidate, format_name, Path(scratch), folder, keys)
 
     def _proposed(
-        self, candidate: StaticCandidate, format_name: str, lanes: dict[str, Path], scratch: Path
+        self,
+        candidate: StaticCandidate,
+        format_name: str,
+        saved: Mapping[str, float],
+        lanes: dict[str, Path],
+        scratch: Path,
     ) -> dict[str, frozenset[str]]:
         """Export what the profile proposes, as far as there is time for it; adds the folders to the lanes."""
         start = time.perf_counter()
-        if self._digest("profile", candidate, format_name) not in self.decisions:
-            self._profile(candidate, format_name, lanes[_FLOAT], lanes[_AS_PLACED])
-        saved = self.decisions[self._digest("profile", candidate, format_name)].saved
         runtime = FORMATS[format_name].runtime
         graph, quantized = candidate.on(runtime).graph, candidate.placed(runtime).quantized.keys()
         kinds = {node.name: kind(node) for node in graph.module.graph.nodes if node.name in quantized}
@@ -146,7 +155,12 @@ class MeasuredPlacement:
                 chosen[name] = floats
         return chosen
 
-    def _profile(self, candidate: StaticCandidate, format_name: str, float_folder: Path, folder: Path) -> None:
+    def _saved(
+        self, candidate: StaticCandidate, format_name: str, float_folder: Path, folder: Path, keys: _Keys
+    ) -> Mapping[str, float]:
+        """Microseconds that INT8 saves by operator: as known, else by the profiles of two artifacts."""
+        if keys.profile in self.decisions:
+            return self.decisions[keys.profile].saved
         tensors, threads = self._inputs(candidate), self.options.number_of_threads
         operators = candidate.placed(FORMATS[format_name].runtime).quantized.keys()
         float_us, int8_us = (
@@ -154,7 +168,8 @@ class MeasuredPlacement:
             for durations in profiled(format_name, (float_folder, folder), tensors, threads)
         )
         saved = {name: round(float_us[name] - int8_us[name], 3) for name in float_us if name in int8_us}
-        self.decisions[self._digest("profile", candidate, format_name)] = Measured(True, "", saved=saved)
+        self.decisions[keys.profile] = Measured(True, "", saved=saved)
+        return saved
 
     def _times(self, candidate: StaticCandidate, format_name: str, lanes: Mapping[str, Path]) -> dict[str, float]:
         """Milliseconds of a call by lane, measured in turns."""
@@ -168,10 +183,10 @@ class MeasuredPlacement:
     def _inputs(self, candidate: StaticCandidate) -> Sequence[Tensor]:
         return candidate.reference.resized(self.options.batch_size)
 
-    def _digest(self, what: str, candidate: StaticCandidate, format_name: str) -> str:
-        """A digest of what a measurement depends on: the artifact, CPU, threads, and how many samples a call has."""
+    def _keys(self, candidate: StaticCandidate, format_name: str) -> _Keys:
+        """Digests of what the measurements depend on: the artifact, CPU, threads, and how many samples a call has."""
         artifact = artifact_digest(candidate, format_name, self.options.number_of_threads)
-        return checksums.of_json([what, artifact, self.options.batch_size])
+        return _Keys(*(checksums.of_json([what, artifact, self.options.batch_size]) for what in _Keys._fields))
 
 
 def _write_float(candidate: StaticCandidate, format_name: str, folder: Path) -> None:
@@ -181,7 +196,8 @@ def _write_float(candidate: StaticCandidate, format_name: str, folder: Path) -> 
     write(candidate.reference, folder)
 
 
-def _placed(candidate: StaticCandidate, format_name: str, decision: Measured) -> StaticCandidate:
+def placed_as(candidate: StaticCandidate, format_name: str, decision: Measured) -> StaticCandidate:
+    """Return a candidate that leaves float on a format's runtime what was decided for it."""
     return candidate.with_float(FORMATS[format_name].runtime, decision.float_ops) if decision.float_ops else candidate
 
 

@@ -65,6 +65,8 @@ class Signature:
         Raises:
             ArtifactError: the call has another structure, dtype, fixed dimension or constant than the captured one.
         """
+        if not kwargs and self._tensors is not None and _fit(args, self._tensors):
+            return list(args)
         bound = self._bind(args, kwargs)
         return [tensor for p in self.parameters for tensor in flatten_as(p.given, bound[p.name], p.name)]
 
@@ -119,6 +121,18 @@ class Signature:
         return read
 
     @cached_property
+    def _tensors(self) -> tuple[tuple[torch.dtype, tuple[int | None, ...]], ...] | None:
+        """Dtype and shape of every argument, if all are tensors that can be given by position.
+
+        Such calls are the most frequent. Checked one by one as any structure, an argument takes 5 microseconds after a
+        runtime has used the CPU's caches; a small model takes 70.
+        """
+        given = [p.given for p in self.parameters]
+        if any(p.kind in ("KEYWORD_ONLY", *_GIVEN) for p in self.parameters) or any("tensor" not in g for g in given):
+            return None
+        return tuple((getattr(torch, each["dtype"]), tuple(each["shape"])) for each in given)
+
+    @cached_property
     def _inspected(self) -> inspect.Signature:
         """As Python has it; made once, because making it takes longer than a small model."""
         return inspect.Signature(
@@ -136,6 +150,19 @@ class Signature:
             raise ArtifactError(f"call: {error}. The artifact takes {signature}, like its target's forward.") from error
         bound.apply_defaults()
         return bound.arguments
+
+
+def _fit(args: Sequence[Any], wanted: Sequence[tuple[torch.dtype, Sequence[int | None]]]) -> bool:
+    """Whether arguments are tensors of these dtypes and shapes; loops, because ``all`` takes three times as long."""
+    if len(args) != len(wanted):
+        return False
+    for value, (dtype, shape) in zip(args, wanted, strict=True):
+        if not isinstance(value, Tensor) or value.dtype is not dtype or value.dim() != len(shape):
+            return False
+        for want, got in zip(shape, value.shape, strict=True):
+            if want is not None and want != got:
+                return False
+    return True
 
 
 def _parameter(data: Mapping[str, Any]) -> Parameter:

@@ -26,6 +26,7 @@ from lq_plugin.artifacts.onnx_passes import (
     PASSES,
     Pass,
     average_globally,
+    keep_sums_apart,
     omit_zero_points,
     pad_in_convolutions,
     remove_unused,
@@ -404,6 +405,57 @@ def test_passes_keep_what_a_float_graph_computes(candidate: Candidate, tmp_path:
     onnx_format.export(candidate.graph, tmp_path)
     (got,) = onnx_format.load(tmp_path, 1)([PICTURES])
     torch.testing.assert_close(got, candidate.graph.module(PICTURES)[0], rtol=1e-4, atol=1e-5)
+
+
+SUMS = """
+<ir_version: 10, opset_import: ["" : 20]>
+graph (float[{batch}, 3, 4] x) => (float[{batch}, 3, 4] y)
+<float s = {{0.1}}, uint8 o = {{128}}, int8[4, 4] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6, 5, 4, 3, 2}},
+ int8 z = {{0}}, float[4] b = {{1, 2, 3, 4}}>
+{{
+    q = QuantizeLinear(x, s, o)
+    d = DequantizeLinear(q, s, o)
+    f = DequantizeLinear(w, s, z)
+    p = MatMul({factor}, f)
+    t = Add(p, {term})
+    {body}
+}}
+"""
+NORM, GELU = "y = LayerNormalization(t, b, b)", 'g = Gelu <approximate = "none"> (t) y = Identity(g)'
+MERGED = {
+    "a residual connection": ("2", "d", "x", NORM, "SkipLayerNormalization"),
+    "one around a float product": ("2", "x", "x", NORM, "SkipLayerNormalization"),
+    "a bias of an integer product, any batch": ("n", "d", "b", GELU, "BiasGelu"),
+    "a bias of an integer product, fixed batch": ("2", "d", "b", "y = Relu(t)", "Gemm"),
+}
+
+
+@pytest.mark.parametrize(("batch", "factor", "term", "body", "slow"), MERGED.values(), ids=MERGED)
+def test_onnxruntime_merges_no_sum_into_a_slower_kernel(
+    batch: str, factor: str, term: str, body: str, slow: str, tmp_path: Path
+) -> None:
+    text = SUMS.format(batch=batch, factor=factor, term=term, body=body)
+    x = np.arange(-12, 12, dtype=np.float32).reshape(2, 3, 4) / 8
+    for name, passes, merged in (("before", (), 1), ("after", (keep_sums_apart, remove_unused), 0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        onnx.save(rewritten(text, *passes, x=x), folder / "model.onnx")
+        kernels = onnx_kernels(folder)
+        assert kernels[slow] == merged
+    assert kernels["MatMulIntegerToFloat"] == (factor == "d")
+
+
+ADDED = {
+    "a bias of a float product": ("x", "b", GELU),
+    "a residual connection that is read again": ("x", "x", "n = LayerNormalization(t, b, b) y = Mul(n, t)"),
+}
+
+
+@pytest.mark.parametrize(("factor", "term", "body"), ADDED.values(), ids=ADDED)
+def test_other_sums_stay(factor: str, term: str, body: str) -> None:
+    model = ir.from_onnx_text(SUMS.format(batch="n", factor=factor, term=term, body=body))
+    keep_sums_apart(model)
+    assert "Sum" not in {node.op_type for node in model.graph}
 
 
 def test_every_runtime_that_reads_onnx_has_its_passes() -> None:

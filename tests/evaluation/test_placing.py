@@ -172,7 +172,7 @@ def test_export_keeps_the_artifact_whose_placement_cannot_be_measured(
 
 def test_one_runtimes_decision_leaves_the_others_alone(candidate: StaticCandidate) -> None:
     decider = MeasuredPlacement(OPTIONS, {})
-    digest = decider._digest("placement", candidate, "onnx")
+    digest = decider._keys(candidate, "onnx").placement
     decider.decisions[digest] = Measured(True, "", ("conv2d",))
     placed = decider.recalled(candidate, ["onnx", "openvino", "pt2"])
     assert placed.faster_in_float == {"onnxruntime": {"conv2d"}}

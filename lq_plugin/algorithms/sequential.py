@@ -87,7 +87,7 @@ def sequential(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], se
         learnt = _Lockstep(candidate, calls, Generator().manual_seed(seed)).run()
         if not learnt:
             return candidate
-        graph = duplicate(candidate.graph)
+        graph = duplicate(candidate.graph, share_tensors=True)
         for node in list(graph.module.graph.nodes):
             if made := learnt.get(node.name):
                 put_constant(graph.module, node, made.product.weight_position, made.weight)

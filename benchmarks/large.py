@@ -94,9 +94,14 @@ class Encoder(nn.Module):
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(cell.width, HEADS, 4 * cell.width, dropout=0.0, batch_first=True)
         self.embedding = nn.Embedding(cell.vocabulary, cell.width)
-        self.layers = nn.TransformerEncoder(layer, cell.layers, enable_nested_tensor=False)
+        # Not nn.TransformerEncoder, whose layers begin as copies: equal weights are stored once.
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(cell.width, HEADS, 4 * cell.width, dropout=0.0, batch_first=True)
+                for _ in range(cell.layers)
+            )
+        )
         self.head = nn.Linear(cell.width, 100)
 
     def forward(self, x: Tensor) -> Tensor:

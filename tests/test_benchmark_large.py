@@ -23,6 +23,11 @@ def test_a_cell_measures_every_step_and_the_artifact(tmp_path: Path) -> None:
     assert "| 1 | 0 | 8 | pt2 | plain |" in large_tables.markdown(report, "large.svg")
 
 
+def test_layers_are_not_copies_whose_weights_are_stored_once() -> None:
+    first, second = large.Encoder(large.Cell(layers=2, samples=8, format="pt2", vocabulary=50, width=32)).layers
+    assert not first.linear1.weight.equal(second.linear1.weight)
+
+
 def test_a_known_cell_is_not_measured_again(tmp_path: Path) -> None:
     (tmp_path / f"{large.CELLS[0].name}.json").write_text('{"known": 1}')
     assert large.run(large.CELLS[0], tmp_path, threads=1) == {"known": 1}

@@ -162,6 +162,7 @@ def _observed(
         for name, evidence in known.items():
             outputs = [weighted[reader.name].weight for reader in readers if reader.value == name]
             evidence.add(weighted[name].value, outputs)
+        del weighted, outputs  # so that two pieces are never in memory
     return known
 
 

@@ -190,9 +190,22 @@ def told(cell: Cell, found: Result) -> str:
     return f"{cell.name}: {found['steps']['load']['peak_memory_bytes'] / 2**30:.1f} GiB, {seconds:.0f} s of CPU time"
 
 
+def known(keep: Path) -> list[Result]:
+    """Every cell that was measured, asked for in this run or not."""
+    files = (keep / f"{cell.name}.json" for cell in CELLS)
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
 def report_of(cells: list[Result], threads: int) -> Result:
     facts = asdict(environment())
     return {"environment": facts, "threads": threads, "length": LENGTH, "batch": BATCH, "cells": cells}
+
+
+def write(cells: list[Result], args: argparse.Namespace) -> None:
+    """Write the report, its tables and its plot."""
+    report = report_of(cells, args.threads)
+    command_line.write(report, large_tables.markdown(report, f"{args.out.stem}.svg"), args.out)
+    args.out.with_suffix(".svg").write_text(large_tables.plot(report))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -215,14 +228,13 @@ def main() -> None:
         return
     if args.again:
         shutil.rmtree(args.keep, ignore_errors=True)
-    found: list[Result] = []
+    failed: list[Result] = []
     for cell in CELLS:
         if cell.name in args.only:
-            found.append(run(cell, args.keep.resolve(), args.threads))
-            print(f"{datetime.now():%H:%M:%S} {told(cell, found[-1])}; load {os.getloadavg()[0]:.1f}", flush=True)
-            report = report_of(found, args.threads)  # after each: an interrupted run leaves a report
-            command_line.write(report, large_tables.markdown(report, f"{args.out.stem}.svg"), args.out)
-            args.out.with_suffix(".svg").write_text(large_tables.plot(report))
+            found = run(cell, args.keep.resolve(), args.threads)
+            failed += [found] if "error" in found else []
+            print(f"{datetime.now():%H:%M:%S} {told(cell, found)}; load {os.getloadavg()[0]:.1f}", flush=True)
+            write([*known(args.keep), *failed], args)  # after each: an interrupted run leaves a report
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def straight(points: Points) -> tuple[float, float, float]:
 
 def markdown(report: Result, plot_file: str) -> str:
     """The report as Markdown tables; more memory than the bound is in bold."""
-    known = [cell for cell in report["cells"] if "error" not in cell]
+    known = sorted(measured(report), key=lambda cell: (lane(cell), cell["layers"], cell["samples"]))
     facts = report["environment"]
     text = [
         "# Large models",
@@ -94,6 +94,10 @@ def markdown(report: Result, plot_file: str) -> str:
         text += ["", *markdown_table(("layers", "algorithm", "outcome", "s", "GiB", "why not"), map(step_row, tried))]
     text += [f"- {cell['layers']} layers as {cell['format']} failed: {cell['error']}" for cell in failed(report)]
     return "\n".join(text) + "\n"
+
+
+def measured(report: Result) -> list[Result]:
+    return [cell for cell in report["cells"] if "error" not in cell]
 
 
 def failed(report: Result) -> list[Result]:
@@ -144,7 +148,7 @@ def linearity(cells: Sequence[Result]) -> list[str]:
 
 def plot(report: Result) -> str:
     """Memory and time, against layers and against samples: one line a format."""
-    known = [cell for cell in report["cells"] if "error" not in cell]
+    known = measured(report)
     width, height = 2 * PANEL_WIDTH, 2 * PANEL_HEIGHT
     box = {"viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height)}
     svg = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "plot", "role": "img", **box})

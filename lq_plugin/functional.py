@@ -189,7 +189,7 @@ def _observed(
     first = _first(inputs)
     with parts_named(model, *first):
         graph = tracked.prepared(model, *first)
-    recording = Recording.start(duplicate(graph), scheme)
+    recording = Recording.start(duplicate(graph, share_tensors=True), scheme)
     draw = Draw(graph, scheme.algorithm_samples, seed=0)
     learns = bool(scheme.algorithm_names) and scheme.algorithm_samples >= LEAST_SAMPLES
     for args, kwargs in itertools.chain([first], inputs):

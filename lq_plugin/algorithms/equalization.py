@@ -315,7 +315,7 @@ class _Error:
 
 def _written(graph: Graph, kernels: Mapping[str, Kernel], changed: Mapping[Pair, Tensor]) -> Graph:
     """Return a copy of the graph with scaled weights, and with one clamp limit for all channels."""
-    copy = duplicate(graph)
+    copy = duplicate(graph, share_tensors=True)
     nodes = {node.name: node for node in copy.module.graph.nodes}
     for layer in dict.fromkeys(node for pair in changed for node in (pair.first, pair.second)):
         kernel = kernels[layer.name]
@@ -347,7 +347,9 @@ def _with_new_statistics(
     values = {value for pair in changed for value in pair.values}
     quantized = set(made.united.scales.values())
     recording = Recording.start(
-        duplicate(graph), candidate.scheme, quantized & values | quantized - candidate.statistics.keys()
+        duplicate(graph, share_tensors=True),
+        candidate.scheme,
+        quantized & values | quantized - candidate.statistics.keys(),
     )
     for tensors in calls:
         recording.observe(tensors)

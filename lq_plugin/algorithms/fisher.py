@@ -91,6 +91,7 @@ def weighted_values(
         with isolated():
             weighted = _weighted(graph.module, names, tensors, generator)
         yield weighted
+        del weighted  # the values of all layers, before those of the next piece are made
 
 
 def costs(

@@ -47,6 +47,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ from lq_plugin.algorithms import spilling
 from lq_plugin.algorithms.columns import Product, product_of
 from lq_plugin.algorithms.rounding import Grid, best_grid, grid, least_squares, moments, rounded
 from lq_plugin.candidate import StaticCandidate
-from lq_plugin.graph.graph import duplicate
+from lq_plugin.graph.graph import duplicate, writes
 from lq_plugin.graph.nodes import arguments, attribute
 from lq_plugin.graph.rewriting import put_constant, rewritten
 from lq_plugin.graph.torch_patches import isolated
@@ -87,7 +88,7 @@ def sequential(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], se
         learnt = _Lockstep(candidate, calls, Generator().manual_seed(seed)).run()
         if not learnt:
             return candidate
-        graph = duplicate(candidate.graph)
+        graph = duplicate(candidate.graph, share_tensors=True)
         for node in list(graph.module.graph.nodes):
             if made := learnt.get(node.name):
                 put_constant(graph.module, node, made.product.weight_position, made.weight)
@@ -161,12 +162,19 @@ class _Lockstep:
 
     def _kept(self, results: list[Any]) -> list[Any]:
         """Results as they are kept: on disk where the activations that are still needed exceed the limit."""
-        full = spilling.in_memory((*self.wanted.values(), *self.values.values(), results)) > spilling.LIMIT
+        both = (*self.wanted.items(), *self.values.items())
+        activations = (values for node, values in both if node.op != "get_attr")  # weights stay in memory as they are
+        full = spilling.in_memory((*activations, results)) > spilling.LIMIT
         return spilling.on_disk(results) if full else results
 
     def _constant(self, node: fx.Node) -> list[Any]:
         value = operator.attrgetter(str(node.target))(self.candidate.graph.module)
-        return [value.clone() if isinstance(value, Tensor) else value] * len(self.calls)  # some graphs write to buffers
+        return [value.clone() if self.writes and isinstance(value, Tensor) else value] * len(self.calls)
+
+    @cached_property
+    def writes(self) -> bool:
+        """Whether constants must be copied; all of them come first, so this would be a second model in memory."""
+        return writes(self.candidate.graph.module)
 
     def _results(self, node: fx.Node, read: Mapping[fx.Node, Sequence[Any]]) -> list[Any]:
         """An operator's result in each call, for the given inputs."""

@@ -129,6 +129,7 @@ def smoothing(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], see
         known = _observed(candidate.graph, places, calls, seed)
         found = ((site, _searched(candidate, site, known)) for site in places)
         chosen = [(site, choice) for site, choice in found if choice is not None]
+        known.clear()  # more than the model's weights, if it is large
         return _applied(candidate, chosen, calls) if chosen else candidate
 
 
@@ -161,6 +162,7 @@ def _observed(
         for name, evidence in known.items():
             outputs = [weighted[reader.name].weight for reader in readers if reader.value == name]
             evidence.add(weighted[name].value, outputs)
+        del weighted, outputs  # so that two pieces are never in memory
     return known
 
 
@@ -173,7 +175,7 @@ def _searched(candidate: StaticCandidate, site: Site, known: Mapping[str, _Evide
     if not bool(low.isfinite().all() & high.isfinite().all()):  # nan, or nothing was observed
         return None
     unscaled, origin = torch.ones_like(low), candidate.united.scales[site.readers[0].value]
-    before = trial.error(unscaled, candidate.ranges[origin])
+    before = trial.error(unscaled, trial.rounded(unscaled), candidate.ranges[origin])
     clipped, clip = trial.clipped(unscaled)
     scales = _scales(low, high, torch.cat(list(matrices.values())))
     smoothed, clip_of_smoothed, scale = min(
@@ -213,28 +215,41 @@ class _Trial:
 
     def clipped(self, scale: Tensor) -> tuple[float, float]:
         """Return the least error for a scale, and the share of the range that gives it."""
-        best = (math.inf, 1.0)
+        rounded, best = self.rounded(scale), (math.inf, 1.0)
         for clip in CLIPS:
-            found = self.error(scale, self.bounds(scale, clip))
+            found = self.error(scale, rounded, self.bounds(scale, clip))
             if found >= best[0]:  # the error first falls and then rises
                 break
             best = (found, clip)
         return best
 
-    def error(self, scale: Tensor, bounds: Range) -> float:
-        """Return the error that quantized inputs and weights cause at the readers' outputs."""
-        rounded = {
-            reader: rounded_weight(matrix * scale, self.placed.weight_spec, 0)
-            for reader, matrix in self.matrices.items()
+    def rounded(self, scale: Tensor) -> dict[str, Tensor]:
+        """Return the quantized weights that read each scaled value, of shape (outputs, inputs)."""
+        return {
+            value: torch.cat([rounded_weight(matrix * scale, self.placed.weight_spec, 0) for matrix in matrices])
+            for value, matrices in self.read.items()
         }
+
+    def error(self, scale: Tensor, rounded: Mapping[str, Tensor], bounds: Range) -> float:
+        """Return the error that quantized inputs and weights cause at the readers' outputs."""
         total = 0.0
         for value, evidence in self.evidence.items():
-            read = [reader for reader in self.matrices if reader.value == value]
-            quantized = rounded_activation(evidence.rows / scale, bounds, self.placed.activation_spec)
-            given = quantized @ torch.cat([rounded[reader] for reader in read]).T
-            wanted = evidence.rows @ torch.cat([self.matrices[reader] for reader in read]).T
-            total += ((given - wanted).square() * evidence.weights).sum().item()
+            given = rounded_activation(evidence.rows / scale, bounds, self.placed.activation_spec) @ rounded[value].T
+            total += ((given - self.wanted[value]).square() * evidence.weights).sum().item()
         return total
+
+    @cached_property
+    def read(self) -> dict[str, list[Tensor]]:
+        """The weights that read each value."""
+        return {
+            value: [matrix for reader, matrix in self.matrices.items() if reader.value == value]
+            for value in self.evidence
+        }
+
+    @cached_property
+    def wanted(self) -> dict[str, Tensor]:
+        """Results of the float weights for each value."""
+        return {value: self.evidence[value].rows @ torch.cat(matrices).T for value, matrices in self.read.items()}
 
 
 def _scales(low: Tensor, high: Tensor, weights: Tensor) -> list[Tensor]:
@@ -262,7 +277,7 @@ def _is_alone(placed: Placement, site: Site, origin: str) -> bool:
 def _applied(
     candidate: StaticCandidate, chosen: Sequence[tuple[Site, _Choice]], calls: Sequence[Sequence[Tensor]]
 ) -> StaticCandidate:
-    graph = duplicate(candidate.graph)
+    graph = duplicate(candidate.graph, share_tensors=True)
     nodes = {node.name: node for node in graph.module.graph.nodes}
     learnt, changed = dict(candidate.learnt_ranges), set[str]()
     for site, choice in chosen:
@@ -301,7 +316,7 @@ def _statistics(
     """Observe changed and new values."""
     if not values:
         return {}
-    recording = Recording.start(duplicate(graph), candidate.scheme, values)
+    recording = Recording.start(duplicate(graph, share_tensors=True), candidate.scheme, values)
     for tensors in calls:
         recording.observe(tensors)
     return recording.statistics()

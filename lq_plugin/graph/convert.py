@@ -14,7 +14,7 @@ from lq_plugin.graph.folding import share_equal
 from lq_plugin.graph.graph import Graph, duplicate
 from lq_plugin.graph.nodes import arguments, attribute, insert
 from lq_plugin.graph.placement import Placement
-from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.graph.torch_patches import isolated, modules_not_kept
 from lq_plugin.noise import muted
 from lq_plugin.observers import Range
 from lq_plugin.qparams import QuantSpec, activation_qparams, weight_qparams
@@ -43,8 +43,10 @@ def convert(
     Returns:
         A graph without the float weights that nothing uses any more.
     """
-    with muted(), isolated():
-        prepared = pt2e.prepare_pt2e(duplicate(graph).module, _PlacedQuantizer(placement, ranges, weight_scales or {}))
+    with muted(), isolated(), modules_not_kept():
+        prepared = pt2e.prepare_pt2e(
+            duplicate(graph, share_tensors=True).module, _PlacedQuantizer(placement, ranges, weight_scales or {})
+        )
         _observe_weights(prepared)
         converted = pt2e.convert_pt2e(prepared)
         _look_up_integers(converted)

@@ -96,7 +96,23 @@ class Graph:
         return tuple(tensors)
 
 
-def duplicate(graph: Graph) -> Graph:
-    """Copy a graph together with its weights, so that the copy can be changed."""
+def duplicate(graph: Graph, share_tensors: bool = False) -> Graph:
+    """Copy a graph together with its weights, so that the copy can be changed.
+
+    Args:
+        graph: it is not changed.
+        share_tensors: keep the very same parameters and buffers, so that the copy costs no memory. Its operators and
+            what they read can be changed, the tensors themselves cannot. A graph that writes to tensors gets its own.
+    """
+    module, memo = graph.module, dict[int, object]()
+    if share_tensors and not writes(module):
+        memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     with muted(), torch.inference_mode(False):
-        return replace(graph, module=copy.deepcopy(graph.module))
+        return replace(graph, module=copy.deepcopy(module, memo))
+
+
+def writes(module: fx.GraphModule) -> bool:
+    """Whether any operator of a graph writes to a tensor that it is given."""
+    graphs = (part.graph for part in module.modules() if isinstance(part, fx.GraphModule))
+    targets = (node.target for graph in graphs for node in graph.nodes)
+    return any(isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable for target in targets)

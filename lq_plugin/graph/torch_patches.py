@@ -1,4 +1,4 @@
-"""Every global of torch that is temporarily replaced, and why."""
+"""Every global of torch that is temporarily replaced or emptied, and why."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from lq_plugin.graph import attention, padding, recurrent
 
 _rnn: Any = rnn
 _export_utils: Any = torch._export.utils
+_KEEPING_MODULES = (
+    ("torchao.utils", "_assert_and_get_unique_device"),
+    ("torch.ao.quantization.fx.utils", "assert_and_get_unique_device"),
+)
 
 
 @contextmanager
@@ -157,6 +161,22 @@ def operators_found_once() -> Iterator[None]:
         yield
     finally:
         _export_utils._materialize_cpp_cia_ops = before
+
+
+@contextmanager
+def modules_not_kept() -> Iterator[None]:
+    """Empty the caches in which torchao and torch keep every graph whose device they were asked for, without a limit.
+
+    Each conversion asks them, so its graphs would live as long as the process: a quarter of the float model's size for
+    each where the float weights are shared, and more than all of it where they are not (torchao 0.18, torch 2.13).
+    """
+    try:
+        yield
+    finally:
+        for owner, name in _KEEPING_MODULES:
+            function = getattr(importlib.import_module(owner), name, None)
+            if (clear := getattr(function, "cache_clear", None)) is not None:
+                clear()
 
 
 @contextmanager

@@ -318,3 +318,11 @@ def test_activations_beyond_the_limit_are_spilled_to_disk(
     assert sequential(mixed, calls, 0).graph.digest == wanted.graph.digest
     assert sum(spilled) > 100_000
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_do_not_count_as_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [[torch.rand(32, 256)]]
+    candidate = made(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)), calls)
+    monkeypatch.setattr(spilling, "LIMIT", 2 * 256 * 256 * 4)  # both weights; an activation is an eighth of one
+    monkeypatch.setattr(spilling, "on_disk", lambda results: pytest.fail("spilled"))
+    assert sequential(candidate, calls, 0) is not candidate

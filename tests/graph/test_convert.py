@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -247,3 +248,35 @@ def test_a_candidates_reference_is_its_graph_and_stays_so_when_the_graph_is_rewr
     assert rewritten.reference is given.graph
     dynamic = lq_plugin.quantize(nn.Linear(8, 4), [GRID], Scheme(method="dynamic", algorithms=()))
     assert dynamic.reference is dynamic.graph
+
+
+def test_nothing_keeps_a_graph_that_was_converted() -> None:
+    candidate = lq_plugin.quantize(nn.Linear(8, 4), [GRID], PLAIN)
+    assert isinstance(candidate, StaticCandidate)
+    weight = candidate.graph.module.get_parameter("target.weight")
+    gc.collect()
+    before = len(gc.get_referrers(weight))
+    candidate.converted("openvino")
+    gc.collect()
+    assert len(gc.get_referrers(weight)) == before
+
+
+class Counting(nn.Module):
+    """Writes to a buffer in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.layer(x) + self.calls
+
+
+@pytest.mark.parametrize(("module", "is_shared"), [(nn.Linear(8, 4), True), (Counting(), False)])
+def test_copies_share_tensors_only_where_nothing_writes_to_them(module: nn.Module, is_shared: bool) -> None:
+    candidate = lq_plugin.quantize(module, [GRID], PLAIN)
+    copied = duplicate(candidate.graph, share_tensors=True)
+    ours, theirs = (next(graph.module.parameters()) for graph in (candidate.graph, copied))
+    assert (ours is theirs) is is_shared

@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from benchmarks.reference_models import SEED, images
 from benchmarks.vision_models import ResNet18
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.callbacks import finishing
+from lq_plugin.evaluation import latency
 
 BATCH_SIZE = 50
 BOUND = 60.0  # seconds, on 2 cores
@@ -87,6 +88,7 @@ class Clock:
     """Adds up how long steps took, each without the steps within it, and how long the whole took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    workers: dict[str, float] = field(default_factory=dict)  # CPU seconds of the workers of latency, by lane
     total: float = 0.0
     cpu: float = 0.0  # of this process and of those that it has ended: what a busy machine changes least
     _running: list[str] = field(default_factory=list)
@@ -122,6 +124,7 @@ class Clock:
 
     def watch(self) -> None:
         """Time every step from now on."""
+        self._watch_workers()
         for name, (module, path) in STEPS.items():
             *owners, attribute = path.split(".")
             owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -129,6 +132,30 @@ class Clock:
         for name, found in list(FORMATS.items()):
             if found.export is not None and isinstance(FORMATS, dict):
                 FORMATS[name] = replace(found, export=self.timed(f"write {name}", found.export))
+
+    def _watch_workers(self) -> None:
+        """Note what the workers of latency have used, before they are ended."""
+        end = latency.Starting.__exit__
+
+        def ended(starting: latency.Starting, *given: object) -> None:
+            for lane, worker in starting._workers.items():
+                self.workers[lane] = self.workers.get(lane, 0.0) + cpu_seconds(worker._process.pid)
+            end(starting, *given)
+
+        latency.Starting.__exit__ = ended  # type: ignore[method-assign]
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU seconds of a process and of all that it has started, from Linux's /proc."""
+    times, parents = dict[int, int](), dict[int, int]()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            _, parent, *fields = file.read_text().rpartition(")")[2].split()
+            times[int(file.parent.name)], parents[int(file.parent.name)] = sum(map(int, fields[9:13])), int(parent)
+    family = [process]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return sum(times.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(args: argparse.Namespace, folder: Path) -> Clock:
@@ -216,6 +243,7 @@ def main() -> None:
         "total_s": clock.total,
         "cpu_s": clock.cpu,
         "steps_s": clock.seconds,
+        "workers_cpu_s": clock.workers,
     }
     command_line.write(report, markdown(report), args.out)
     command_line.show(markdown(report))

@@ -88,11 +88,12 @@ class Clock:
     """Adds up how long steps took, each without the steps within it, and how long the whole took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)  # of this process
     workers: dict[str, float] = field(default_factory=dict)  # CPU seconds of the workers of latency, by lane
     total: float = 0.0
     cpu: float = 0.0  # of this process and of those that it has ended: what a busy machine changes least
     _running: list[str] = field(default_factory=list)
-    _since: float = 0.0
+    _since: tuple[float, float] = (0.0, 0.0)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -106,10 +107,11 @@ class Clock:
             self._running.pop()
 
     def _switch(self) -> None:
-        now = time.perf_counter()
+        now = time.perf_counter(), time.process_time()
         if self._running:
             name = self._running[-1]
-            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+            for spent, until, since in zip((self.seconds, self.cpu_seconds), now, self._since, strict=True):
+                spent[name] = spent.get(name, 0.0) + until - since
         self._since = now
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,11 +213,13 @@ def markdown(report: Result) -> str:
         "",
         f"{total:.1f} s in all (bound: {BOUND:.0f} s), {report['cpu_s']:.1f} s of CPU time.",
         "",
-        "| step | s | share |",
+        "| step of this process | s | CPU s |",
         "| --- | ---: | ---: |",
     ]
-    steps = sorted(report["steps_s"].items(), key=lambda item: -item[1])
-    lines += [f"| {name} | {seconds:.2f} | {seconds / total:.1%} |" for name, seconds in steps]
+    steps, cpu = report["steps_s"], report["steps_cpu_s"]
+    lines += [f"| {name} | {steps[name]:.2f} | {cpu[name]:.2f} |" for name in sorted(steps, key=cpu.get, reverse=True)]
+    lines += ["", "| worker of latency | CPU s |", "| --- | ---: |"]
+    lines += [f"| {lane} | {seconds:.2f} |" for lane, seconds in report["workers_cpu_s"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -243,6 +247,7 @@ def main() -> None:
         "total_s": clock.total,
         "cpu_s": clock.cpu,
         "steps_s": clock.seconds,
+        "steps_cpu_s": clock.cpu_seconds,
         "workers_cpu_s": clock.workers,
     }
     command_line.write(report, markdown(report), args.out)

@@ -64,18 +64,9 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], Sequ
     In eager torch it computes on integers where that pays, see ``pt2_lowered.py``; else it rounds floats. Under the
     user's ``torch.compile`` it keeps the pairs of operators that make INT8 kernels.
     """
-    program = _program(folder)
-    module = _module(program)
-
-    @functools.cache  # made by the first call: a graph that will be compiled needs none
-    def eager() -> fx.GraphModule:
-        if pt2_lowered.pays(program):
-            try:
-                return pt2_lowered.lowered(program)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-                logger.warning("%s runs on floats, which is slower: torch cannot lower it (%s)", folder, reason)
-        return rounding_at_once(module)
+    module = load_module(folder)
+    # Made by the first call: a graph that will be compiled needs none.
+    eager = functools.cache(functools.partial(_eager, module, folder))
 
     def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         chosen = module if torch.compiler.is_compiling() else eager()
@@ -85,16 +76,23 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], Sequ
     return run
 
 
+def _eager(module: fx.GraphModule, folder: Path) -> fx.GraphModule:
+    """Return the graph as eager torch computes it fastest."""
+    if pt2_lowered.pays(module):
+        try:
+            return pt2_lowered.lowered(module)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            logger.warning("%s runs on floats, which is slower: torch cannot lower it (%s)", folder, reason)
+    return rounding_at_once(module)
+
+
 def load_module(folder: Path) -> fx.GraphModule:
     """Load the graph as a module over flat lists of tensors, fit for ``torch.compile``.
 
     Raises:
         ArtifactError: the file holds something that torch would unpickle or run.
     """
-    return _module(_program(folder))
-
-
-def _program(folder: Path) -> ExportedProgram:
     import torch.ao.quantization.fx._decomposed  # registers the quantize and dequantize operators
 
     try:
@@ -105,10 +103,5 @@ def _program(folder: Path) -> ExportedProgram:
             "ArtifactExport never writes this. Export again from a source that you trust."
         ) from error
     with muted():
-        return torch.export.load(archive)
-
-
-def _module(program: ExportedProgram) -> fx.GraphModule:
-    with muted():
         # Guards are source code in the file, and the signature has checked what they would check.
-        return program.module(check_guards=False)
+        return torch.export.load(archive).module(check_guards=False)

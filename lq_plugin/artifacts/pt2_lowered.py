@@ -9,12 +9,11 @@ function itself fixes the batch size.
 
 from __future__ import annotations
 
+import copy
 import threading
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.export import ExportedProgram
 
 from lq_plugin import cpu
 from lq_plugin.artifacts.pt2_rounding import rounding_at_once
@@ -23,21 +22,24 @@ from lq_plugin.noise import muted
 # Lowering takes 2 to 3 s of one core for ResNet-18 (11M weights), a second of which is for importing inductor. A network
 # of fewer weights computes its samples in less.
 LEAST_WEIGHTS = 1_000_000
+_CONVOLUTION = (None, None, None, [1], [0], [1], 1)  # defaults of a convolution's arguments
 _PASSES = threading.Lock()  # inductor's passes share their state
 
 
-def pays(program: ExportedProgram) -> bool:
-    """Whether a graph is worth lowering, and this CPU's INT8 kernels compute exact sums.
+def pays(module: fx.GraphModule) -> bool:
+    """Whether a quantized graph is worth lowering, and this CPU's INT8 kernels compute exact sums.
 
     The answer depends on the graph and the CPU alone, so that the same artifact gives the same numbers in every run.
     """
-    tensors = [*program.state_dict.values(), *program.constants.values()]
-    weights = sum(tensor.numel() for tensor in tensors if isinstance(tensor, Tensor) and tensor.dtype == torch.int8)
+    weights = sum(tensor.numel() for tensor in module.state_dict().values() if tensor.dtype == torch.int8)
     return weights >= LEAST_WEIGHTS and torch.backends.mkldnn.is_available() and cpu.has_vnni()
 
 
-def lowered(program: ExportedProgram) -> fx.GraphModule:
-    """Return a quantized graph over flat lists of tensors whose convolutions and products compute on integers.
+def lowered(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a quantized graph whose convolutions and products compute on integers; tensors are shared.
+
+    Args:
+        module: a graph of ``torch.export`` over flat lists of tensors, with the fake tensors of its inputs.
 
     Raises:
         Exception: torch cannot lower it.
@@ -46,13 +48,13 @@ def lowered(program: ExportedProgram) -> fx.GraphModule:
         from torch._inductor.constant_folding import constant_fold
         from torch._inductor.fx_passes.freezing_patterns import freezing_passes
 
-        module: Any = program.run_decompositions(_decompositions()).module(check_guards=False)
-        _permute(module.graph)
-        inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-        freezing_passes(module, inputs)
-        constant_fold(module)
-    # What surrounds the graph checks its inputs, which the artifact's signature has done.
-    made = rounding_at_once(fx.GraphModule(module, module.graph))
+        # Without the hooks that check inputs, which the artifact's signature has done.
+        made = fx.GraphModule(module, copy.deepcopy(module.graph))
+        inputs = [node.meta["val"] for node in made.graph.nodes if node.op == "placeholder"]
+        _decompose(made.graph)
+        freezing_passes(made, inputs)
+        constant_fold(made)
+    made = rounding_at_once(made)
     pairs = torch.ops.quantized_decomposed
     in_place = {pairs.quantize_per_tensor.default: _quantize, pairs.dequantize_per_tensor.default: _dequantize}
     for node in made.graph.nodes:
@@ -62,18 +64,45 @@ def lowered(program: ExportedProgram) -> fx.GraphModule:
     return made
 
 
-def _decompositions() -> dict[Any, Any]:
-    """Decompose only what is made of other operators for every backend: convolutions and products of any kind."""
-    table = torch.export.default_decompositions()
-    return {operator: table[operator] for operator in table if torch._export.utils._is_cia_op(operator)}
+def _decompose(graph: fx.Graph) -> None:
+    """Write convolutions and products as the passes expect them.
 
-
-def _permute(graph: fx.Graph) -> None:
-    """Transpose weights as the passes expect it."""
+    ``ExportedProgram.run_decompositions`` does the same to every operator, for as long as all else takes together.
+    """
     aten = torch.ops.aten
-    for node in graph.nodes:
-        if node.target is aten.t.default and node.args[0].meta["val"].dim() == 2:
-            node.target, node.args = aten.permute.default, (node.args[0], [1, 0])
+    dimensions = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+    for node in list(graph.nodes):
+        node.meta.setdefault("tensor_meta", node.meta.get("val"))  # the passes read shapes there
+        if node.target in dimensions and not node.kwargs:
+            _write_convolution(node, dimensions[node.target])
+        elif node.target is aten.linear.default and not node.kwargs and node.args[1].meta["val"].dim() == 2:
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(_product(graph, node))
+            graph.erase_node(node)
+
+
+def _write_convolution(node: fx.Node, dimensions: int) -> None:
+    given = (*node.args, *_CONVOLUTION[len(node.args) :])
+    tensors, (stride, padding, dilation), groups = given[:3], given[3:6], given[6]
+    sizes = [[*size, *size * (dimensions - len(size))][:dimensions] for size in (stride, padding, dilation)]
+    node.target = torch.ops.aten.convolution.default
+    node.args = (*tensors, *sizes, False, [0] * dimensions, groups)
+
+
+def _product(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """The product of matrices in a linear layer; an input of more dimensions is a matrix in between."""
+    aten, (value, weight, *bias) = torch.ops.aten, node.args
+    shape = value.meta["val"].shape
+    rows = value if len(shape) == 2 else graph.call_function(aten.reshape.default, (value, [-1, int(shape[-1])]))
+    columns = graph.call_function(aten.permute.default, (weight, [1, 0]))
+    if bias and bias[0] is not None:
+        made = graph.call_function(aten.addmm.default, (bias[0], rows, columns))
+    else:
+        made = graph.call_function(aten.mm.default, (rows, columns))
+    if len(shape) == 2:
+        return made
+    sizes = [graph.call_function(aten.sym_size.int, (value, axis)) for axis in range(len(shape) - 1)]
+    return graph.call_function(aten.reshape.default, (made, [*sizes, int(weight.meta["val"].shape[0])]))
 
 
 def _quantize(value: Tensor, scale: float, zero_point: int, lowest: int, highest: int, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -32,7 +33,8 @@ def pays(module: fx.GraphModule) -> bool:
     The answer depends on the graph and the CPU alone, so that the same artifact gives the same numbers in every run.
     """
     weights = sum(tensor.numel() for tensor in module.state_dict().values() if tensor.dtype == torch.int8)
-    return weights >= LEAST_WEIGHTS and torch.backends.mkldnn.is_available() and cpu.has_vnni()
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return weights >= LEAST_WEIGHTS and has_onednn and cpu.has_vnni()
 
 
 def lowered(module: fx.GraphModule) -> fx.GraphModule:
@@ -71,7 +73,7 @@ def _decompose(graph: fx.Graph) -> None:
     """
     aten = torch.ops.aten
     dimensions = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
-    for node in list(graph.nodes):
+    for node in list[Any](graph.nodes):
         node.meta.setdefault("tensor_meta", node.meta.get("val"))  # the passes read shapes there
         if node.target in dimensions and not node.kwargs:
             _write_convolution(node, dimensions[node.target])
@@ -81,7 +83,7 @@ def _decompose(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _write_convolution(node: fx.Node, dimensions: int) -> None:
+def _write_convolution(node: Any, dimensions: int) -> None:
     given = (*node.args, *_CONVOLUTION[len(node.args) :])
     tensors, (stride, padding, dilation), groups = given[:3], given[3:6], given[6]
     sizes = [[*size, *size * (dimensions - len(size))][:dimensions] for size in (stride, padding, dilation)]
@@ -89,7 +91,7 @@ def _write_convolution(node: fx.Node, dimensions: int) -> None:
     node.args = (*tensors, *sizes, False, [0] * dimensions, groups)
 
 
-def _product(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def _product(graph: fx.Graph, node: Any) -> fx.Node:
     """The product of matrices in a linear layer; an input of more dimensions is a matrix in between."""
     aten, (value, weight, *bias) = torch.ops.aten, node.args
     shape = value.meta["val"].shape

@@ -1,8 +1,8 @@
 """Memory that stays with the process from one batch to the next.
 
-glibc gives every block of 32 MiB or more back to the system when it is free, and the system clears its pages anew when
-the next operator asks. Of the forward of ResNet-18 (3x224x224, batch 50, one core of an AMD EPYC) that was 0.7 of 2.0 s,
-of its INT8 kernels 0.3 of 0.6 s. Numbers do not depend on it; the most memory in use grew from 0.7 to 0.9 GB.
+glibc gives each block of 32 MiB or more back to the system when it is free, and the system clears its pages anew when
+the next operator asks. Of ResNet-18's forward (3x224x224, batch 50, one core of an AMD EPYC) that was 0.7 of 2.0 s, of
+its INT8 kernels 0.3 of 0.6 s. Numbers do not depend on it; the most memory in use grew from 0.7 to 0.9 GB.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from benchmarks.reference_models import SEED, images
 from benchmarks.vision_models import ResNet18
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.callbacks import finishing
+from lq_plugin.evaluation import latency
 
 BATCH_SIZE = 50
 BOUND = 60.0  # seconds, on 2 cores
@@ -87,10 +88,12 @@ class Clock:
     """Adds up how long steps took, each without the steps within it, and how long the whole took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)  # of this process
+    workers: dict[str, float] = field(default_factory=dict)  # CPU seconds of the workers of latency, by lane
     total: float = 0.0
     cpu: float = 0.0  # of this process and of those that it has ended: what a busy machine changes least
     _running: list[str] = field(default_factory=list)
-    _since: float = 0.0
+    _since: tuple[float, float] = (0.0, 0.0)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -104,10 +107,11 @@ class Clock:
             self._running.pop()
 
     def _switch(self) -> None:
-        now = time.perf_counter()
+        now = time.perf_counter(), time.process_time()
         if self._running:
             name = self._running[-1]
-            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+            for spent, until, since in zip((self.seconds, self.cpu_seconds), now, self._since, strict=True):
+                spent[name] = spent.get(name, 0.0) + until - since
         self._since = now
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,6 +126,7 @@ class Clock:
 
     def watch(self) -> None:
         """Time every step from now on."""
+        self._watch_workers()
         for name, (module, path) in STEPS.items():
             *owners, attribute = path.split(".")
             owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -129,6 +134,30 @@ class Clock:
         for name, found in list(FORMATS.items()):
             if found.export is not None and isinstance(FORMATS, dict):
                 FORMATS[name] = replace(found, export=self.timed(f"write {name}", found.export))
+
+    def _watch_workers(self) -> None:
+        """Note what the workers of latency have used, before they are ended."""
+        end = latency.Starting.__exit__
+
+        def ended(starting: latency.Starting, *given: object) -> None:
+            for lane, worker in starting._workers.items():
+                self.workers[lane] = self.workers.get(lane, 0.0) + cpu_seconds(worker._process.pid)
+            end(starting, *given)
+
+        latency.Starting.__exit__ = ended  # type: ignore[method-assign]
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU seconds of a process and of all that it has started, from Linux's /proc."""
+    times, parents = dict[int, int](), dict[int, int]()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            _, parent, *fields = file.read_text().rpartition(")")[2].split()
+            times[int(file.parent.name)], parents[int(file.parent.name)] = sum(map(int, fields[9:13])), int(parent)
+    family = [process]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return sum(times.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(args: argparse.Namespace, folder: Path) -> Clock:
@@ -184,11 +213,13 @@ def markdown(report: Result) -> str:
         "",
         f"{total:.1f} s in all (bound: {BOUND:.0f} s), {report['cpu_s']:.1f} s of CPU time.",
         "",
-        "| step | s | share |",
+        "| step of this process | s | CPU s |",
         "| --- | ---: | ---: |",
     ]
-    steps = sorted(report["steps_s"].items(), key=lambda item: -item[1])
-    lines += [f"| {name} | {seconds:.2f} | {seconds / total:.1%} |" for name, seconds in steps]
+    steps, cpu = report["steps_s"], report["steps_cpu_s"]
+    lines += [f"| {name} | {steps[name]:.2f} | {cpu[name]:.2f} |" for name in sorted(steps, key=cpu.get, reverse=True)]
+    lines += ["", "| worker of latency | CPU s |", "| --- | ---: |"]
+    lines += [f"| {lane} | {seconds:.2f} |" for lane, seconds in report["workers_cpu_s"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -216,6 +247,8 @@ def main() -> None:
         "total_s": clock.total,
         "cpu_s": clock.cpu,
         "steps_s": clock.seconds,
+        "steps_cpu_s": clock.cpu_seconds,
+        "workers_cpu_s": clock.workers,
     }
     command_line.write(report, markdown(report), args.out)
     command_line.show(markdown(report))

@@ -45,7 +45,12 @@ def saturates(machine: str | None = None, flags: Collection[str] | None = None) 
         (True, False, False)
     """
     machine = platform.machine() if machine is None else machine
-    return machine in _X86 and _VNNI.isdisjoint(isa() if flags is None else flags)
+    return machine in _X86 and not has_vnni(flags)
+
+
+def has_vnni(flags: Collection[str] | None = None) -> bool:
+    """Whether a CPU, this one by default, adds products of integers in 32 bits by one instruction."""
+    return not _VNNI.isdisjoint(isa() if flags is None else flags)
 
 
 def _info() -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.errors import CalibrationError, UnsupportedError
 from lq_plugin.graph.calibration import Calibration, uncalibrated
+from lq_plugin.graph.capture import Call
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.observation import ObservationPlan, calibrate_pass
@@ -63,7 +64,7 @@ class Job(ABC):
         """
         example = self.example or self.source.example(self.option_of)
         candidate = self._made(example, store)
-        warn_of_random_forward(self.name, self.source.float_target, example.call)
+        warn_of_random_forward(self.name, self.source.float_target, _short_call(candidate, example))
         return candidate
 
     @abstractmethod
@@ -165,6 +166,13 @@ class StaticJob(Job):
         calibration, seen = found
         provenance = replace(calibration.provenance, global_step=step, extra_pass=True)
         return replace(calibration, provenance=provenance), seen
+
+
+def _short_call(candidate: Candidate, example: Example) -> Call:
+    """A call with two samples where the batch is dynamic; the one of validation may take seconds."""
+    if not isinstance(candidate, StaticCandidate):
+        return example.call
+    return candidate.reference.signature.call(candidate.reference.resized(2))
 
 
 def _inputs(graph: Graph) -> str:

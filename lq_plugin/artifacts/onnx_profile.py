@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from lq_plugin.artifacts import onnx
+from lq_plugin.artifacts.profiled_calls import CALLS, typical
 from lq_plugin.coverage import Duration
 from lq_plugin.errors import require
 
-_CALLS, _FIRST_CALLS = 35, 5  # those that count, and those before them
 _KERNEL = "_kernel_time"
 _LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # the exporter names them after their operators, see onnx.py
 # What onnxruntime adds to the name of a node that it replaces: "fused linear", "conv2d_nchwc", "conv2d_token_3".
@@ -39,14 +38,11 @@ def profile(folder: Path, tensors: Sequence[Tensor], threads: int | None) -> lis
         options.profile_file_prefix = str(Path(scratch) / "profile")
         session = ort.InferenceSession(str(folder / onnx.FILE), options, providers=["CPUExecutionProvider"])
         feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), tensors, strict=True)}
-        for _ in range(_FIRST_CALLS + _CALLS):
+        for _ in range(CALLS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_bytes())
     layers = dict(_layers(folder / onnx.FILE))
-    return [
-        Duration(_known(name, layers), statistics.median(times[_FIRST_CALLS:]))
-        for name, times in _times(events).items()
-    ]
+    return [Duration(_known(name, layers), typical(times)) for name, times in _times(events).items()]
 
 
 def _times(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lq_plugin.artifacts import onnx
+from lq_plugin.artifacts.profiled_calls import CALLS, typical
 from lq_plugin.coverage import Duration, Kernel
 from lq_plugin.errors import require
 from lq_plugin.graph.graph import Graph
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 FILE = "model.xml"
 FILES = (FILE, "model.bin")
 _INT8 = ("i8", "u8")
-_CALLS, _FIRST_CALLS = 35, 5  # of profiling: those that count, and those before them
 # Types of its kernels and the operators that they compute. An attention is one kernel for several products, and it
 # has no INT8 form of a recurrent layer.
 _KERNELS = {
@@ -74,15 +73,12 @@ def profile(folder: Path, tensors: Sequence[Tensor], threads: int | None) -> lis
     """Return how long each node takes, the median of all calls, in the order in which they run."""
     compiled = _compiled(folder, threads, PERF_COUNT="YES")
     request, times = compiled.create_infer_request(), dict[str, list[float]]()
-    for _ in range(_FIRST_CALLS + _CALLS):
+    for _ in range(CALLS):
         request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
         for node in request.profiling_info:
             times.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
     layers = {name: nodes for name, kind, _, nodes in _layers(compiled) if kind in _KERNELS}
-    return [
-        Duration(_operators(layers.get(name, [])), statistics.median(each[_FIRST_CALLS:]))
-        for name, each in times.items()
-    ]
+    return [Duration(_operators(layers.get(name, [])), typical(each)) for name, each in times.items()]
 
 
 def _operators(nodes: Sequence[str]) -> frozenset[str]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import io
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
+from lq_plugin.artifacts import pt2_lowered
 from lq_plugin.artifacts.pt2_archive import checked
+from lq_plugin.artifacts.pt2_rounding import rounding_at_once
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.graph import Graph
 from lq_plugin.noise import muted
 
 FILE = "model.pt2"
-_ROUND = torch.ops.aten.fake_quantize_per_tensor_affine.default
+logger = logging.getLogger("lq_plugin")
 _KEPT_META = ("val", "tensor_meta")  # the rest is stack traces: paths of the machine, and most of a small file
 
 
@@ -59,53 +61,30 @@ def export(graph: Graph, folder: Path) -> None:
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
     """Load the graph after checking that nothing in the file would be unpickled.
 
-    Under the user's ``torch.compile`` it keeps the pairs of operators that make INT8 kernels.
+    In eager torch it computes on integers where that pays, see ``pt2_lowered.py``; else it rounds floats. Under the
+    user's ``torch.compile`` it keeps the pairs of operators that make INT8 kernels.
     """
     module = load_module(folder)
-    eager = _rounding_at_once(module)
+    # Made by the first call: a graph that will be compiled needs none.
+    eager = functools.cache(functools.partial(_eager, module, folder))
 
     def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        chosen = module if torch.compiler.is_compiling() else eager
+        chosen = module if torch.compiler.is_compiling() else eager()
         with torch.no_grad():
             return list(chosen(*tensors))
 
     return run
 
 
-def _rounding_at_once(module: fx.GraphModule) -> fx.GraphModule:
-    """Return the graph with one operator for each quantize/dequantize pair, for eager torch; tensors are shared.
-
-    Numbers are the same bit by bit, infinities included. Not a number differs for int8: the pair makes it zero, one
-    operator the lowest value (torch 2.13, x86). torch computes a pair as seven operators over the whole tensor, which
-    took half of ResNet-18's time (3x224x224, batch 50: 3.3 s a batch on one core of an AMD EPYC).
-    """
-    made = fx.GraphModule(module, copy.deepcopy(module.graph))
-    for node in list(made.graph.nodes):
-        users = list(node.users)
-        if _is_pair(node, users):
-            value, *qparams, _ = node.args
-            with made.graph.inserting_before(node):
-                rounded = made.graph.call_function(_ROUND, (value, *qparams))
-            for user in users:
-                user.replace_all_uses_with(rounded)
-                made.graph.erase_node(user)
-            made.graph.erase_node(node)
-    made.recompile()
-    return made
-
-
-def _is_pair(node: fx.Node, users: Sequence[fx.Node]) -> bool:
-    """Whether a node quantizes, and every user dequantizes what it made as it was made."""
-    pairs = torch.ops.quantized_decomposed
-    if node.target is not pairs.quantize_per_tensor.default or node.kwargs or not users:
-        return False
-    qparams: list[Any] = list(node.args[1:])
-    _, zero_point, lowest, highest, dtype = qparams
-    fits: bool = torch.iinfo(dtype).min <= lowest <= zero_point <= highest <= torch.iinfo(dtype).max
-    return fits and all(
-        user.target is pairs.dequantize_per_tensor.default and user.args == (node, *qparams) and not user.kwargs
-        for user in users
-    )
+def _eager(module: fx.GraphModule, folder: Path) -> fx.GraphModule:
+    """Return the graph as eager torch computes it fastest."""
+    if pt2_lowered.pays(module):
+        try:
+            return pt2_lowered.lowered(module)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            logger.warning("%s runs on floats, which is slower: torch cannot lower it (%s)", folder, reason)
+    return rounding_at_once(module)
 
 
 def load_module(folder: Path) -> fx.GraphModule:

@@ -54,6 +54,12 @@ def command(format_name: str, folder: Path, inputs: Path, outputs: Path, threads
     return [sys.executable, "-m", "lq_plugin.evaluation.latency_worker", format_name, *files, str(threads)]
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Return the environment of a process that finds this package and uses so many threads."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+
+
 class _FailedError(Exception):
     """Nothing can be measured; the message continues after "the worker process"."""
 
@@ -88,7 +94,6 @@ class Worker:
         self._key = secrets.token_hex(8)
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
-        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         self._started = time.monotonic()
         try:
             self._process = subprocess.Popen(
@@ -96,7 +101,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
+                env=environment(threads),
             )
         except BaseException:
             self._stderr.close()

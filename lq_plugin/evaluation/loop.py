@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from lq_plugin.evaluation import memory
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.observation import Observation
 from lq_plugin.graph.precision import OTHER_PRECISIONS, in_float32
@@ -98,6 +99,7 @@ def run(
         stack.enter_context(_quiet())
         stack.enter_context(random_state_kept())
         stack.enter_context(process_group_hidden())
+        stack.enter_context(memory.kept())
         if forward is not None:
             stack.enter_context(replaced_forward(resolve_target(module, target), forward))
         trainer = _trainer_class(model)(

@@ -21,6 +21,7 @@ from lq_plugin import torch_file
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.coverage import Duration
 from lq_plugin.errors import EvaluationError
+from lq_plugin.evaluation.latency_process import environment
 from lq_plugin.evaluation.latency_worker import end_with
 
 _LONGEST = 300.0  # seconds until a process that does not end is ended
@@ -45,11 +46,10 @@ def profiled(
         torch_file.write(tuple(tensors), inputs)
         module = "lq_plugin.evaluation.profiling"
         options = (format_name, str(inputs), str(results), str(threads), str(os.getpid()))
-        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         try:
             subprocess.run(
                 [sys.executable, "-m", module, *options, *map(str, folders)],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
+                env=environment(threads),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=True,

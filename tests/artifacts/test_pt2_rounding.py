@@ -9,7 +9,7 @@ import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx, nn
 
-from lq_plugin.artifacts.pt2 import _ROUND, _rounding_at_once
+from lq_plugin.artifacts.pt2_rounding import ROUND, rounding_at_once
 
 pairs = torch.ops.quantized_decomposed
 UINT8 = (0.0237, 117, 0, 255, torch.uint8)
@@ -39,13 +39,13 @@ class Traced(nn.Module):
 
 
 def rounds(module: fx.GraphModule) -> int:
-    return sum(node.target is _ROUND for node in module.graph.nodes)
+    return sum(node.target is ROUND for node in module.graph.nodes)
 
 
 @pytest.mark.parametrize("function", [pair, lambda x: pair(x, INT8), two_readers])
 def test_the_numbers_are_the_same_bit_by_bit(function: Any) -> None:
     module = fx.symbolic_trace(Traced(function))
-    made = _rounding_at_once(module)
+    made = rounding_at_once(module)
     halves = (torch.arange(-600, 600) / 2).repeat_interleave(2) * torch.tensor([UINT8[0], INT8[0]]).repeat(1200)
     x = torch.cat([torch.randn(5000) * 20, halves, torch.tensor([torch.inf, -torch.inf, 1e30, -1e30, 0.0, -0.0])])
     assert (rounds(module), rounds(made)) == (0, 1)
@@ -64,6 +64,6 @@ def test_the_numbers_are_the_same_bit_by_bit(function: Any) -> None:
 )
 def test_what_is_no_pair_stays(function: Any) -> None:
     module = fx.symbolic_trace(Traced(function))
-    made = _rounding_at_once(module)
+    made = rounding_at_once(module)
     assert rounds(made) == 0
     assert [node.target for node in made.graph.nodes] == [node.target for node in module.graph.nodes]

@@ -1,0 +1,43 @@
+"""Between batches, large blocks of memory stay with the process; afterwards they do not."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+from lq_plugin.evaluation import memory
+
+PAGES = 40 * (1 << 20) // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
+def faults() -> int:
+    """Pages that the system has to provide for a block of 40 MiB that was in use before."""
+    import resource
+
+    before = 0
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10 * (1 << 20))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(memory._glibc() is None, reason="not glibc, or tuned by the user")
+def test_large_blocks_are_kept_inside_and_given_back_outside() -> None:
+    with memory.kept():
+        inside = faults()
+    assert inside < PAGES / 10 < faults()
+
+
+def test_a_malloc_that_the_user_has_tuned_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert memory._glibc() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing to restore")
+def test_an_error_passes_and_memory_is_given_back() -> None:
+    with pytest.raises(KeyError), memory.kept():
+        raise KeyError
+    assert memory._glibc() is None or faults() > PAGES / 10

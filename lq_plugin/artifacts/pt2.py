@@ -1,4 +1,4 @@
-"""The portable graph of ``torch.export``: runs wherever torch does, fast only under ``torch.compile``."""
+"""The portable graph of ``torch.export``: runs wherever torch does, fastest under ``torch.compile``."""
 
 from __future__ import annotations
 

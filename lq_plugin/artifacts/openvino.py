@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FILE = "model.xml"
 FILES = (FILE, "model.bin")
 _INT8 = ("i8", "u8")
+_NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO makes; those of operators are in lower case
 # Types of its kernels and the operators that they compute. An attention is one kernel for several products, and it
 # has no INT8 form of a recurrent layer.
 _KERNELS = {
@@ -40,6 +42,10 @@ def export(graph: Graph, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         onnx.export(graph, Path(scratch), "openvino")
         model = ov.convert_model(str(Path(scratch) / onnx.FILE))
+        # OpenVINO numbers what has no name through the whole process, so a second export would have other bytes.
+        for number, node in enumerate(model.get_ordered_ops()):
+            if _NUMBERED.fullmatch(node.get_friendly_name()):
+                node.set_friendly_name(f"{node.get_type_name()}_{number}")
         ov.save_model(model, str(folder / FILE), compress_to_fp16=False)
 
 

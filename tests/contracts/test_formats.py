@@ -229,12 +229,15 @@ class FormatContract:
         assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
         assert [entry.name for entry in tmp_path.iterdir()] == [self.format]
 
-    def test_an_export_replaces_the_earlier_artifact(self, candidate: Candidate, copied: Path) -> None:
+    def test_an_export_replaces_the_earlier_artifact_by_the_same_bytes(
+        self, candidate: Candidate, artifact: Artifact, copied: Path
+    ) -> None:
         (copied / "stray").write_text("of the earlier one")
         copied.rename(copied.parent / self.format)
         made = lq_plugin.export(candidate, copied.parent, [self.format])[self.format]
         assert {file.name for file in made.path.iterdir()} == {*made.files, "artifact.json"}
         assert made.size_bytes == sum((made.path / name).stat().st_size for name in made.files)
+        assert all((made.path / name).read_bytes() == (artifact.path / name).read_bytes() for name in artifact.files)
         assert self.load(made.path)
 
     def test_no_file_names_a_place_of_this_machine(self, artifact: Artifact) -> None:

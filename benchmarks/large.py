@@ -204,6 +204,7 @@ def report_of(cells: list[Result], threads: int) -> Result:
 def write(cells: list[Result], args: argparse.Namespace) -> None:
     """Write the report, its tables and its plot."""
     report = report_of(cells, args.threads)
+    report["missing"] = [cell.name for cell in CELLS if not (args.keep / f"{cell.name}.json").exists()]
     command_line.write(report, large_tables.markdown(report, f"{args.out.stem}.svg"), args.out)
     args.out.with_suffix(".svg").write_text(large_tables.plot(report))
 

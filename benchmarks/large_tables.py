@@ -93,6 +93,8 @@ def markdown(report: Result, plot_file: str) -> str:
     if tried:
         text += ["", *markdown_table(("layers", "algorithm", "outcome", "s", "GiB", "why not"), map(step_row, tried))]
     text += [f"- {cell['layers']} layers as {cell['format']} failed: {cell['error']}" for cell in failed(report)]
+    if report.get("missing"):
+        text += ["", f"Not measured yet (layers-samples-format-algorithms): {', '.join(report['missing'])}."]
     return "\n".join(text) + "\n"
 
 

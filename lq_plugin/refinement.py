@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 from lq_plugin.algorithms import TABLE, Algorithm
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
-from lq_plugin.graph.sampling import Samples
-from lq_plugin.judging import Found, Judge, Verdict, outputs, verdict
+from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
+from lq_plugin.graph.sampling import GraphCall, Samples
+from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.learning import AlgorithmStep, Learning
 from lq_plugin.progress import note
 from lq_plugin.steps import attempt
 
+LEAST_GAIN_DB = 0.3  # smaller gains on held-out samples were noise
 LEAST_SAMPLES = 32  # with fewer, algorithms overfit the samples
 SAME_FUNCTION_DB = 100  # float32 rounding errors alone leave more
+EXACT_DB = 200.0  # used for equal outputs, whose SQNR is infinite
 
 C = TypeVar("C", StaticCandidate, DynamicCandidate)
+Decibels = Mapping[str, Sequence[float]]  # by runtime, one for each output
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Compares the outputs of candidates with the reference, on held-out samples."""
+
+    calls: Sequence[GraphCall]
+    wanted: Sequence[Sequence[Tensor]]
+
+    @classmethod
+    def of(cls, candidate: Candidate, calls: Sequence[GraphCall]) -> _Judge:
+        return cls(calls, _outputs(candidate.reference.module, calls))
+
+    def decibels(self, candidate: Candidate, runtimes: Sequence[str]) -> Decibels:
+        """SQNR of INT8 on runtimes."""
+        return {runtime: self._sqnr(candidate.in_torch(runtime)) for runtime in runtimes}
+
+    def float_decibels(self, candidate: Candidate) -> float:
+        """SQNR of the candidate's own float graph, for the worst output."""
+        return min(self._sqnr(candidate.graph.module))
+
+    def _sqnr(self, module: Callable[..., Sequence[Tensor]]) -> list[float]:
+        given = _outputs(module, self.calls)
+        found = []
+        for number in range(len(self.wanted[0])):
+            metric = SignalToQuantizationNoise(sync_on_compute=False)  # the other processes wait
+            for ours, theirs in zip(given, self.wanted, strict=True):
+                finite = theirs[number].isfinite()  # a mask may put infinity there
+                metric.update(ours[number][finite], theirs[number][finite])
+            found.append(_bounded(metric))
+        return found
 
 
 def refined(candidate: C, samples: Samples) -> C:
@@ -96,8 +135,8 @@ def repeated(candidate: StaticCandidate, samples: Samples, learning: Learning) -
 def _nothing_to_learn(candidate: Candidate, samples: Samples, count: int) -> str:
     if count < LEAST_SAMPLES or not samples.judge or not samples.learn:
         return f"{count} samples are too few to learn from; {LEAST_SAMPLES} are needed"
-    (given,) = outputs(candidate.reference.module, samples.judge[:1])
-    if not given:
+    (outputs,) = _outputs(candidate.reference.module, samples.judge[:1])
+    if not outputs:
         return "the target returns no floating-point tensor, so no step can be judged"
     return ""
 
@@ -105,12 +144,12 @@ def _nothing_to_learn(candidate: Candidate, samples: Samples, count: int) -> str
 def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[AlgorithmStep]]:
     """Run each algorithm once for all runtimes that quantize the same values."""
     steps: list[AlgorithmStep] = []
-    judge = Judge.of(candidate, samples.judge)
+    judge = _Judge.of(candidate, samples.judge)
     start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
     states = dict(candidate.apart())
     if not states:
         return candidate, _untried(candidate, "nothing can be quantized for the runtimes that artifacts are made for")
-    before = dict(judge.on_runtimes(candidate, candidate.runtimes))
+    before = dict(judge.decibels(candidate, candidate.runtimes))
     for name in names:
         for runtimes in _alike(states):
             known = {runtime: before[runtime] for runtime in runtimes}
@@ -153,30 +192,56 @@ def _joined(states: Mapping[str, C]) -> C:
 
 
 def _tried(
-    candidate: C, algorithm: Algorithm, samples: Samples, judge: Judge, before: Found
-) -> tuple[C, AlgorithmStep, Found]:
+    candidate: C, algorithm: Algorithm, samples: Samples, judge: _Judge, before: Decibels
+) -> tuple[C, AlgorithmStep, Decibels]:
     """Run one algorithm and decide on which runtimes its result is kept."""
 
-    def made() -> tuple[C, Found, Verdict]:
+    def made() -> tuple[C, Decibels, _Verdict]:
         result: C = algorithm.run(candidate, samples.learn, samples.seed)
         if result is candidate:
-            return result, before, Verdict((), "it found nothing to change in this model")
-        if algorithm.rewrites and (db := min(judge.in_float(result).decibels)) < SAME_FUNCTION_DB:
-            return result, before, Verdict((), f"it changed the outputs of the float model ({db:.0f} dB)")
-        after = judge.on_runtimes(result, tuple(before))
-        return result, after, verdict(before, after)
+            return result, before, _Verdict((), "it found nothing to change in this model")
+        if algorithm.rewrites and (db := judge.float_decibels(result)) < SAME_FUNCTION_DB:
+            return result, before, _Verdict((), f"it changed the outputs of the float model ({db:.0f} dB)")
+        after = judge.decibels(result, tuple(before))
+        return result, after, _verdict(before, after)
 
     step = AlgorithmStep(candidate.name, algorithm.name, "failed", before=_means(before))
     outcome = attempt(f"{algorithm.name} of candidate {candidate.name!r} failed; its result is not used", made)
     if outcome.result is None:
         return candidate, replace(step, reason=outcome.reason or ""), before
-    result, after, found = outcome.result
-    said = "kept" if found.kept_on else "refused"
-    return result, replace(step, outcome=said, after=_means(after), **vars(found)), after
+    result, after, verdict = outcome.result
+    said = "kept" if verdict.kept_on else "refused"
+    return result, replace(step, outcome=said, after=_means(after), **vars(verdict)), after
 
 
-def _means(found: Found) -> dict[str, float]:
-    return {runtime: round(each.mean, 2) for runtime, each in found.items()}
+@dataclass(frozen=True)
+class _Verdict:
+    """On which runtimes a step is kept, and why not on the others."""
+
+    kept_on: tuple[str, ...]
+    reason: str
+
+
+def _verdict(before: Decibels, after: Decibels) -> _Verdict:
+    gains = {runtime: _means(after)[runtime] - _means(before)[runtime] for runtime in before}
+    small = [f"{gain:+.2f} dB on {runtime}" for runtime, gain in gains.items() if not gain >= LEAST_GAIN_DB]
+    enough = [runtime for runtime, gain in gains.items() if gain >= LEAST_GAIN_DB]
+    worse = [runtime for runtime in enough if min(after[runtime]) < min(before[runtime])]
+    reasons = [f"{', '.join(small)}; at least +{LEAST_GAIN_DB} dB is needed"] if small else []
+    reasons += [f"the worst output loses accuracy on {', '.join(worse)}"] if worse else []
+    return _Verdict(tuple(runtime for runtime in enough if runtime not in worse), "; ".join(reasons))
+
+
+def _means(decibels: Decibels) -> dict[str, float]:
+    return {runtime: round(sum(each) / len(each), 2) for runtime, each in decibels.items()}
+
+
+def _bounded(metric: SignalToQuantizationNoise) -> float:
+    """Decibels as a finite number, also where nothing but zeros is wanted, or nan is given."""
+    noise = metric.noise.item()
+    if noise == 0:
+        return EXACT_DB
+    return max(-EXACT_DB, min(metric.compute().item(), EXACT_DB)) if math.isfinite(noise) else -EXACT_DB
 
 
 def _told(steps: Sequence[AlgorithmStep], every: Mapping[str, object]) -> str:
@@ -189,6 +254,12 @@ def _told(steps: Sequence[AlgorithmStep], every: Mapping[str, object]) -> str:
             detail = f"{step.before[worst]:.1f} → {step.after[worst]:.1f} dB"
         told.setdefault((said, detail), []).extend(step.kept_on or step.before)
     return "; ".join(f"{said}{_where(runtimes, every)} ({detail})" for (said, detail), runtimes in told.items())
+
+
+def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:
+    """The floating-point outputs of each call."""
+    with isolated(), torch.no_grad():
+        return [[tensor for tensor in module(*given) if tensor.is_floating_point()] for given in calls]
 
 
 def _peak_memory() -> int | None:

@@ -32,7 +32,7 @@ LAYERS = (
     "report",
     "artifacts",
     "search",
-    "algorithms judging",
+    "algorithms",
     "candidate checkpoints",
     "eager",
     "graph runtimes",

@@ -55,6 +55,49 @@ def test_layers_become_int8_kernels_that_compute_the_same_but_for_rounding(folde
     assert torch.equal(made(x[:1])[0], given[:1])
 
 
+class Residuals(nn.Module):
+    """Residual sums around a convolution and linear layers, of the input too; a value is read again through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.first, self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.relu()
+        hidden = nn.functional.gelu(self.first(tokens) + tokens)
+        rows = hidden.reshape(-1, 4)
+        return self.conv(x) + x, self.down(nn.functional.gelu(self.up(rows))) + rows, hidden.mean(-1)
+
+
+@vnni
+def test_residual_sums_change_no_tensor_that_others_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = (torch.randn(4, 4, 4, 4), torch.randn(4, 3, 4))
+    candidate = lq_plugin.quantize(Residuals().eval(), [example], lq_plugin.Scheme("static", algorithms=()))
+    module = pt2.load_module(lq_plugin.export(candidate, tmp_path, ["pt2"])["pt2"].path)
+    made = pt2_lowered.lowered(module)
+    assert [str(node.target) for node in made.graph.nodes].count("onednn.qlinear_pointwise.binary") == 2
+    given = (torch.randn(7, 4, 4, 4), torch.randn(7, 3, 4))
+    before = [tensor.clone() for tensor in given]
+    first = [output.clone() for output in made(*given)]
+    assert all(map(torch.equal, given, before))
+    assert all(map(torch.equal, first, made(*given)))
+    for output, wanted in zip(first, rounding_at_once(module)(*before), strict=True):
+        assert max_difference(output, wanted) < 0.02 * wanted.abs().max()
+
+
+def test_a_graph_that_writes_to_its_input_is_refused() -> None:
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.aten.relu_.default(x)  # type: ignore[no-any-return]
+
+    module = fx.symbolic_trace(Writes())
+    next(iter(module.graph.nodes)).meta["val"] = torch.ones(1)
+    with pytest.raises(NotImplementedError, match="writes to a tensor"):
+        pt2_lowered.lowered(module)
+
+
 def test_a_small_graph_is_not_worth_it(folder: Path) -> None:
     assert not pt2_lowered.pays(pt2.load_module(folder))
 

@@ -76,32 +76,32 @@ class Nested(nn.Module):
         return self.inner(self.reads(inner)), self.outer(every)
 
 
-@pytest.mark.parametrize("reads", [lambda x: x, lambda x: x.flip(1)[:, :8], torch.sigmoid])
+@pytest.mark.parametrize("reads", [lambda x: x[:, :8], torch.sigmoid])
 def test_a_concatenation_that_others_read_keeps_its_scale_in_a_larger_one(reads: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     model, x = Nested(reads).eval(), torch.randn(16, 1, 8, 8)
     candidate = lq_plugin.quantize(model, [x], PLAIN)
-    with torch.no_grad():
-        errors = [
-            [(a - b).norm() for a, b in zip(model(x), candidate.in_torch(name)(x), strict=True)]
-            for name in ("torch", "openvino")
-        ]
+    wanted = model(x)
+    errors = [
+        [(a - b).norm() for a, b in zip(candidate.in_torch(runtime)(x), wanted, strict=True)]
+        for runtime in ("torch", "openvino")
+    ]
     for separate, shared in zip(*errors, strict=True):
         assert shared < separate * 10 ** (1 / 20)  # less than 1 dB is lost
 
 
 def test_algorithms_round_to_the_scales_of_the_artifact() -> None:
     torch.manual_seed(0)
-    x = torch.randn(16, 1, 8, 8)
-    candidate = lq_plugin.quantize(Nested().eval(), [x], replace(PLAIN, algorithms=("sequential",)))
+    x = torch.randn(64, 1, 4, 4)
+    candidate = lq_plugin.quantize(Nested().eval(), x.split(8), replace(PLAIN, algorithms=("sequential",)))
     assert isinstance(candidate, StaticCandidate)
     assert candidate.learning is not None
-    assert [step.outcome for step in candidate.learning.steps] == ["kept", "kept"]  # openvino, and the others
+    assert [step.outcome for step in candidate.learning.steps if "openvino" in step.kept_on] == ["kept"]
     apart = candidate.plain.apart()
     for runtime, own in apart.items():
         assert own.united.scales == candidate.placed(runtime).scales
         assert own.united.sources <= own.ranges.keys()
-    assert apart["openvino"] is not apart["torch"] is apart["onnxruntime"]
+    assert apart["openvino"] is not apart["torch"]
 
 
 @pytest.mark.parametrize(("reduce_range", "limit"), [(False, 127), (True, 63)])

@@ -18,7 +18,7 @@ from lq_plugin.graph.convert import convert
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.parts import parts_named
-from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united, with_own_scales
+from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united
 from lq_plugin.graph.prepare import prepare
 from lq_plugin.learning import Learning
 from lq_plugin.observers import Observer, Range, Statistic
@@ -75,7 +75,7 @@ class Candidate(Protocol):
         """Return the candidate that a runtime's artifact is made from: what algorithms learn may hold on one alone."""
 
     def apart(self) -> Mapping[str, Candidate]:
-        """Return what algorithms learn for, by runtime: one candidate for runtimes that quantize the same values."""
+        """Return what algorithms learn for, by runtime: one candidate for runtimes that round the same values alike."""
 
     def in_torch(self, runtime: str) -> Callable[..., Sequence[Tensor]]:
         """Return what a runtime computes, as a function of the graph's inputs, run by torch."""
@@ -153,14 +153,16 @@ class StaticCandidate:
         return self.variants.get(runtime) or (replace(self, variants={}) if self.variants else self)
 
     def apart(self) -> Mapping[str, StaticCandidate]:
-        """Return what algorithms learn for, by runtime: one candidate for runtimes that quantize the same values.
+        """Return what algorithms learn for, by runtime: one candidate for runtimes that round the same values alike.
 
         What was learnt for the union of all placements lost 2 dB on openvino to what was learnt for its own (a detector
         with PReLU, of which onnxruntime quantizes the inputs).
         """
-        groups: dict[tuple[object, ...], list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for name, placed in self._placements.items():
-            groups.setdefault((tuple(sorted(placed.inputs.items())), placed.outputs), []).append(name)
+            read = {op: [(value, placed.scales[value]) for value in values] for op, values in placed.inputs.items()}
+            made = {value: placed.scales[value] for value in placed.outputs}
+            groups.setdefault(str((sorted(read.items()), sorted(made.items()))), []).append(name)
         own = [(group, replace(self, only=frozenset(group))) for group in groups.values()]
         return {name: each for group, each in own for name in group}
 
@@ -173,11 +175,11 @@ class StaticCandidate:
         if runtime in self.variants:
             return self.variants[runtime].placed(runtime)
         known = self._placements.get(runtime)
-        return known or place(self.graph, self.scheme, runtime, self._float_on(runtime))  # which says why
+        return known or place(self.graph, self.scheme, runtime, self._float_on(runtime), self.ranges)  # which says why
 
     @cached_property
     def _placements(self) -> dict[str, Placement]:
-        every = place_everywhere(self.graph, self.scheme, self._float_on)
+        every = place_everywhere(self.graph, self.scheme, self._float_on, self.ranges)
         return {name: placed for name, placed in every.items() if self.only is None or name in self.only}
 
     def _float_on(self, runtime: str) -> dict[str, str]:
@@ -255,13 +257,13 @@ class StaticCandidate:
                 "Calibrate the model that is quantized."
             )
         placement = self.placed(runtime)
-        missing = sorted({*placement.scales.values(), *placement.own.values()} - set(self.ranges))
+        missing = sorted(placement.sources - self.ranges.keys())
         if missing:
             raise CalibrationError(
                 f"calibration: it has no statistics for {missing[:3]} of the graph. It was gathered with different "
                 "skip and only patterns; calibrate again."
             )
-        return convert(self.graph, with_own_scales(placement, self.ranges), self.ranges, self.weight_scales)
+        return convert(self.graph, placement, self.ranges, self.weight_scales)
 
 
 @dataclass(frozen=True)

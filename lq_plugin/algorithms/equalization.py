@@ -345,7 +345,7 @@ def _with_new_statistics(
     """Return a candidate with the new graph, and observe the values that were changed."""
     made = replace(candidate, graph=graph)
     values = {value for pair in changed for value in pair.values}
-    quantized = set(made.united.scales.values())
+    quantized = made.united.sources
     recording = Recording.start(
         duplicate(graph, share_tensors=True),
         candidate.scheme,

@@ -81,7 +81,7 @@ def sequential(candidate: StaticCandidate, calls: Sequence[Sequence[Tensor]], se
         A candidate with corrected weights, already rounded to their grid, or ``candidate`` itself if no layer can be
         corrected.
     """
-    if not calls or not set(candidate.united.scales.values()) <= candidate.ranges.keys():
+    if not calls or not candidate.united.sources <= candidate.ranges.keys():
         return candidate
     with isolated():
         torch.manual_seed(seed)  # for a forward that draws random numbers

@@ -114,8 +114,7 @@ class Recording:
         """
         assert isinstance(scheme.observer, Observer)
         if values is None:
-            placements = place_everywhere(graph, scheme).values()
-            values = {value for placed in placements for value in (*placed.scales.values(), *placed.own.values())}
+            values = {value for placed in place_everywhere(graph, scheme).values() for value in placed.sources}
         recorders: dict[str, _Recorder] = {}
         module = graph.module
         for node in list(module.graph.nodes):

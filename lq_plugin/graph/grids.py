@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from torch import fx
 
 from lq_plugin.graph.nodes import is_float, operator_type
 from lq_plugin.graph.operators import QUANTIZATION_AGNOSTIC, Operator, values_of
+from lq_plugin.observers import Range
+from lq_plugin.qparams import QuantSpec, activation_qparams
 from lq_plugin.runtimes import Runtime
 
 Inputs = Mapping[fx.Node, Sequence[fx.Node]]  # of each quantized operator, the values quantized on their way in
+# How many times coarser than its own the step of a scale may be that a value shares: its readers lose at most a bit.
+# A concatenation next to values 100 times as large, read by a convolution as well, lost 30 dB there.
+COARSEST = 2
 
 
 def chain(node: fx.Node, rules: Runtime) -> list[fx.Node]:
@@ -66,41 +72,82 @@ def _only_moves(node: fx.Node) -> bool:
     return node.op == "call_function" and operator_type(node) in QUANTIZATION_AGNOSTIC
 
 
+def scale_sources(
+    values: Collection[fx.Node], chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runtime
+) -> set[fx.Node]:
+    """Return the values that :func:`shared_scales` chooses from, whose ranges it compares."""
+    return {*map(origin, values), *_equalized(chosen, inputs, rules)}
+
+
+def steps(sources: Collection[fx.Node], ranges: Mapping[str, Range], spec: QuantSpec) -> Callable[[fx.Node], float]:
+    """Return a function that tells how far apart the levels of a value's own range are.
+
+    Args:
+        sources: what it is asked for. If the range of one of them is unknown, it says that all are alike.
+        ranges: lowest and highest value, by the names of values.
+        spec: which integers values become.
+    """
+    if any(value.name not in ranges for value in sources):
+        return lambda _: 1.0
+    return lambda value: activation_qparams(ranges[value.name], spec)[0]
+
+
 def shared_scales(
-    values: Collection[fx.Node], chosen: dict[fx.Node, Operator], rules: Runtime
+    values: Collection[fx.Node],
+    chosen: Mapping[fx.Node, Operator],
+    inputs: Inputs,
+    rules: Runtime,
+    step: Callable[[fx.Node], float],
 ) -> dict[fx.Node, fx.Node]:
     """Return for each value the one whose range it has.
 
     That is what went into the operators that only pass it on. Where this goes on into an operator that wants equal
-    scales, it has the range of that operator's result, which is the union of its inputs' ranges. Where it goes into
-    several such operators, one of them, the last, decides; the others requantize it.
+    scales, it has the range of that operator's result, which is the union of its inputs' ranges, unless that is too
+    coarse for its other readers, see :data:`COARSEST`. Where it goes into several such operators, the last that is not
+    too coarse decides; the others requantize it.
 
     Args:
         values: those that are quantized.
         chosen: what is quantized, and how, in the graph's order.
+        inputs: of what is quantized, the values quantized on their way in.
         rules: of the runtime.
+        step: what :func:`steps` returns for :func:`scale_sources`.
     """
     sources = dict[fx.Node, fx.Node]()
-    for node, operator in reversed(chosen.items()):
-        if operator.name in rules.equal_scales:
-            joined = [origin(value) for value in values_of(node, operator)]
-            given = {sources.get(value) for value in joined}
-            (common,) = given if len(given) == 1 else (None,)
-            source = common or sources.get(node) or node
-            sources.setdefault(node, source)
-            for value in joined:
+    equalized = _equalized(chosen, inputs, rules)
+    finest = _finest_steps(equalized, step)
+    for node, joined in reversed(equalized.items()):
+        given = {sources.get(value) for value in joined}
+        (common,) = given if len(given) == 1 else (None,)
+        source = sources.setdefault(node, common or node)
+        for value in joined:
+            if step(source) <= COARSEST * finest[value]:
                 sources.setdefault(value, source)
     return {value: sources.get(origin(value), origin(value)) for value in values}
 
 
-def own_scales(
-    scales: Mapping[fx.Node, fx.Node], chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runtime
-) -> dict[fx.Node, fx.Node]:
-    """Return the own range of values that share the scale of an operator's result, if others read them too."""
-    equal = {node for node, operator in chosen.items() if operator.name in rules.equal_scales}
-    read = {origin(value) for node, given in inputs.items() if node not in equal for value in given} - equal
-    own = {value: origin(value) for value in scales}
-    return {value: source for value, source in own.items() if source in read and source is not scales[value]}
+def _equalized(chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runtime) -> dict[fx.Node, list[fx.Node]]:
+    """Return the operators that want equal scales, and where their inputs come from, in the graph's order."""
+    return {
+        node: [origin(value) for value in inputs[node]]
+        for node, operator in chosen.items()
+        if operator.name in rules.equal_scales
+    }
+
+
+def _finest_steps(equalized: dict[fx.Node, list[fx.Node]], step: Callable[[fx.Node], float]) -> dict[fx.Node, float]:
+    """Return the step of each value or, if it is finer, of one that it is joined into; of those that others read."""
+    finest = dict[fx.Node, float]()
+    for node, joined in reversed(equalized.items()):
+        for value in (node, *joined):
+            own = step(value) if _is_read(value, equalized) else math.inf
+            finest[value] = min(own, finest.get(value, math.inf), finest.get(node, math.inf))
+    return finest
+
+
+def _is_read(value: fx.Node, equalized: Collection[fx.Node]) -> bool:
+    """Whether anything but operators that want equal scales reads a value."""
+    return any(_is_read(user, equalized) if _only_moves(user) else user not in equalized for user in value.users)
 
 
 def joined_values(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import fx
@@ -12,15 +13,8 @@ from torch import fx
 from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.errors import UnsupportedError, unknown_name
+from lq_plugin.graph import grids
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.grids import (
-    chain,
-    joined_values,
-    moved_values,
-    own_scales,
-    quantized_outputs,
-    shared_scales,
-)
 from lq_plugin.graph.nodes import (
     INSERTED_BY,
     arguments,
@@ -49,13 +43,13 @@ from lq_plugin.graph.operators import (
     values_of,
 )
 from lq_plugin.observers import Range
-from lq_plugin.qparams import QuantSpec, activation_qparams
+from lq_plugin.qparams import QuantSpec
 from lq_plugin.runtimes import RUNTIMES, Runtime, activations
 from lq_plugin.scheme import Scheme
 
 Chosen = dict[fx.Node, Operator]  # what is quantized, and how
 Refused = dict[fx.Node, str]  # what stays float, and why
-_NOTHING: Mapping[str, str] = MappingProxyType({})
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Placement:
         early: values that are quantized where they are made, because operators only move them to quantized inputs.
         joined: quantized values that need no pair, because all that they are joined from have one of the same scale.
         scales: for each quantized value, the value whose statistic it uses.
-        own: of those with the scale of a concatenation and other readers besides, the value whose range is their own.
+        sources: the values that ``scales`` chooses from: those whose statistics are needed.
         quantized: every quantized operator, by node.
         float_ops: what computes on floats and stays float.
     """
@@ -84,12 +78,18 @@ class Placement:
     early: frozenset[str] = frozenset()
     joined: frozenset[str] = frozenset()
     scales: dict[str, str] = field(default_factory=dict)
-    own: dict[str, str] = field(default_factory=dict)
+    sources: frozenset[str] = frozenset()
     quantized: dict[str, QuantizedOp] = field(default_factory=dict)
     float_ops: tuple[FloatOp, ...] = ()
 
 
-def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Mapping[str, str] = _NOTHING) -> Placement:
+def place(
+    graph: Graph,
+    scheme: Scheme,
+    runtime: str,
+    keep_float: Mapping[str, str] = _NOTHING,
+    ranges: Mapping[str, Range] = _NOTHING,
+) -> Placement:
     """Decide where quantize/dequantize pairs go for one runtime, with scales that are fixed ahead of time.
 
     Args:
@@ -97,6 +97,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Mapping[str, s
         scheme: what is quantized; ``skip`` and ``only`` are its user's patterns.
         runtime: a key of ``RUNTIMES``.
         keep_float: why operators stay float besides, by their names (of the graph's nodes).
+        ranges: lowest and highest value, by the names of values; where they are unknown, all are taken to be alike.
 
     Raises:
         ConfigError: a pattern of the scheme matches nothing.
@@ -107,7 +108,7 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Mapping[str, s
     if unknown := sorted(keep_float.keys() - {node.name for node in nodes}):
         raise unknown_name("keep_float", unknown[0], [node.name for node in nodes])
     convolutional = _convolutional_values(nodes)
-    rules = RUNTIMES[runtime]
+    rules, spec = RUNTIMES[runtime], activations(scheme, runtime)
 
     def refusal(node: fx.Node, operator: Operator) -> str | None:
         return (
@@ -123,25 +124,30 @@ def place(graph: Graph, scheme: Scheme, runtime: str, keep_float: Mapping[str, s
     if not any(o.weight is not None or o.name in ("matmul", "bmm") for o in chosen.values()):
         raise _nothing_to_quantize(refused, "convolutions, linear layers, matrix products and embeddings")
     inputs = {node: tuple(values_of(node, operator)) for node, operator in chosen.items()}
-    outputs, early = quantized_outputs(chosen, inputs, rules), moved_values(chosen, inputs, rules)
-    scales = shared_scales({value for given in inputs.values() for value in given} | outputs | early, chosen, rules)
+    outputs, early = grids.quantized_outputs(chosen, inputs, rules), grids.moved_values(chosen, inputs, rules)
+    values = {value for given in inputs.values() for value in given} | outputs | early
+    sources = grids.scale_sources(values, chosen, inputs, rules)
+    scales = grids.shared_scales(values, chosen, inputs, rules, grids.steps(sources, ranges, spec))
     return Placement(
         scheme.weights,
-        activations(scheme, runtime),
+        spec,
         inputs={node.name: tuple(value.name for value in given) for node, given in inputs.items()},
         weights=_weights(chosen),
         outputs=frozenset(node.name for node in outputs),
         early=frozenset(node.name for node in early),
-        joined=frozenset(node.name for node in joined_values(scales, chosen, rules)),
+        joined=frozenset(node.name for node in grids.joined_values(scales, chosen, rules)),
         scales={value.name: source.name for value, source in scales.items()},
-        own={value.name: source.name for value, source in own_scales(scales, chosen, inputs, rules).items()},
+        sources=frozenset(node.name for node in sources),
         quantized=_quantized(chosen),
         float_ops=_float_ops(chosen, refused, rules),
     )
 
 
 def place_everywhere(
-    graph: Graph, scheme: Scheme, keep_float: Callable[[str], Mapping[str, str]] = lambda _: _NOTHING
+    graph: Graph,
+    scheme: Scheme,
+    keep_float: Callable[[str], Mapping[str, str]] = lambda _: _NOTHING,
+    ranges: Mapping[str, Range] = _NOTHING,
 ) -> dict[str, Placement]:
     """Return a placement for each runtime that something can be quantized for, by name.
 
@@ -151,6 +157,7 @@ def place_everywhere(
         graph: a folded graph.
         scheme: what is quantized.
         keep_float: returns what :func:`place` takes for a runtime.
+        ranges: what :func:`place` takes.
 
     Raises:
         ConfigError: a pattern of the scheme matches nothing.
@@ -159,7 +166,7 @@ def place_everywhere(
     placements: dict[str, Placement] = {}
     for runtime in RUNTIMES:
         try:
-            placements[runtime] = place(graph, scheme, runtime, keep_float(runtime))
+            placements[runtime] = place(graph, scheme, runtime, keep_float(runtime), ranges)
         except UnsupportedError as error:
             refused = error
     if not placements:
@@ -168,32 +175,22 @@ def place_everywhere(
 
 
 def united(placements: Sequence[Placement]) -> Placement:
-    """Return one placement that quantizes what any of the given placements does; their integers are the same."""
+    """Return one placement that quantizes what any of the given placements does; their integers are the same.
+
+    Where they have different scales for a value, it has that of the last one. Each value has a pair of its own.
+    """
     return replace(
         placements[0],
         inputs={op: values for each in placements for op, values in each.inputs.items()},
         weights={op: weight for each in placements for op, weight in each.weights.items()},
         outputs=frozenset[str]().union(*(each.outputs for each in placements)),
-        scales={value: origin for each in placements for value, origin in each.scales.items()},
+        early=frozenset[str]().union(*(each.early for each in placements)),
+        joined=frozenset(),
+        scales={value: source for each in placements for value, source in each.scales.items()},
+        sources=frozenset[str]().union(*(each.sources for each in placements)),
         quantized={op: listed for each in placements for op, listed in each.quantized.items()},
+        float_ops=tuple(op for op in placements[0].float_ops if all(op in each.float_ops for each in placements)),
     )
-
-
-def with_own_scales(placement: Placement, ranges: Mapping[str, Range]) -> Placement:
-    """Return a placement in which no value is shared at a loss of more than a bit to its other readers.
-
-    Args:
-        placement: the placement.
-        ranges: lowest and highest value, by the names of ``placement.scales``'s and ``placement.own``'s values.
-    """
-
-    def step(value: str) -> float:
-        return activation_qparams(ranges[value], placement.activation_spec)[0]
-
-    coarse = {value: own for value, own in placement.own.items() if step(placement.scales[value]) > 2 * step(own)}
-    scales = {**placement.scales, **coarse}
-    joined = {cat for cat in placement.joined if all(scales[value] == scales[cat] for value in placement.inputs[cat])}
-    return replace(placement, scales=scales, joined=frozenset(joined))
 
 
 def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
@@ -280,7 +277,7 @@ def _quantized(chosen: Chosen) -> dict[str, QuantizedOp]:
 
 def _float_ops(chosen: Chosen, refused: Refused, rules: Runtime) -> tuple[FloatOp, ...]:
     """What stays float, except activations that an INT8 kernel computes on its result."""
-    fused = {tail for node in chosen for tail in chain(node, rules)[1:]}
+    fused = {tail for node in chosen for tail in grids.chain(node, rules)[1:]}
     left = {node: reason for node, reason in refused.items() if node not in fused}
     return tuple(FloatOp(display_name(node), operator_type(node), reason) for node, reason in left.items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +58,50 @@ def test_a_scale_is_shared_unless_other_readers_lost_more_than_a_bit(factor: flo
     found = nodes_of(candidate, quantized.quantize_per_tensor.default)
     assert len({scale for _, scale, *_ in found[1:]}) == scales
     assert len(found) == 3 + (scales - 1)  # what is joined of one scale is on its grid
+
+
+class Nested(nn.Module):
+    """A concatenation that a convolution reads, and that goes on into one with values 100 times as large."""
+
+    def __init__(self, reads: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.small, self.large = (nn.ModuleList(nn.Conv2d(1, 4, 1) for _ in range(n)) for n in (3, 1))
+        self.large[0].weight.data *= 100
+        self.inner, self.outer, self.reads = nn.Conv2d(8, 4, 1), nn.Conv2d(16, 4, 1), reads
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second, third = (layer(x).relu() for layer in self.small)
+        inner = torch.cat([first, second], 1)
+        every = torch.cat([torch.cat([inner, third], 1), self.large[0](x).relu()], 1)
+        return self.inner(self.reads(inner)), self.outer(every)
+
+
+@pytest.mark.parametrize("reads", [lambda x: x[:, :8], torch.sigmoid])
+def test_a_concatenation_that_others_read_keeps_its_scale_in_a_larger_one(reads: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = Nested(reads).eval(), torch.randn(16, 1, 8, 8)
+    candidate = lq_plugin.quantize(model, [x], PLAIN)
+    wanted = model(x)
+    errors = [
+        [(a - b).norm() for a, b in zip(candidate.in_torch(runtime)(x), wanted, strict=True)]
+        for runtime in ("torch", "openvino")
+    ]
+    for separate, shared in zip(*errors, strict=True):
+        assert shared < separate * 10 ** (1 / 20)  # less than 1 dB is lost
+
+
+def test_algorithms_round_to_the_scales_of_the_artifact() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 1, 4, 4)
+    candidate = lq_plugin.quantize(Nested().eval(), x.split(8), replace(PLAIN, algorithms=("sequential",)))
+    assert isinstance(candidate, StaticCandidate)
+    assert candidate.learning is not None
+    assert [step.outcome for step in candidate.learning.steps if "openvino" in step.kept_on] == ["kept"]
+    apart = candidate.plain.apart()
+    for runtime, own in apart.items():
+        assert own.united.scales == candidate.placed(runtime).scales
+        assert own.united.sources <= own.ranges.keys()
+    assert apart["openvino"] is not apart["torch"]
 
 
 @pytest.mark.parametrize(("reduce_range", "limit"), [(False, 127), (True, 63)])

@@ -290,7 +290,7 @@ def test_operators_that_save_least_time_for_their_error_are_left_float_first(
     for slow in (ranked[-1].node, ranked[1].node):
         saved = {each.node: -1.0 if each.node == slow else 1e9 for each in ranked}
         placing = MeasuredPlacement(Latency(threads=1), {})
-        placing.decisions[placing._digest("profile", candidate, "onnx")] = Measured(True, "", saved=saved)
+        placing.decisions[placing._keys(candidate, "onnx").profile] = Measured(True, "", saved=saved)
         made = Recording(candidate, nothing, ranked, entry, subject, *[nothing] * 4, placing=placing)
         assert made.winner(Search(max_trials=1)) is None
         assert Recording.tried[-1] == {slow}

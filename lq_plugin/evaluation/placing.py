@@ -186,7 +186,8 @@ class MeasuredPlacement:
     def _keys(self, candidate: StaticCandidate, format_name: str) -> _Keys:
         """Digests of what the measurements depend on: the artifact, CPU, threads, and how many samples a call has."""
         artifact = artifact_digest(candidate, format_name, self.options.number_of_threads)
-        return _Keys(*(checksums.of_json([what, artifact, self.options.batch_size]) for what in _Keys._fields))
+        size = self.options.batch_size
+        return _Keys(*(checksums.of_json([what, artifact, size]) for what in ("placement", "profile")))
 
 
 def _write_float(candidate: StaticCandidate, format_name: str, folder: Path) -> None:

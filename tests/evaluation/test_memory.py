@@ -14,11 +14,12 @@ from lq_plugin.evaluation import memory
 @pytest.mark.skipif(memory._glibc() is None, reason="not glibc, or tuned by the user")
 def test_memory_is_kept_until_the_last_of_several_blocks_ends() -> None:
     with memory.kept():
-        with pytest.raises(KeyError), memory.kept():
+        with memory.kept():
             assert memory._open_blocks == 2
-            raise KeyError
         assert memory._open_blocks == 1
         assert torch.ones(40 * (1 << 18)).sum() == 40 * (1 << 18)
+    with pytest.raises(KeyError), memory.kept():
+        raise KeyError
     assert memory._open_blocks == 0
 
 

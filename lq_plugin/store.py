@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 
 from lq_plugin.artifacts.description import as_json, decisions
 from lq_plugin.coverage import Measured
+from lq_plugin.durable import put_in_place, write_whole
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.progress import note
@@ -222,17 +222,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file completely or not at all, even if the machine stops."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # threads and machines may write at the same time
-    with open(scratch, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.rename(file)
-
-
 def _copy(source: Path, folder: Path) -> None:
     """Copy a folder of files completely or not at all, replacing what is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +231,7 @@ def _copy(source: Path, folder: Path) -> None:
             shutil.copyfile(regular_file(file), scratch / file.name)
         remove(folder)
         scratch.chmod(0o755)
-        scratch.rename(folder)
+        put_in_place(scratch, folder)
     finally:
         remove(scratch)
 

@@ -76,7 +76,7 @@ class Job(ABC):
     def seed(self) -> int:
         """The seed of the draw of samples."""
 
-    def _refined(self, candidate: C) -> C:
+    def _refined(self, candidate: C, store: Store) -> C:
         """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
         if not self.scheme.algorithm_names:
             return candidate
@@ -85,7 +85,7 @@ class Job(ABC):
             f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
             lambda: self._said(self.samples(candidate.graph)),
         )
-        return refined(candidate, drawn.result or Samples((), ()))
+        return refined(candidate, drawn.result or Samples((), ()), store.results("algorithms"))
 
     def samples(self, graph: Graph) -> Samples:
         """Draw samples of the validation data for algorithms and sensitivity; the same ones each time."""
@@ -136,7 +136,7 @@ class StaticJob(Job):
         candidate = StaticCandidate(self.name, graph, calibration, self.scheme)
         if wanted := (self.runtimes or frozenset()).intersection(candidate.runtimes):
             candidate = replace(candidate, only=wanted)
-        return self._refined(candidate)
+        return self._refined(candidate, store)
 
     def _graph(self, example: Example) -> Graph:
         with parts_named(self.source.float_target, *example.call, self.source.target):
@@ -212,7 +212,7 @@ class DynamicJob(Job):
         )
         if self.scheme.algorithm_names and (reason := candidate.unlearnable):
             return unrefined(candidate, reason)
-        return self._refined(candidate)
+        return self._refined(candidate, store)
 
 
 def calibration_in(state: Mapping[str, Any]) -> Calibration | None:

@@ -30,11 +30,10 @@ from lq_plugin.report.environment import environment
 from lq_plugin.report.limits import LONGEST_VALUE, MOST
 from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
 from lq_plugin.search.mixed_precision import Search
-from lq_plugin.search.sensitivity import ranked
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt, reason_of
 from lq_plugin.store import Store
-from lq_plugin.trials import trials_for
+from lq_plugin.trials import ranking, trials_for
 
 UNJUDGED = (
     "no artifact was judged: there is no validation metric, and the test split is never used to judge. Log one in "
@@ -202,12 +201,12 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished) -> Finished:
     subjects = attempt("nothing can be evaluated", partial(_subjects, run, finished.candidates, finished.entries))
     failure = subjects.reason
     for given in subjects.result or ():
-        times, subject = _timed(given, protocol), given
+        times, subject = _timed(run, given, protocol), given
         if run.placing is not None and times.result is not None:
             finished = _placed(run, run.placing, finished, given, times.result)
             subject = _renewed(given, finished)
-            times = times if _sums(subject) == _sums(given) else _timed(subject, protocol)
-        step = _compared(subject, protocol, times)
+            times = times if _sums(subject) == _sums(given) else _timed(run, subject, protocol)
+        step = _compared(run, subject, protocol, times)
         failure = step.reason or failure
         if step.result is None:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
@@ -219,19 +218,20 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished) -> Finished:
         return replace(_with_manifest(run, finished, entries, budget=run.plan.budget), unjudged=failure)
     budget, reason, mistake = _budget(run.plan, comparisons[0].judged_by)
     judgements = [judged(entry, budget, reason) for entry in entries]
-    finished = replace(finished, sensitivity=_sensitivity(run.plan, finished, judgements))
+    finished = replace(finished, sensitivity=_sensitivity(run, finished, judgements))
     finished = _with_manifest(run, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
     return replace(finished, unjudged=mistake)
 
 
-def _timed(subject: Subject, protocol: Protocol) -> Step[Timed]:
-    return attempt(f"the latency of {subject.labels} cannot be measured", partial(timed, subject, protocol, note))
+def _timed(run: _Run, subject: Subject, protocol: Protocol) -> Step[Timed]:
+    make = partial(timed, subject, protocol, note, run.store.results("latencies"))
+    return attempt(f"the latency of {subject.labels} cannot be measured", make)
 
 
-def _compared(subject: Subject, protocol: Protocol, times: Step[Timed]) -> Step[Comparison]:
+def _compared(run: _Run, subject: Subject, protocol: Protocol, times: Step[Timed]) -> Step[Comparison]:
     def compared() -> Comparison:
         assert times.result is not None
-        return compare(subject, protocol, note, times.result)
+        return compare(subject, protocol, note, times.result, run.store.results("scores"))
 
     return attempt(f"{subject.labels} cannot be evaluated", compared, times)
 
@@ -261,24 +261,19 @@ def _renewed(subject: Subject, finished: Finished) -> Subject:
     return replace(subject, entries=made)
 
 
-def _sensitivity(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Mapping[str, Sequence[Sensitivity]]:
+def _sensitivity(run: _Run, finished: Finished, entries: Sequence[Entry]) -> Mapping[str, Sequence[Sensitivity]]:
     """Rank the operators of static candidates that are over the budget or that algorithms ran for; each only once."""
-    found = dict(finished.sensitivity)
-    for job in plan.jobs:
+    found, results = dict(finished.sensitivity), run.store.results("sensitivities")
+    for job in run.plan.jobs:
         candidate = finished.candidates[job.name].result
         if job.name in found or not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate):
             continue
         over = any(entry.candidate == job.name and entry.status == "over_budget" for entry in entries)
         if over or (candidate.learning is not None and candidate.learning.judged):
-            step = attempt(f"the operators of {job.name!r} cannot be ranked", partial(_ranked, job, candidate))
+            step = attempt(f"the operators of {job.name!r} cannot be ranked", partial(ranking, job, candidate, results))
             if step.result:
                 found[job.name] = step.result
     return found
-
-
-def _ranked(job: StaticJob, candidate: StaticCandidate) -> Sequence[Sensitivity]:
-    samples = job.samples(candidate.reference)
-    return ranked(candidate, samples.judge) if samples.judge else ()
 
 
 def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished) -> Finished:

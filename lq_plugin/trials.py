@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lq_plugin import checksums
 from lq_plugin.artifacts.base import FORMATS, export_one
-from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.artifacts.digest import artifact_digest, learning_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.evaluation.compare import Protocol, Subject, validated
 from lq_plugin.evaluation.judging import judged
@@ -19,9 +20,11 @@ from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.identity import tensors_digest
 from lq_plugin.jobs import Job, StaticJob
+from lq_plugin.kept import Results, figures, once
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.progress import note
 from lq_plugin.refinement import repeated
+from lq_plugin.report.decoder import decode, encode
 from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.search.cost import operations, time_saved
 from lq_plugin.search.mixed_precision import Search, order, search
@@ -71,7 +74,8 @@ class Trials:
         note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float …")
         own = self.candidate.on(self.entry.runtime)  # algorithms may have learnt something else for others
         placed = own.placed(self.entry.runtime).quantized  # others are float already where trials run
-        ranked_here = ranked(own, self.samples.judge) if self.candidate.variants else self.sensitivity
+        results = self.store.results("sensitivities")
+        ranked_here = _ranked(own, self.samples, results) if self.candidate.variants else self.sensitivity
         errors = {each.node: each.error for each in ranked_here if each.node in placed}
         ranking = order(errors, time_saved(operations(own.graph), self._microseconds()))
         chosen = search(ranking, self._is_within, limits)
@@ -89,7 +93,8 @@ class Trials:
         """A candidate with some operators left float; the algorithms that were kept run again."""
         plain = replace(plain, keep_float=float_ops)
         learning = self.candidate.learning
-        mixed = plain if learning is None else repeated(plain, self.samples, learning)
+        kept = self.store.results("algorithms")
+        mixed = plain if learning is None else repeated(plain, self.samples, learning, kept)
         for runtime in mixed.runtimes:
             mixed = mixed.with_float(runtime, self.candidate.on(runtime).faster_in_float.get(runtime, ()))
         return mixed
@@ -115,13 +120,14 @@ class Trials:
     def _measured(self, candidate: StaticCandidate) -> Entry:
         """A trial's artifact, evaluated on validation data; a stored result is used if nothing has changed."""
         digest = self._digest(candidate)
-        metrics: Mapping[str, float] | None = self.store.trial(digest)
-        if metrics is None:
+
+        def measured() -> Mapping[str, float]:
             with tempfile.TemporaryDirectory() as scratch:
                 artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format, self.threads)
                 made = self.entry.exported(artifact, Path(scratch))
-                metrics = validated(replace(self.subject, folder=Path(scratch)), made, self.protocol)
-            self.store.keep_trial(digest, metrics)
+                return validated(replace(self.subject, folder=Path(scratch)), made, self.protocol)
+
+        metrics, _ = once(self.store.results("trials"), digest, measured, dict, figures)
         return judged(replace(self.entry.compared(metrics, self.fp32), error=None), self.budget)
 
     def _digest(self, candidate: StaticCandidate) -> str:
@@ -171,6 +177,30 @@ def trials_for(
         threads,
         placing,
     )
+
+
+def ranking(job: StaticJob, candidate: StaticCandidate, results: Results) -> Sequence[Sensitivity]:
+    """Rank a candidate's operators on samples of the validation data; none where no sample is held out.
+
+    Args:
+        job: whose candidate it is.
+        candidate: it is not changed.
+        results: rankings of a run that was interrupted.
+    """
+    return _ranked(candidate, job.samples(candidate.reference), results)
+
+
+def _ranked(candidate: StaticCandidate, samples: Samples, results: Results) -> Sequence[Sensitivity]:
+    if not samples.judge:
+        return ()
+
+    def read(content: Any) -> tuple[Sensitivity, ...]:
+        return tuple(decode(Sensitivity, each) for each in content)
+
+    digest = learning_digest(candidate, "sensitivity", samples.judge)
+    made: tuple[Sensitivity, ...]
+    made, _ = once(results, digest, lambda: ranked(candidate, samples.judge), encode, read)
+    return made
 
 
 def _fastest_of(entries: Sequence[Entry], candidate: str) -> Entry | None:

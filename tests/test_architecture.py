@@ -26,7 +26,7 @@ LAYERS = (
     "callbacks",
     "pipeline",
     "exporting functional jobs output_folder placing trials",
-    "refinement",
+    "learnt refinement",
     "source steps store",
     "evaluation",
     "report",
@@ -39,8 +39,8 @@ LAYERS = (
     "patterns targets",
     "scheme selection",
     "observers",
-    "coverage identity learning names progress qparams renamed torch_file",
-    "checksums cpu errors noise printing untrusted",
+    "coverage identity kept learning names progress qparams renamed torch_file",
+    "checksums cpu durable errors noise printing untrusted",
 )
 LONGEST_MODULE = 400  # lines
 LONGEST_FUNCTION = 40  # lines without the docstring, the signature counted as one

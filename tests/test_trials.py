@@ -152,11 +152,11 @@ def test_the_operators_of_a_candidate_are_ranked_once(tmp_path: Path, monkeypatc
     batches = [images(32)[:][0]]
     candidate = quantize(OneBadLayer().eval().net, batches, PLAIN)
     found = {"static": sensitivity(candidate, batches)}
-    over, asked = [replace(ENTRY, status="over_budget")], plan(tmp_path, None)
+    over, asked = [replace(ENTRY, status="over_budget")], pipeline._Run(plan(tmp_path, None), tmp_path, Store(tmp_path))
     evaluated = Finished({"static": Step(candidate)})
-    monkeypatch.setattr(pipeline, "_ranked", lambda job, candidate: found["static"])
+    monkeypatch.setattr(pipeline, "ranking", lambda *_: found["static"])
     assert pipeline._sensitivity(asked, evaluated, over) == found
-    monkeypatch.setattr(pipeline, "_ranked", lambda job, candidate: pytest.fail("it is ranked already"))
+    monkeypatch.setattr(pipeline, "ranking", lambda *_: pytest.fail("it is ranked already"))
     assert pipeline._sensitivity(asked, replace(evaluated, sensitivity=found), over) == found
 
 

@@ -7,13 +7,13 @@ Lightning.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lq_plugin.coverage import FloatOp, QuantizedOp
+from lq_plugin.durable import write_whole
 from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial
 from lq_plugin.report.decoder import REQUIRED, decode, encode
 from lq_plugin.report.limits import (
@@ -379,11 +379,5 @@ def replace_file(file: Path, text: str) -> Path:
     """Write a file in one step: a reader sees the old one or the new one."""
     for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
         left.unlink(missing_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with scratch.open("x", encoding="utf-8", newline="") as stream:  # not through a link that may lie there
-            stream.write(text)
-        return scratch.replace(file)
-    except OSError:  # a full disk has no place for half a file either
-        scratch.unlink(missing_ok=True)
-        raise
+    write_whole(file, text.encode())
+    return file

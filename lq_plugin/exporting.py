@@ -16,7 +16,7 @@ from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedEr
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement, placed_as
 from lq_plugin.jobs import Job
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
 from lq_plugin.report.manifest import Entry
 from lq_plugin.steps import Step, attempt, logger, reason_of, say
 from lq_plugin.store import STORE, Store, remove
@@ -183,8 +183,8 @@ def artifact_of(
             note(f"{label} taken from a run that was interrupted")
             return artifact
         store.drop_artifact(digest)
-    note(f"exporting {label} …")
-    artifact = export_one(candidate, path, format_name, threads)
+    with doing(f"exporting {label}"):
+        artifact = export_one(candidate, path, format_name, threads)
     if digest is not None:  # else it is made of more than the graph
         store.keep_artifact(digest, path)
     return artifact

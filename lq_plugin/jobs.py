@@ -20,7 +20,7 @@ from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.identity import tensors_digest
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
 from lq_plugin.refinement import C, refined, unrefined
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
@@ -80,11 +80,11 @@ class Job(ABC):
         """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
         if not self.scheme.algorithm_names:
             return candidate
-        note(f"{self.name!r}: drawing validation samples for the algorithms …")
-        drawn = attempt(
-            f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
-            lambda: self._said(self.samples(candidate.graph)),
-        )
+        with doing(f"{self.name!r}: drawing validation samples for the algorithms"):
+            drawn = attempt(
+                f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
+                lambda: self._said(self.samples(candidate.graph)),
+            )
         return refined(candidate, drawn.result or Samples((), ()), store.results("algorithms"))
 
     def samples(self, graph: Graph) -> Samples:
@@ -158,13 +158,13 @@ class StaticJob(Job):
         yield "the checkpoint", (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
         yield "an earlier run", store.calibrations(digest, inputs, self.plan.digest)
 
-    def _calibrated(self, step: int, example: Example) -> tuple[Calibration, Example]:
-        note(f"calibrating {self.name!r} in a separate validation pass …")
-        found = calibrate_pass(self.source.observed_pass, self.plan, example)
+    def _calibrated(self, global_step: int, example: Example) -> tuple[Calibration, Example]:
+        with doing(f"calibrating {self.name!r} in a separate validation pass"):
+            found = calibrate_pass(self.source.observed_pass, self.plan, example)
         if found is None:
             raise UnsupportedError(self.source.never_called(self.option_of))
         calibration, seen = found
-        provenance = replace(calibration.provenance, global_step=step, extra_pass=True)
+        provenance = replace(calibration.provenance, global_step=global_step, extra_pass=True)
         return replace(calibration, provenance=provenance), seen
 
 

@@ -24,7 +24,6 @@ from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
 from lq_plugin.placing import Candidates, placed, recalled
-from lq_plugin.progress import note
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.limits import LONGEST_VALUE, MOST
@@ -224,14 +223,14 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished) -> Finished:
 
 
 def _timed(run: _Run, subject: Subject, protocol: Protocol) -> Step[Timed]:
-    make = partial(timed, subject, protocol, note, run.store.results("latencies"))
+    make = partial(timed, subject, protocol, run.store.results("latencies"))
     return attempt(f"the latency of {subject.labels} cannot be measured", make)
 
 
 def _compared(run: _Run, subject: Subject, protocol: Protocol, times: Step[Timed]) -> Step[Comparison]:
     def compared() -> Comparison:
         assert times.result is not None
-        return compare(subject, protocol, note, times.result, run.store.results("scores"))
+        return compare(subject, protocol, times.result, run.store.results("scores"))
 
     return attempt(f"{subject.labels} cannot be evaluated", compared, times)
 

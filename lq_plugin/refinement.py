@@ -22,7 +22,7 @@ from lq_plugin.graph.sampling import GraphCall, Samples
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.kept import NOTHING_KEPT, Results, once
 from lq_plugin.learning import AlgorithmStep, Learning
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
 from lq_plugin.report.decoder import decode, encode
 from lq_plugin.steps import attempt
 
@@ -180,14 +180,15 @@ def _run(candidate: C, samples: Samples, names: Sequence[str], results: Results)
             known = {runtime: before[runtime] for runtime in runtimes}
             if limit is not None and sum(step.seconds for step in steps) >= limit:  # also those of an earlier run
                 reason = f"the time limit of {limit:g} s was reached"
+                note(f"{candidate.name!r}: {name}{_where(runtimes, before)} is not tried: {reason}")
                 steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason, before=_means(known)))
                 continue
-            note(f"{candidate.name!r}: {name}{_where(runtimes, before)} …")
-            result, step, after = _tried_once(states[runtimes[0]], TABLE[name], samples, judge, known, results)
+            with doing(f"{candidate.name!r}: {name}{_where(runtimes, before)}") as outcome:
+                result, step, after = _tried_once(states[runtimes[0]], TABLE[name], samples, judge, known, results)
+                outcome.append(_told(step))
             steps.append(step)
             states |= dict.fromkeys(step.kept_on, result)
             before |= {runtime: after[runtime] for runtime in step.kept_on}
-    note(f"{candidate.name!r}: {_told(steps, before)}")
     return (_joined(states) if any(step.kept_on for step in steps) else candidate), steps
 
 
@@ -291,16 +292,13 @@ def _bounded(metric: SignalToQuantizationNoise) -> float:
     return max(-EXACT_DB, min(metric.compute().item(), EXACT_DB)) if math.isfinite(noise) else -EXACT_DB
 
 
-def _told(steps: Sequence[AlgorithmStep], every: Mapping[str, object]) -> str:
-    """What became of the steps; those with the same outcome for several groups of runtimes are told once."""
-    told: dict[tuple[str, str], list[str]] = {}
-    for step in steps:
-        said, detail = f"{step.algorithm} {step.outcome.replace('_', ' ')}", step.reason
-        if step.kept_on:
-            worst = min(step.kept_on, key=step.after.__getitem__)
-            detail = f"{step.before[worst]:.1f} → {step.after[worst]:.1f} dB"
-        told.setdefault((said, detail), []).extend(step.kept_on or step.before)
-    return "; ".join(f"{said}{_where(runtimes, every)} ({detail})" for (said, detail), runtimes in told.items())
+def _told(step: AlgorithmStep) -> str:
+    """What became of a step, and on which runtimes if it is kept on some of them only."""
+    if not step.kept_on:
+        return f"{step.outcome}, {step.reason}" if step.reason else step.outcome
+    worst = min(step.kept_on, key=step.after.__getitem__)
+    where = _where(step.kept_on, step.before)
+    return f"kept{where}, {step.before[worst]:.1f} → {step.after[worst]:.1f} dB"
 
 
 def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:

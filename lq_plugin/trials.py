@@ -22,7 +22,7 @@ from lq_plugin.identity import tensors_digest
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.kept import Results, figures, once
 from lq_plugin.learning import Sensitivity, Trial
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
 from lq_plugin.refinement import repeated
 from lq_plugin.report.decoder import decode, encode
 from lq_plugin.report.manifest import Entry, Fp32, Manifest
@@ -71,7 +71,7 @@ class Trials:
 
     def winner(self, limits: Search) -> StaticCandidate | None:
         """Search, and return the candidate within the budget with the fewest float operators; ``None`` if none is."""
-        note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float …")
+        note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float")
         own = self.candidate.on(self.entry.runtime)  # algorithms may have learnt something else for others
         placed = own.placed(self.entry.runtime).quantized  # others are float already where trials run
         results = self.store.results("sensitivities")
@@ -100,11 +100,22 @@ class Trials:
         return mixed
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
+        with doing(f"trial {len(self.made) + 1}") as outcome:
+            trial = self._trial(float_ops)
+            over = "not measured" if trial.drop is None else "over the budget"
+            outcome += [
+                f"{trial.int8_share:.0%} of the operators in INT8",
+                "within the budget" if trial.within else over,
+            ]
+        self.made.append(trial)
+        return trial.within
+
+    def _trial(self, float_ops: frozenset[str]) -> Trial:
         start = time.perf_counter()
         plain = replace(self.candidate.plain, only=frozenset({self.entry.runtime}))  # the winner is made for all
         step = attempt("a trial failed; the search continues", lambda: self._measured(self._mixed(float_ops, plain)))
         placed = self.candidate.placed(self.entry.runtime).quantized
-        trial = Trial(
+        return Trial(
             candidate=self.candidate.name,
             float_ops=tuple(placed[name].name for name in sorted(float_ops)),
             int8_share=round(1 - len(float_ops) / len(placed), 4),
@@ -112,10 +123,6 @@ class Trials:
             within=step.result is not None and step.result.status == "ok",
             seconds=round(time.perf_counter() - start, 3),
         )
-        self.made.append(trial)
-        said = "within the budget" if trial.within else "not measured" if step.result is None else "over the budget"
-        note(f"trial {len(self.made)}: {trial.int8_share:.0%} of the operators in INT8, {said}")
-        return trial.within
 
     def _measured(self, candidate: StaticCandidate) -> Entry:
         """A trial's artifact, evaluated on validation data; a stored result is used if nothing has changed."""
@@ -199,7 +206,8 @@ def _ranked(candidate: StaticCandidate, samples: Samples, results: Results) -> S
 
     digest = learning_digest(candidate, "sensitivity", samples.judge)
     made: tuple[Sensitivity, ...]
-    made, _ = once(results, digest, lambda: ranked(candidate, samples.judge), encode, read)
+    with doing(f"{candidate.name!r}: ranking operators by what INT8 costs"):
+        made, _ = once(results, digest, lambda: ranked(candidate, samples.judge), encode, read)
     return made
 
 

@@ -182,7 +182,7 @@ def test_what_is_faster_in_float_is_exported_again_and_so_does_the_next_run(
         assert asked == expected
         (entry,) = written(tmp_path / folder)["artifacts"]
         assert [op["op"] for op in entry["quantized_ops"]] == ["linear"]
-        assert "1.000 ms with 1 operators in float, 3.000 without; FP32 takes 2.000 ms" in entry["placement"]
+        assert "1.000 ms with 1 operator in float, 3.000 without; FP32 takes 2.000 ms" in entry["placement"]
         assert (entry["latency_ms"]["median"], written(tmp_path / folder)["selected"]) == (1.0, "static/onnx")
     assert found == [sums(tmp_path / "one"), sums(tmp_path / "two")]
     assert found[0] == found[1]

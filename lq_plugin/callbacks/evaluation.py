@@ -18,6 +18,7 @@ from lq_plugin.evaluation.compare import Protocol
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import SPLITS
 from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.printing import counted
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Manifest
 from lq_plugin.search.mixed_precision import Search
@@ -115,8 +116,9 @@ class Int8Evaluation(FinishingCallback):
                 "search: no artifact is within the budget, and nothing could be tried: only static candidates with "
                 "several operators in INT8 can be searched, within time_limit. Raise the budget or time_limit."
             )
+        tried = counted(len(self.manifest.trials), "trial")
         return (
-            f"search: none of {len(self.manifest.trials)} trials with more float operators is within the budget. "
+            f"search: none of {tried} with more float operators is within the budget. "
             f"Raise max_trials or the budget's max_drop. {manifest.FILE} lists all trials."
         )
 

@@ -15,11 +15,13 @@ from lightning.pytorch.callbacks import Callback
 
 from lq_plugin import pipeline
 from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks.bars import display_of
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.progress import shown_on
 from lq_plugin.report.manifest import Config, Manifest
 from lq_plugin.source import Source
 from lq_plugin.steps import say
@@ -125,6 +127,11 @@ def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
         origin: where weights and batches come from.
         trained: see :class:`~lq_plugin.pipeline.Plan`.
     """
+    with shown_on(display_of(trainer)):
+        _finish(trainer, origin, trained)
+
+
+def _finish(trainer: Any, origin: Origin, trained: bool) -> None:
     seed = os.environ.get("PL_GLOBAL_SEED", "")
     plan = Plan(
         seed=int(seed) if seed.lstrip("-").isdecimal() else None,

@@ -24,6 +24,8 @@ from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size
 from lq_plugin.kept import NOTHING_KEPT, Results, once
+from lq_plugin.printing import counted
+from lq_plugin.progress import doing, note
 from lq_plugin.report.manifest import EAGER, Entry, Fp32, LatencyRecord
 from lq_plugin.targets import resolve_target
 
@@ -135,7 +137,7 @@ class Timed:
         return self.timings[name].median if name in self.timings else None
 
 
-def timed(subject: Subject, protocol: Protocol, note: Callable[[str], None], results: Results = NOTHING_KEPT) -> Timed:
+def timed(subject: Subject, protocol: Protocol, results: Results = NOTHING_KEPT) -> Timed:
     """Measure latencies as a protocol says, unless a run that was interrupted has measured all of them.
 
     This comes before all evaluation, which opens sessions whose threads would disturb it.
@@ -145,8 +147,9 @@ def timed(subject: Subject, protocol: Protocol, note: Callable[[str], None], res
     inputs = _inputs(subject, options.batch_size)
 
     def measured() -> dict[str, Timing]:
-        note(f"measuring the latency of {len(subject.entries)} artifacts and of FP32 on the same runtimes …")
-        return _time(subject, inputs, options)
+        artifacts = counted(len(subject.entries), "artifact")
+        with doing(f"measuring the latency of {artifacts}, and of FP32 on the same runtimes"):
+            return _time(subject, inputs, options)
 
     target = resolve_target(subject.model, subject.target)
     digest = remembered.latencies_digest(target, subject.entries, inputs.flat, options)
@@ -159,7 +162,6 @@ def timed(subject: Subject, protocol: Protocol, note: Callable[[str], None], res
 def compare(
     subject: Subject,
     protocol: Protocol,
-    note: Callable[[str], None],
     known: Timed,
     results: Results = NOTHING_KEPT,
 ) -> Comparison:
@@ -168,15 +170,14 @@ def compare(
     Args:
         subject: what is compared.
         protocol: which splits and metrics, and how latency was measured.
-        note: called with a line of text at each step.
         known: their latencies.
         results: scores that a run that was interrupted has found.
     """
     labels = [entry.label for entry in subject.entries]
     inputs, timings = known.inputs, known.timings
-    note("evaluating FP32 …")
     floats = {split: FloatOutputs() for split in protocol.splits}
-    baseline = _score(subject, protocol, None, floats)
+    with doing("evaluating FP32"):
+        baseline = _score(subject, protocol, None, floats)
     lanes = {name: timing for name, timing in timings.items() if name not in labels}
     fp32 = Fp32(
         _merged(baseline),
@@ -186,10 +187,10 @@ def compare(
     )
     measured = []
     for entry in subject.entries:
-        note(f"evaluating {entry.label} …")
         timing = timings.get(entry.label)
         score = partial(_scored, subject, protocol, floats, remembered.scores_digest(entry, fp32, floats), results)
-        measured.append(_measured(subject, entry, fp32, protocol, score, inputs, timing))
+        with doing(f"evaluating {entry.label}"):
+            measured.append(_measured(subject, entry, fp32, protocol, score, inputs, timing))
     judged_by = baseline.get("validate", Scores({}, None)).metrics
     return Comparison(fp32, measured, tuple(judged_by))
 

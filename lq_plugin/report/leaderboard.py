@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin import selection
-from lq_plugin.printing import plain
+from lq_plugin.printing import counted, plain
 from lq_plugin.report import page
 from lq_plugin.report.board import Leaderboard, Row, columns
 from lq_plugin.report.decoder import encode
@@ -151,7 +151,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     missing = [f"{row.label} of run {row.run}" for row in rows if row.files == MISSING]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        yield f"The files of {len(missing)} artifacts are gone; only their figures are left: {named}."
+        yield f"The files of {counted(len(missing), 'artifact')} are gone; only the figures are left: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
 
@@ -159,7 +159,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 def _hidden(folders: Sequence[Path]) -> Iterator[str]:
     if folders:
         named = ", ".join(map(plain, folders[:3])) + (", …" if len(folders) > 3 else "")
-        yield f"{len(folders)} folders cannot be read, and may hold more runs: {named}."
+        yield f"{counted(len(folders), 'folder')} cannot be read, and may hold more runs: {named}."
 
 
 def _csv(rows: Sequence[Row]) -> str:

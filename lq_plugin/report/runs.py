@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lq_plugin.errors import ConfigError
-from lq_plugin.printing import line, plain
+from lq_plugin.printing import counted, line, plain
 from lq_plugin.report import files, manifest
 from lq_plugin.report.board import Failed, Row, reference
 from lq_plugin.report.limits import ContentError
@@ -68,7 +68,7 @@ def find(folders: Sequence[Path]) -> Found:
     runs = {file.parent.parent for file in found if file.name == manifest.FILE and file.parent.name == QUANTIZED}
     runs |= {file.parent for file in found if file.name == FAILURE}
     if not runs:
-        hidden = f" {len(unreadable)} folders cannot be read." if unreadable else ""
+        hidden = f" {counted(len(unreadable), 'folder')} cannot be read." if unreadable else ""
         raise ConfigError(
             f"{', '.join(map(str, folders))}: there is no run below. A run is a folder with "
             f"{QUANTIZED}/{manifest.FILE}, which ArtifactExport writes.{hidden}"

@@ -10,8 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.learning import Trial
-from lq_plugin.printing import add_row, brief, show_lines, terminal
+from lq_plugin.printing import add_row, brief, counted, show_lines, terminal
 from lq_plugin.report.manifest import EAGER, FILE, Entry, Fp32, Manifest, Speedup
 
 _WORST = 3  # how many operators are named
@@ -29,7 +30,17 @@ def show(manifest: Manifest, folder: Path, console: Console | None = None) -> No
     for table in (_accuracy(manifest), _cost(manifest)):
         if table.row_count:
             console.print(table)
-    show_lines(console, *_problems(manifest), *_coverage(manifest), f"Manifest: {folder / FILE}")
+    place = f"Manifest: {folder / FILE}"
+    show_lines(console, *_problems(manifest), *_coverage(manifest), place, *_next(manifest, folder))
+
+
+def _next(manifest: Manifest, folder: Path) -> list[str]:
+    """What to do with the artifact that was selected; what to do without one, the lines before say."""
+    chosen = next((entry for entry in manifest.artifacts if entry.label == manifest.selected), None)
+    if chosen is None or chosen.path is None:
+        return []
+    factory = ", factory=…" if FORMATS[chosen.format].rebuild else ""
+    return [f"Use it: lq_plugin.load({str(folder / chosen.path)!r}{factory})"]
 
 
 def _groups(manifest: Manifest) -> list[tuple[Fp32, list[Entry]]]:
@@ -124,7 +135,7 @@ def _searched(trials: Sequence[Trial]) -> str:
         return "Int8Evaluation(search=Search()) would try to leave such operators float"
     if any(trial.within for trial in trials):
         return "what a search has found is within it in the format of its trials alone"
-    return f"{len(trials)} trials found no artifact within the budget"
+    return f"{counted(len(trials), 'trial')} found no artifact within the budget"
 
 
 def _coverage(manifest: Manifest) -> list[str]:
@@ -133,7 +144,7 @@ def _coverage(manifest: Manifest) -> list[str]:
         if entry.path is not None:
             counts = Counter(f"{op.op} ({op.reason})" for op in entry.float_ops)
             stays = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
-            text = f"{len(entry.quantized_ops)} operators in INT8; float: {stays}"
+            text = f"{counted(len(entry.quantized_ops), 'operator')} in INT8; float: {stays}"
             if entry.kernels and entry.kernels.fell_back:
                 fallen = ", ".join(f"{count} {kind}" for kind, count in entry.kernels.fell_back.items())
                 text += f"; runs in float on {entry.runtime}: {fallen}"

@@ -29,7 +29,9 @@ def show(manifest: Manifest, folder: Path, console: Console | None = None) -> No
     for table in (_accuracy(manifest), _cost(manifest)):
         if table.row_count:
             console.print(table)
-    show_lines(console, *_problems(manifest), *_coverage(manifest), f"Manifest: {folder / FILE}")
+    place = folder / FILE
+    where = f"Manifest: {place}" if place.is_file() else f"There is no manifest: {place} could not be written"
+    show_lines(console, *_problems(manifest), *_coverage(manifest), where)
 
 
 def _groups(manifest: Manifest) -> list[tuple[Fp32, list[Entry]]]:

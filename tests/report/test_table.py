@@ -81,7 +81,7 @@ def test_operators_that_fell_back_to_float_are_told(content: Manifest) -> None:
 
 
 def test_the_last_line_leads_to_the_manifest(content: Manifest) -> None:
-    assert printed(content).splitlines()[-1] == "Manifest: run[/x]/manifest.json"
+    assert printed(content).splitlines()[-1] == "There is no manifest: run[/x]/manifest.json could not be written"
 
 
 @pytest.mark.parametrize(

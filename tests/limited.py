@@ -1,6 +1,6 @@
-"""A fit on a machine that has run out of something by the time training is over; see callbacks/test_limits.py.
+"""A fit on a machine that has run out of something by the time training is over.
 
-``python limited.py WHAT FOLDER``
+``python limited.py WHAT ROOM FOLDER``, used by callbacks/test_limits.py and long/limits.py.
 """
 
 from __future__ import annotations
@@ -19,54 +19,61 @@ from torch import nn
 
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization
 
-ROOM = 8 << 20  # bytes: less than a copy of the weights
-
 
 class Wide(Tiny):
-    """Has more weights than there is room for."""
+    """Its largest tensor has so many bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        width = 2 * ROOM // 64 // 4
+        width = size // 256  # of 64 inputs, 4 bytes each
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, CLASSES))
 
 
-def few_descriptors(folder: Path) -> None:
-    used = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+def descriptors(room: int, folder: Path) -> None:
+    limit(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) + room)
 
 
-def no_memory(folder: Path) -> None:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]))
+def memory(room: int, folder: Path) -> None:
+    limit(resource.RLIMIT_AS, int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + room)
 
 
-def full_disk(folder: Path) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def file_size(room: int, folder: Path) -> None:
+    limit(resource.RLIMIT_FSIZE, room)
 
 
-def no_folder(folder: Path) -> None:
+def disk(room: int, folder: Path) -> None:
+    """Fill the disk that a folder is on, except for so many bytes."""
+    with (folder / "filling").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize - room)
+
+
+def no_folder(room: int, folder: Path) -> None:
     (folder / "quantized").write_text("in the way")
 
 
-LIMITS: Mapping[str, Callable[[Path], None]] = {
-    limit.__name__: limit for limit in (few_descriptors, no_memory, full_disk, no_folder)
+def limit(kind: int, value: int) -> None:
+    resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+
+
+LIMITS: Mapping[str, Callable[[int, Path], None]] = {
+    each.__name__: each for each in (descriptors, memory, file_size, disk, no_folder)
 }
 
 
 class Limiting(Callback):
-    def __init__(self, what: str, folder: Path) -> None:
-        self.limit = lambda: LIMITS[what](folder)
+    def __init__(self, what: str, room: str, folder: Path) -> None:
+        self.given = what, room, folder
 
     def on_train_end(self, *_: Any) -> None:
-        self.limit()
+        what, room, folder = self.given
+        if what in LIMITS:
+            LIMITS[what](int(room), folder)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, folder = sys.argv[1], Path(sys.argv[2])
+    what, room, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     ours = [StaticQuantization(algorithms=()), DynamicQuantization(algorithms=()), ArtifactExport(["pt2"])]
-    evaluation = Int8Evaluation(latency=Latency(rounds=1, seconds=0.01))
-    fit(folder, Wide(), *ours, evaluation, Limiting(what, folder), data=Images(), enable_checkpointing=False)
-    assert evaluation.manifest is not None
-    print([(entry.label, entry.status, entry.error) for entry in evaluation.manifest.artifacts])
+    evaluation = Int8Evaluation(latency=Latency(rounds=1, seconds=0.01) if what == "descriptors" else None)
+    model = Wide(size=16 << 20 if what == "memory" else 1 << 18)
+    fit(folder, model, *ours, evaluation, Limiting(what, room, folder), data=Images(), enable_checkpointing=False)

@@ -39,7 +39,10 @@ def check(folder: Path, named: tuple[str, ...], stderr: str) -> list[str]:
         return ["none"]
     entries = json.loads(place.read_text())["artifacts"]
     made = [entry for entry in entries if entry["path"] is not None]
-    assert files == {place, *(place.parent / entry["path"] / name for entry in made for name in entry["sha256"])}
+    assert files == {
+        place,
+        *(place.parent / entry["path"] / name for entry in made for name in (*entry["sha256"], "artifact.json")),
+    }
     for entry in made:
         if entry["format"] == "pt2":
             assert lq_plugin.load(place.parent / entry["path"])

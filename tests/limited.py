@@ -72,6 +72,7 @@ class Limiting(Callback):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     what, room, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     ours = [StaticQuantization(algorithms=()), DynamicQuantization(algorithms=()), ArtifactExport(["pt2"])]
     evaluation = Int8Evaluation(latency=Latency(rounds=1, seconds=0.01) if what == "descriptors" else None)

@@ -23,7 +23,7 @@ SIZE = 16  # MiB of the small disk
 ROOMS = {
     "descriptors": range(13),
     "memory": [each * MEBIBYTE for each in (4, 8, 16, 24, 32, 48, 64, 96, 128)],
-    "file_size": [1 << each for each in range(8, 22, 2)],
+    "file_size": [1 << each for each in range(10, 22, 2)],
 }
 NAMED = ("Too many open files", "can't allocate memory", "Cannot allocate memory", "MemoryError", "File too large")
 DISK_FULL = "No space left on device"

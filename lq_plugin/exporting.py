@@ -145,6 +145,8 @@ def exported(
         return entry.exported(step.result, folder)
     if path.exists():  # an artifact of an earlier run would pass for one of this run
         attempt(f"{str(path)!r} of an earlier run cannot be removed", partial(remove, path))
+    with suppress(OSError):  # another format of the candidate is in it, or there is none
+        path.parent.rmdir()
     if isinstance(step.error, UnsupportedError):
         return replace(entry, status="unsupported", error=str(step.error))
     return replace(entry, status="failed", error=step.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -25,7 +26,8 @@ def remove_manifest(folder: Path) -> Sequence[Entry]:
     earlier: Sequence[Entry] = ()
     with suppress(OSError, ValueError):  # there is none, or none that can be read
         earlier = manifest.read(place).artifacts
-    attempt(f"{str(place)!r} of an earlier run cannot be removed", partial(place.unlink, missing_ok=True))
+    if os.path.lexists(place):
+        attempt(f"{str(place)!r} of an earlier run cannot be removed", partial(place.unlink, missing_ok=True))
     return earlier
 
 

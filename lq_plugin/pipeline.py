@@ -20,6 +20,7 @@ from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, c
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.exporting import exported
+from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
@@ -120,7 +121,9 @@ def finish(plan: Plan, store: Store) -> Finished:
     else:
         with only_run_in(plan.folder):
             told = {reason_of(job.failure) for job in plan.jobs if job.failure is not None}
-            finished = _delivered(_Run(plan, plan.folder, store, _placing(plan, store), told))
+            run = _Run(plan, plan.folder, store, _placing(plan, store), told)
+            with accounted(plan.folder, [f"{job.name}/{name}" for job, name in _wanted(plan)], run.made):
+                finished = _delivered(run)
     store.complete()
     return finished
 
@@ -134,11 +137,14 @@ class _Run:
     store: Store
     placing: MeasuredPlacement | None = None
     told: set[str] = field(default_factory=set)  # see exported
+    made: dict[str, Entry] = field(default_factory=dict)  # what is known of the artifacts so far, by label
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
         entry = exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
         known = self.placing and self.placing.known(candidate.result, format_name)
-        return replace(entry, placement=known.reason) if known and entry.path is not None else entry
+        entry = replace(entry, placement=known.reason) if known and entry.path is not None else entry
+        self.made[entry.label] = entry
+        return entry
 
     def exported_again(self, entry: Entry, candidates: Candidates) -> Entry:
         job = next(job for job in self.plan.jobs if job.name == entry.candidate)
@@ -157,17 +163,18 @@ def _delivered(run: _Run) -> Finished:
     if run.placing is not None:
         candidates = recalled(run.placing, candidates, plan.formats)
     earlier = remove_manifest(run.folder)
-    entries = [
-        run.exported(job, candidates[job.name], name)
-        for job in plan.jobs
-        for name in formats_of(job.scheme.method, plan.formats)
-    ]
+    entries = [run.exported(job, candidates[job.name], name) for job, name in _wanted(plan)]
     say_unlisted(run.folder, earlier, entries)
     finished = _with_manifest(run, Finished(candidates), entries)
     if plan.protocol is None:
         return finished
     finished = _evaluated(run, plan.protocol, finished)
     return finished if plan.search is None else _searched(run, plan.protocol, plan.search, finished)
+
+
+def _wanted(plan: Plan) -> list[tuple[Job, str]]:
+    """The artifacts to make: jobs and formats."""
+    return [(job, name) for job in plan.jobs for name in formats_of(job.scheme.method, plan.formats)]
 
 
 def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
@@ -338,6 +345,7 @@ def _with_manifest(
     run: _Run, finished: Finished, entries: Sequence[Entry], fp32: Fp32 | None = None, budget: Budget | None = None
 ) -> Finished:
     """Write the manifest with what is known so far."""
+    run.made.update({entry.label: entry for entry in entries})
     candidates = {name: step.result for name, step in finished.candidates.items() if step.result is not None}
     learnt = [one.learning for one in candidates.values() if one.learning]
     made = Manifest(

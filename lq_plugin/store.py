@@ -32,6 +32,7 @@ from lq_plugin.progress import note
 from lq_plugin.torch_file import read
 from lq_plugin.untrusted import naming, read_json, regular_file
 
+CALIBRATIONS = "calibrations"
 RESULTS = ("algorithms", "latencies", "scores", "sensitivities", "trials")
 STORE = ".lq_plugin"  # below the default_root_dir of a Trainer, or the folder that export writes to
 _ABANDONED = 3600.0  # seconds after which a half-written file must come from a killed run
@@ -62,7 +63,7 @@ class Store:
             observed: digest of the options that say what was observed and how; any by default.
         """
         found = []
-        for file in sorted(self._kept("calibrations").glob(f"{observed}-{_key(graph_digest, inputs)}-*.pt")):
+        for file in sorted(self._kept(CALIBRATIONS).glob(f"{observed}-{_key(graph_digest, inputs)}-*.pt")):
             try:
                 found.append(self._calibration(file))
                 self._used.add(file)
@@ -76,7 +77,7 @@ class Store:
         name = f"{calibration.provenance.observed}-{_key(calibration.provenance.digest, inputs)}"
         content = io.BytesIO()
         torch.save(calibration.state_dict(), content)
-        file = self._kept("calibrations") / f"{name}-{_short(content.getvalue())}.pt"
+        file = self._kept(CALIBRATIONS) / f"{name}-{_short(content.getvalue())}.pt"
         with _noted(f"the calibration of {name}"):
             if not any(file.parent.glob(f"{name}-*.pt")):
                 write_whole(file, content.getvalue())
@@ -127,9 +128,10 @@ class Store:
 
     def complete(self) -> None:
         """Remove what a complete run no longer needs, and what old interrupted runs have left."""
-        folders = [self._kept(name) for name in ("artifacts", "calibrations", "decisions", *RESULTS)]
+        folders = [self._kept(name) for name in ("artifacts", CALIBRATIONS, "decisions", *RESULTS)]
         for path in (*self._used, *_left_behind(folders)):
-            if not (self._keeps_calibrations and path.suffix == ".pt"):
+            calibration = path.parent.name == CALIBRATIONS and path.suffix == ".pt"
+            if not (calibration and self._keeps_calibrations):
                 with suppress(OSError):  # it may belong to another user, and does no harm
                     remove(path)
         self._used.clear()

@@ -74,12 +74,15 @@ class Trials:
         note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float")
         own = self.candidate.on(self.entry.runtime)  # algorithms may have learnt something else for others
         placed = own.placed(self.entry.runtime).quantized  # others are float already where trials run
-        results = self.store.results("sensitivities")
-        ranked_here = _ranked(own, self.samples, results) if self.candidate.variants else self.sensitivity
-        errors = {each.node: each.error for each in ranked_here if each.node in placed}
+        errors = {each.node: each.error for each in self._ranking(own) if each.node in placed}
         ranking = order(errors, time_saved(operations(own.graph), self._microseconds()))
         chosen = search(ranking, self._is_within, limits)
         return None if chosen is None else self._mixed(frozenset(chosen), self.candidate.plain)
+
+    def _ranking(self, own: StaticCandidate) -> Sequence[Sensitivity]:
+        if not self.candidate.variants:
+            return self.sensitivity
+        return _ranked(own, self.samples, self.store.results("sensitivities"))
 
     def _microseconds(self) -> Mapping[str, float]:
         """What INT8 saves in each operator of the artifact, as far as that is measured."""

@@ -51,6 +51,11 @@ class Network(nn.Sequential):
         super().__init__(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 4))
 
 
+class Branching(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y - 1, (super().forward(x),))
+
+
 CASES: Mapping[str, tuple[type[nn.Module], str, tuple[int, ...]]] = {
     "equalization": (Clamped, "static", (3, 6, 6)),
     "smoothing": (Scaled, "static", (24,)),
@@ -60,9 +65,12 @@ CASES: Mapping[str, tuple[type[nn.Module], str, tuple[int, ...]]] = {
 }
 
 
+BRANCH = "sequential beside a branch"
+
+
 def case(name: str) -> tuple[Any, tuple[tuple[Tensor], ...]]:
     """A candidate and samples that this algorithm learns something from."""
-    model, method, shape = CASES[name]
+    model, method, shape = (Branching, "static", (24,)) if name == BRANCH else CASES[name]
     torch.manual_seed(0)
     calls = torch.randn(64, *shape).split(16)
     return lq_plugin.quantize(model().eval(), calls, Scheme(method, algorithms=())), tuple((x,) for x in calls)
@@ -73,10 +81,10 @@ def nodes(candidate: Any) -> list[tuple[Any, ...]]:
     return [(node.name, str(node.target), str(node.args), node.meta.get(INSERTED_BY)) for node in listed]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, BRANCH])
 def test_what_was_learnt_is_read_back_exactly(name: str, tmp_path: Path) -> None:
     before, calls = case(name)
-    after = TABLE[name].run(before, calls, 0)
+    after = TABLE[name.split()[0]].run(before, calls, 0)
     assert after is not before
     Store(tmp_path).results("algorithms")["a"] = learnt.written(before, after)
     read = learnt.read(before, Store(tmp_path).results("algorithms").get("a"))

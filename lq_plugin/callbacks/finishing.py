@@ -20,8 +20,9 @@ from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
+from lq_plugin.interruption import account
 from lq_plugin.pipeline import Finished, Plan
-from lq_plugin.progress import shown_on
+from lq_plugin.progress import note, shown_on
 from lq_plugin.report.manifest import Config, Manifest
 from lq_plugin.source import Source
 from lq_plugin.steps import say
@@ -88,6 +89,12 @@ class FinishingCallback(Callback):
             with after_training(trainer) as works:
                 if works:
                     finish(trainer, origin_of(trainer, pl_module))
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Say what was made before Ctrl+C: Lightning ends the process without a traceback."""
+        ours = trainer.state.fn == "fit" and trainer.is_global_zero and finishing(trainer)[0] is self
+        if ours and isinstance(exception, KeyboardInterrupt):
+            note(account(exception))
 
     @abstractmethod
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:

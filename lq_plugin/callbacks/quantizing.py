@@ -131,6 +131,7 @@ class QuantizingCallback(FinishingCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching when a run is interrupted."""
+        super().on_exception(trainer, pl_module, exception)
         self.auto.seen()
 
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:

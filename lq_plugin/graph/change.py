@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from lq_plugin.graph.folding import constant
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.nodes import INSERTED_BY, attribute
+from lq_plugin.graph.nodes import INSERTED_BY
 from lq_plugin.graph.rewriting import rewritten
 
 aten = torch.ops.aten
@@ -74,13 +74,15 @@ def changed(before: Graph, change: Mapping[str, Any]) -> Graph:
 def _written(node: fx.Node, known: fx.Node | None, before: Graph, after: Graph) -> _Written | None:
     """What is new in a node; ``None`` for nothing."""
     if node.op == "get_attr":
-        tensor = attribute(after.module, node)
-        if known is not None and _same(tensor, attribute(before.module, known)):
+        read = _attribute(after.module, node)
+        if known is not None and _same(read, _attribute(before.module, known)):
             return None
-        return {"tensor": tensor, "attribute": str(node.target)}
+        if not isinstance(read, Tensor):
+            raise ValueError(f"{node.name} reads a branch, which cannot be written down")
+        return {"tensor": read, "attribute": str(node.target)}
     if known is None:
         operator = _operator(node)
-        return {"operator": operator, "algorithm": node.meta[INSERTED_BY], "args": _plain(node.args, ())}
+        return {"operator": operator, "algorithm": node.meta.get(INSERTED_BY), "args": _plain(node.args, ())}
     if node.target == known.target and _names(node.args) == _names(known.args):
         return None
     new_operator = None if node.target == known.target else _operator(node)
@@ -93,7 +95,16 @@ def _operator(node: fx.Node) -> str:
     return name
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _attribute(module: fx.GraphModule, node: fx.Node) -> Any:
+    """What a ``get_attr`` node reads: a tensor, or a branch of ``torch.cond``."""
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(path), name)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether nodes read the same; of branches, which a copy of a graph copies, only tensors are ever changed."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return not isinstance(one, Tensor) and not isinstance(other, Tensor)
     return one is other or (one.dtype == other.dtype and torch.equal(one, other))
 
 

@@ -30,8 +30,9 @@ def show(manifest: Manifest, folder: Path, console: Console | None = None) -> No
     for table in (_accuracy(manifest), _cost(manifest)):
         if table.row_count:
             console.print(table)
-    place = f"Manifest: {folder / FILE}"
-    show_lines(console, *_problems(manifest), *_coverage(manifest), place, *_next(manifest, folder))
+    place = folder / FILE
+    where = f"Manifest: {place}" if place.is_file() else f"There is no manifest: {place} could not be written"
+    show_lines(console, *_problems(manifest), *_coverage(manifest), where, *_next(manifest, folder))
 
 
 def _next(manifest: Manifest, folder: Path) -> list[str]:

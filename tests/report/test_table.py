@@ -81,7 +81,7 @@ def test_operators_that_fell_back_to_float_are_told(content: Manifest) -> None:
 
 
 def test_the_last_lines_lead_to_the_manifest_and_to_what_was_selected(content: Manifest) -> None:
-    place = "Manifest: run[/x]/manifest.json"
+    place = "There is no manifest: run[/x]/manifest.json could not be written"
     assert printed(content).splitlines()[-2:] == [place, "Use it: lq_plugin.load('run[/x]/static/onnx')"]
     assert printed(replace(content, selected=None)).splitlines()[-1] == place
 

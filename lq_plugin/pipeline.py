@@ -22,7 +22,7 @@ from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.exporting import exported
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial
-from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
+from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, write_page
 from lq_plugin.placing import Candidates, placed, recalled
 from lq_plugin.progress import note
 from lq_plugin.report import manifest
@@ -123,6 +123,8 @@ def finish(plan: Plan, store: Store) -> Finished:
         with only_run_in(plan.folder):
             told = {reason_of(job.failure) for job in plan.jobs if job.failure is not None}
             finished = _delivered(_Run(plan, plan.folder, store, _placing(plan, store), told))
+            if finished.manifest is not None:
+                write_page(plan.folder, finished.manifest)
     store.complete()
     return finished
 

@@ -261,12 +261,21 @@ class Environment:
 
 @dataclass(frozen=True)
 class Config:
-    """The options of a run: of each callback, and of the whole run where it was configured as one."""
+    """The options of a run: of each callback, and of the whole run where it was configured as one.
+
+    ``command`` is the command that made it, word by word; empty where none did.
+    """
 
     quantization: Mapping[str, Any] = field(default_factory=dict)
     export: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = field(default_factory=dict)
+    command: Annotated[tuple[str, ...], not_many] = ()
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Those of the whole run, which include all the others, or else those of the callbacks."""
+        return self.run or {"quantization": self.quantization, "export": self.export, "evaluation": self.evaluation}
 
     @property
     def model(self) -> str:

@@ -67,6 +67,16 @@ def whole_percent(value: float | None) -> str:
     return figure(value, ".0f", 100, " %")
 
 
+def plain_number(value: float | None) -> str:
+    """Return a number of any size with four digits.
+
+    Example:
+        >>> plain_number(-0.000123456), plain_number(6.0)
+        ('-0.0001235', '6')
+    """
+    return figure(value, ".4g")
+
+
 def count(value: float | None) -> str:
     """Return a number of things."""
     return figure(value, ".0f")
@@ -82,8 +92,18 @@ def drop(value: float | None, relative: bool) -> str:
     return figure(value, ".2f", 100, " %") if relative else figure(value)
 
 
-FORMATS: dict[str, Callable[..., str]] = {
-    each.__name__: each
-    for each in (metric, change, milliseconds, seconds, megabytes, times, decibels, percent, whole_percent, count, drop)
-}
+_NUMBERS = (
+    metric,
+    change,
+    milliseconds,
+    seconds,
+    megabytes,
+    times,
+    decibels,
+    percent,
+    whole_percent,
+    plain_number,
+    count,
+)
+FORMATS: dict[str, Callable[..., str]] = {each.__name__: each for each in (*_NUMBERS, drop)}
 """Each of them by its name, as templates use it."""

@@ -13,6 +13,7 @@ from lq_plugin.report.manifest import Manifest, replace_file
 from lq_plugin.report.operators import fallen_back, kernels, operator_tables
 from lq_plugin.report.page import rendered
 from lq_plugin.report.scatter import scatters
+from lq_plugin.report.value_ranges import range_tables
 from lq_plugin.report.verdict import verdict
 
 FILE = "report.html"
@@ -52,6 +53,7 @@ def render(manifest: Manifest) -> str:
         kernels=kernels(manifest),
         remarks=[*fallen_back(manifest), *placements],
         details=sections(manifest),
+        ranges=range_tables(manifest),
         loading=repeating.loading(manifest),
         command=repeating.command(manifest),
         configuration=repeating.configuration(manifest),

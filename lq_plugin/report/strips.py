@@ -10,6 +10,7 @@ from lq_plugin.report.plots import Axis, canvas, draw
 
 WIDTH, HEIGHT = 112, 20
 MIDDLE = HEIGHT / 2
+TALL = 32  # pixels of a histogram's height
 
 
 def drop_strip(drop: float, allowed: float, within: bool, told: str) -> str:
@@ -60,4 +61,25 @@ def latency_strip(median: float, p90: float | None, axis: Axis, kind: str, told:
         draw(svg, "line", "spread", x1=at, x2=end, y1=MIDDLE, y2=MIDDLE)
         draw(svg, "line", "spread", x1=end, x2=end, y1=6, y2=14)
     draw(svg, "circle", kind, cx=at, cy=MIDDLE, r=4.5)
+    return tostring(svg, encoding="unicode")
+
+
+def histogram(bins: Sequence[int], extremes: tuple[float, float], bounds: tuple[float, float], told: str) -> str:
+    """Return counts as bars, on a logarithmic scale; those inside of a range are filled with the accent's colour.
+
+    Args:
+        bins: counts in equal bins from the lowest to the highest value.
+        extremes: the lowest and the highest value; finite numbers.
+        bounds: of the range.
+        told: what it shows, in words.
+    """
+    svg = canvas("strip", WIDTH, TALL, told)
+    step, width = (extremes[1] - extremes[0]) / len(bins), WIDTH / len(bins)
+    highest = math.log1p(max(0, *bins)) or 1.0
+    for number, count in enumerate(bins):
+        center = extremes[0] + (number + 0.5) * step
+        height = round((TALL - 2) * math.log1p(max(count, 0)) / highest, 1)
+        kind = "kept" if bounds[0] - step / 2 <= center <= bounds[1] + step / 2 else "counted"
+        place = {"x": round(number * width, 1), "y": round(TALL - height, 1)}
+        draw(svg, "rect", kind, **place, width=round(width - 0.5, 1), height=height)
     return tostring(svg, encoding="unicode")

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from lq_plugin.apps.report import show, show_section
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial
+from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial, ValueRange
 from lq_plugin.report import manifest, run_page
 from lq_plugin.report.environment import environment
 from lq_plugin.report.leaderboard import details, leaderboard, save
@@ -138,6 +138,7 @@ def good() -> dict[str, Any]:
         notes={"static": ("the check of data in model.py:1 is left out of the graph",)},
         steps=(AlgorithmStep("static", "smoothing", "refused", "too little", {"torch": 9.0}, {"torch": 9.1}),),
         sensitivity={"static": (Sensitivity("net.0", "conv2d", "conv2d", 0.1, 0.9),)},
+        ranges={"static": (ValueRange("net_0", -1.0, 2.0, -1.5, 2.5, 0.125, (1, 0, 7), ("onnxruntime",)),)},
         trials=(Trial("static", ("net.0",), 0.5, 0.02, True, 1.5),),
         environment=environment(),
         seed=0,

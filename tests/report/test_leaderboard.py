@@ -116,6 +116,17 @@ def test_a_row_says_what_the_manifest_says(real: Path, content: dict[str, Any]) 
     assert board.failed == ()
 
 
+def test_the_manifest_holds_what_was_observed_of_every_quantized_value(content: dict[str, Any]) -> None:
+    assert content["ranges"].keys() == {"static", "minmax"}
+    for made in content["ranges"]["static"]:
+        assert made["lowest"] <= made["high"] <= made["highest"]
+        assert 0 <= made["clipped"] < 0.5
+        assert 1 <= len(made["bins"]) <= 32
+        assert "onnxruntime" in made["runtimes"]
+    assert {made["name"] for made in content["ranges"]["minmax"]} == {m["name"] for m in content["ranges"]["static"]}
+    assert all((made["bins"], made["clipped"]) == ([], None) for made in content["ranges"]["minmax"])
+
+
 def test_the_front_is_of_accuracy_latency_and_size(tmp_path: Path, content: dict[str, Any]) -> None:
     put(
         tmp_path / "run",

@@ -80,6 +80,7 @@ def test_every_figure_of_the_manifest_is_on_the_page(content: Manifest) -> None:
     wanted |= {each.share for found in content.sensitivity.values() for each in found}
     finite = {value for value in wanted if value is not None and abs(value) < float("inf")}
     assert finite <= page.figures
+    assert {-1.0, 2.0, -1.5, 2.5, 0.125} <= page.figures  # a range
     for said in ("net.1", "no kernel", "FusedConv", "a.ckpt", "static/pt2", "smoothing", "measured here", "m.Net"):
         assert said in page.text
 

@@ -81,7 +81,7 @@ def _shoot(browser: str, page: Path, name: str, size: tuple[int, int], *options:
     target = HERE / f"{name}.png"
     opened(browser, page, f"--window-size={size[0]},{size[1]}", f"--screenshot={target}", *options)
     with Image.open(target) as made:
-        made.convert("RGB").quantize(COLOURS).save(target, optimize=True)
+        made.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
 
 
 if __name__ == "__main__":

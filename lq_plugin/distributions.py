@@ -23,7 +23,7 @@ def value_ranges(candidate: Candidate, most: int) -> tuple[ValueRange, ...]:
         own = candidate.variants.get(runtime, candidate)
         for name, source in own.placed(runtime).scales.items():
             found.setdefault(_range(own, name, source), []).append(runtime)
-    every = [replace(made, runtimes=tuple(runtimes)) for made, runtimes in found.items()]
+    every = [replace(made, runtimes=tuple(sorted(runtimes))) for made, runtimes in found.items()]
     return tuple(sorted(every, key=lambda made: -(made.clipped or 0.0))[:most])
 
 

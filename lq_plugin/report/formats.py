@@ -67,6 +67,16 @@ def whole_percent(value: float | None) -> str:
     return figure(value, ".0f", 100, " %")
 
 
+def small_percent(value: float | None) -> str:
+    """Return a share that may be tiny, such as that of clipped values.
+
+    Example:
+        >>> small_percent(0.0000213), small_percent(0.0), small_percent(0.12)
+        ('0.0021 %', '0 %', '12 %')
+    """
+    return figure(value, ".2g", 100, " %")
+
+
 def plain_number(value: float | None) -> str:
     """Return a number of any size with four digits.
 
@@ -92,18 +102,6 @@ def drop(value: float | None, relative: bool) -> str:
     return figure(value, ".2f", 100, " %") if relative else figure(value)
 
 
-_NUMBERS = (
-    metric,
-    change,
-    milliseconds,
-    seconds,
-    megabytes,
-    times,
-    decibels,
-    percent,
-    whole_percent,
-    plain_number,
-    count,
-)
-FORMATS: dict[str, Callable[..., str]] = {each.__name__: each for each in (*_NUMBERS, drop)}
+_OF_NUMBERS = (metric, change, milliseconds, seconds, megabytes, times, decibels, percent, small_percent, whole_percent)
+FORMATS: dict[str, Callable[..., str]] = {each.__name__: each for each in (*_OF_NUMBERS, plain_number, count, drop)}
 """Each of them by its name, as templates use it."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lq_plugin.printing import add_row, show_lines, terminal
-from lq_plugin.report import formats
+from lq_plugin.report import formats, run_page
 from lq_plugin.report.board import groups
 from lq_plugin.report.manifest import EAGER, FILE, Entry, Manifest, Speedup
 from lq_plugin.report.problems import problems
@@ -29,7 +29,9 @@ def show(manifest: Manifest, folder: Path, console: Console | None = None) -> No
     for table in (_accuracy(manifest), _cost(manifest)):
         if table.row_count:
             console.print(table)
-    show_lines(console, *problems(manifest), *_coverage(manifest), f"Manifest: {folder / FILE}")
+    page = folder / run_page.FILE
+    made = [f"Report: {page}"] if page.is_file() else []
+    show_lines(console, *problems(manifest), *_coverage(manifest), *made, f"Manifest: {folder / FILE}")
 
 
 def _accuracy(manifest: Manifest) -> Table:

@@ -43,5 +43,5 @@ def _histogram(made: ValueRange) -> str:
     lowest, highest, low, high = ends
     if not made.bins or lowest is None or highest is None or low is None or high is None:
         return ""
-    told = f"{made.name}: {formats.percent(made.clipped)} clipped"
+    told = f"{made.name}: {formats.small_percent(made.clipped)} clipped"
     return histogram(made.bins[:_BINS], (lowest, highest), (low, high), told)

@@ -93,7 +93,7 @@ def _facts(entry: Entry, manifest: Manifest) -> Iterator[Fact]:
     fp32 = manifest.fp32_of(entry)
     if entry.speedup and entry.speedup.vs_best_fp32 is not None:
         best = f"{formats.milliseconds(entry.median)} ms; FP32 on {_fastest(fp32)} {formats.milliseconds(fp32.best)} ms"
-        yield Fact("Speed, to fastest FP32", entry.speedup.vs_best_fp32, "times", best)
+        yield Fact("Speed vs fastest FP32", entry.speedup.vs_best_fp32, "times", best)
     metric = manifest.budget.metric if manifest.budget else None
     if metric is not None and metric in entry.metrics:
         reference = formats.metric(fp32.metrics.get(metric))

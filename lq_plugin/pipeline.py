@@ -15,6 +15,7 @@ from typing import Any
 from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.distributions import value_ranges
 from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
 from lq_plugin.evaluation.judging import judged, select, unselected
@@ -22,8 +23,8 @@ from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.exporting import exported
 from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
-from lq_plugin.learning import Sensitivity, Trial
-from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
+from lq_plugin.learning import Sensitivity, Trial, ValueRange
+from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, write_page
 from lq_plugin.placing import Candidates, placed, recalled
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
@@ -124,6 +125,8 @@ def finish(plan: Plan, store: Store) -> Finished:
             run = _Run(plan, plan.folder, store, _placing(plan, store), told)
             with accounted(plan.folder, [f"{job.name}/{name}" for job, name in _wanted(plan)], run.made):
                 finished = _delivered(run)
+                if finished.manifest is not None:
+                    write_page(plan.folder, finished.manifest)
     store.complete()
     return finished
 
@@ -358,6 +361,7 @@ def _with_manifest(
         notes=_notes(run.plan.jobs, candidates),
         steps=tuple(step for learning in learnt for step in learning.steps),
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
+        ranges={name: found for name, candidate in candidates.items() if (found := _ranges(name, candidate))},
         trials=finished.trials,
         environment=environment(),
         seed=run.plan.seed,
@@ -375,6 +379,10 @@ def _with_entry(run: _Run, finished: Finished, made: Entry) -> Finished:
     assert known is not None
     entries = [made if entry.label == made.label else entry for entry in known.artifacts]
     return _with_manifest(run, finished, entries, known.fp32, known.budget)
+
+
+def _ranges(name: str, candidate: Candidate) -> tuple[ValueRange, ...]:
+    return attempt(f"the ranges of {name!r} cannot be listed", partial(value_ranges, candidate, MOST)).result or ()
 
 
 def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[str, tuple[str, ...]]:

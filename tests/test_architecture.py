@@ -33,7 +33,7 @@ LAYERS = (
     "artifacts",
     "search",
     "algorithms",
-    "candidate checkpoints",
+    "candidate checkpoints distributions",
     "eager",
     "graph runtimes",
     "patterns targets",

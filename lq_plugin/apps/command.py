@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,20 @@ def _end_if_interrupted(name: str, error: BaseException) -> None:
         print(f"{name}: {account(error)}", file=sys.stderr)
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
+
+
+def again(name: str) -> Sequence[str]:
+    """Return the command that repeats this job alone, word by word; none where Hydra does not run it.
+
+    Args:
+        name: the command's.
+    """
+    if not HydraConfig.initialized():
+        return ()
+    hydra_config = HydraConfig.get()
+    sources = [f"--config-dir={s.path}" for s in hydra_config.runtime.config_sources if s.provider == "command-line"]
+    paths = [override for override in hydra_config.overrides.hydra if override.startswith("hydra.searchpath")]
+    return (name, *sources, *hydra_config.overrides.task, *paths)
 
 
 def _swept_folder() -> Path | None:

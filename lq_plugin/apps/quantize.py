@@ -48,7 +48,7 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
     path = Path(to_absolute_path(config.ckpt_path))
     content(path, "ckpt_path")
     data, model, trainer = built(config, lambda node: load_model(node, path, config.weights_only))
-    trainer.callbacks.append(RunContext(plain(config)))
+    trainer.callbacks.append(RunContext(plain(config), command=command.again("lq-quantize")))
     folder = Path(trainer.default_root_dir) / STORE
     if config.fit.reuse:  # below the folder of the run it would be of no use to the next one
         folder = Path(to_absolute_path(config.fit.folder)) / f"{fits.digest(config)}.store"

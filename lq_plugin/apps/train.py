@@ -65,11 +65,11 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     check_resumed(config, trainer)
     resumed = {"ckpt_path": config.ckpt_path, "weights_only": config.weights_only}
     if not fits.shared(trainer, config.fit):
-        trainer.callbacks.append(RunContext(plain(config)))
+        trainer.callbacks.append(RunContext(plain(config), command=command.again("lq-train")))
         trainer.fit(model, datamodule=data, **resumed)
         return outcome(trainer, config.objectives)
     fit = Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
-    trainer.callbacks.append(RunContext(plain(config), fit.store))
+    trainer.callbacks.append(RunContext(plain(config), fit.store, command.again("lq-train")))
     with fit.claimed(config.paths.output_dir):
         if not fit.usable():
             note(f"fitting; the fit is cached in {fit.folder}")

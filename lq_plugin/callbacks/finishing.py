@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,11 +63,13 @@ class RunContext(Callback):
     Args:
         config: builtins stored in the manifest as the configuration of the whole run.
         store: where finished steps are kept; below the Trainer's ``default_root_dir`` by default.
+        command: how to call it again, word by word.
     """
 
-    def __init__(self, config: Mapping[str, Any], store: Store | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], store: Store | None = None, command: Sequence[str] = ()) -> None:
         self.config = config
         self.store = store
+        self.command = tuple(command)
 
 
 class FinishingCallback(Callback):
@@ -142,7 +144,7 @@ def _finish(trainer: Any, origin: Origin, trained: bool) -> None:
     seed = os.environ.get("PL_GLOBAL_SEED", "")
     plan = Plan(
         seed=int(seed) if seed.lstrip("-").isdecimal() else None,
-        config=Config(run=context_of(trainer).config),
+        config=Config(run=context_of(trainer).config, command=context_of(trainer).command),
         trained=trained,
     )
     for callback in finishing(trainer):

@@ -202,7 +202,7 @@ def test_no_winner_is_an_outcome(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert {entry.status for entry in made.artifacts} == {"over_budget"}
     evaluation = Int8Evaluation(search=Search())
     for trials_made, unmet, said in (
-        (made.trials, "none of 1 trial", "1 trials found no artifact"),
+        (made.trials, "none of 1 trial", "1 trial found no artifact"),
         ((), "nothing could be tried", "would try to leave such operators float"),
         ((replace(made.trials[0], within=True),), "none of 1 trials", "in the format of its trials alone"),
     ):

@@ -137,7 +137,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     missing = [f"{row.label} of run {row.run}" for row in rows if row.files == MISSING]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        yield f"The files of {counted(len(missing), 'artifact')} are gone; only the figures are left: {named}."
+        yield f"The files of {counted(len(missing), 'artifact')} are gone; only their figures are left: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
 

@@ -291,7 +291,7 @@ def test_a_tree_deeper_than_a_path_can_be_is_noted(tmp_path: Path) -> None:
             os.rmdir(name)
         os.chdir(here)
     assert [job.run for job in board.failed] == [BAD]
-    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
+    assert board.notes[-1].startswith("1 folder cannot be read, and may hold more runs: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
@@ -301,7 +301,7 @@ def test_a_folder_that_cannot_be_looked_into_is_noted(tmp_path: Path) -> None:
     (tmp_path / BAD / "quantized" / "manifest.json").chmod(0)
     board = reported(tmp_path)
     assert [job.error for job in board.failed] == ["manifest.json cannot be read (Permission denied)"]
-    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
+    assert board.notes[-1].startswith("1 folder cannot be read, and may hold more runs: ")
 
 
 def test_a_file_that_was_laid_in_the_way_is_not_written_to(tmp_path: Path) -> None:

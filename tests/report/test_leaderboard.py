@@ -366,7 +366,7 @@ def test_an_artifact_that_is_gone_keeps_its_figures_and_is_named(real: Path, tmp
     shutil.rmtree(run / "quantized" / "minmax")
     board = leaderboard(run)
     assert {row.entry.candidate: row.files for row in board.artifacts} == {"static": "as measured", "minmax": "missing"}
-    assert "The files of 1 artifacts are gone; only their figures are left: minmax/onnx of run run." in board.notes
+    assert "The files of 1 artifact are gone; only their figures are left: minmax/onnx of run run." in board.notes
 
 
 @pytest.mark.parametrize("path", ["../real/quantized/static/onnx", "/etc", "static/../../x", "", "a\\b", "c:x", 7])

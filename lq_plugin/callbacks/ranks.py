@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from lq_plugin.errors import ConfigError, ExportError
+from lq_plugin.errors import CalibrationError, ConfigError, ExportError
 from lq_plugin.evaluation.loop import random_state_kept
 
 logger = logging.getLogger("lq_plugin")
@@ -68,6 +68,29 @@ def on_one_process(trainer: Any) -> Iterator[bool]:
             trainer.strategy.barrier("lq_plugin")
         else:
             _wait(group, works=trainer.is_global_zero)
+
+
+def of_every_process(trainer: Any, own: Any) -> list[Any]:
+    """Return what each process of a fit has, in the order of their ranks; all of them call this at the same place.
+
+    Args:
+        trainer: of this process.
+        own: what this process has; it is pickled for the others.
+
+    Raises:
+        CalibrationError: another process has ended, or did not come here within the timeout of the training's group.
+    """
+    if trainer.world_size == 1:
+        return [own]
+    values = [own] * trainer.world_size
+    try:
+        torch.distributed.all_gather_object(values, own)
+    except RuntimeError as error:
+        raise CalibrationError(
+            "calibration: the processes of this fit could not exchange what they observed, because one of them ended "
+            f"or is too slow ({error}). The output of that process says what happened."
+        ) from error
+    return values
 
 
 def _training_group() -> Any:

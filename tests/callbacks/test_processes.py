@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Ended, two_processes
-from sharded import OBSERVERS, SHARES, Mean, batches
+from shares import OBSERVERS, SHARES, Mean, batches
 
 import lq_plugin
 
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from sharded import OBSERVERS, SHARES, Mean, Shares, fit_of
+from shares import OBSERVERS, SHARES, Mean, Shares, fit_of
 from lq_plugin import StaticQuantization
 
 for name, share in SHARES.items():
     used = [StaticQuantization(observer, observer=observer, algorithms=()) for observer in OBSERVERS]
     model = Mean()
-    made = fit_of(Path(name), model, Shares(share), *used, max_epochs=2 if name == "sizes" else 1)
+    fit_of(Path(name), model, Shares(share), *used, max_epochs=2 if name == "sizes" else 1)
     torch.save(
         {
             "weights": model.state_dict(),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from tiny import Images, Tiny, trainer
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+MINUTE = timedelta(seconds=60)
 OBSERVERS = ("minmax", "histogram", "percentile", "moving_average")
 # The batches of each process: how many samples, and how large the images are.
 SHARES: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {
@@ -62,9 +63,8 @@ class _Share(IterableDataset[Any]):
             yield from ((x, torch.zeros(len(x), dtype=torch.int64)) for x in batches(self.shares, rank))
 
 
-def fit_of(folder: Path, model: Any, data: Any, *callbacks: Any, **options: Any) -> L.Trainer:
-    """Train one of two processes."""
-    strategy = DDPStrategy(process_group_backend="gloo")
-    made = trainer(folder, *callbacks, devices=2, strategy=strategy, enable_checkpointing=False, **options)
+def fit_of(folder: Path, model: Any, data: Any, *callbacks: Any, timeout: timedelta = MINUTE, **options: Any) -> None:
+    """Train as one of two processes, which give each other so much time."""
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timeout)
+    made = trainer(folder, *callbacks, devices=2, strategy=strategy, **{"enable_checkpointing": False, **options})
     made.fit(model, datamodule=data)
-    return made

@@ -112,7 +112,7 @@ class QuantizingCallback(FinishingCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what depends on the module, now that its own ``setup`` and ``configure_model`` have built it."""
-        ranks.meet()
+        ranks.meet(trainer)
         target = resolve_target(pl_module, self.path)
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)

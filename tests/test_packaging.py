@@ -18,7 +18,12 @@ from packaging.requirements import Requirement
 from somebodys import MODEL
 
 CHECKOUT = Path(__file__).parents[1]
-SOURCES = {"lq_plugin": "lq_plugin", "conf": "lq_plugin/conf", "recipes": "lq_plugin/recipes"}
+SOURCES = {
+    "hydra_plugins": "hydra_plugins",
+    "lq_plugin": "lq_plugin",
+    "conf": "lq_plugin/conf",
+    "recipes": "lq_plugin/recipes",
+}
 
 WITH_THE_CORE = """
 import lightning as L, torch, lq_plugin

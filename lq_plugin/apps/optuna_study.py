@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lq_plugin.errors import ConfigError
 
 _WORKER, _RETRIED, _REASON, _MADE_OF = "worker", "retry_of", "reason", "made_of"  # attributes in the journal
+_BEGUN = (TrialState.COMPLETE, TrialState.RUNNING)
 _LINE = b'{"op_code":'  # how each line of a journal begins
 _URL = re.compile(r"\w+://")
 
@@ -45,6 +47,7 @@ class SharedStudy:
         self.file = file
         self._lock = lock
         self._worker = worker
+        self._began = datetime.now()
 
     def trials(self, state: TrialState | None = None) -> list[FrozenTrial]:
         """Return all trials of a state, or of any, as the journal has them now."""
@@ -78,7 +81,7 @@ class SharedStudy:
         """
         with self._lock:
             working = self._recover()
-            begun = sum(_counts(trial, working) for trial in self.trials())
+            begun = sum(trial.state in _BEGUN or self._failed_now(trial, working) for trial in self.trials())
             asked: list[Trial] = []
             for position in range(begun, min(begun + most, n_trials)):
                 self.study.sampler = make_sampler(position)
@@ -103,6 +106,10 @@ class SharedStudy:
         trial.set_user_attr(_REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
+    def last_reason(self) -> str:
+        """Return why the last job failed that did."""
+        return str([trial.user_attrs.get(_REASON) for trial in self.trials(TrialState.FAIL)][-1])
+
     def known(self, params: Mapping[str, Any]) -> FrozenTrial | None:
         """Return a finished trial of the same parameters."""
         return next((trial for trial in self.trials(TrialState.COMPLETE) if trial.params == params), None)
@@ -116,9 +123,14 @@ class SharedStudy:
                 self.study.tell(trial.number, state=TrialState.FAIL)
         retried = {trial.user_attrs.get(_RETRIED) for trial in trials}
         for trial in self.trials(TrialState.FAIL):
-            if trial.params and trial.number not in retried and _worker(trial) not in working:
+            if trial.params and trial.number not in retried and not self._failed_now(trial, working):
                 self.study.enqueue_trial(trial.params, user_attrs={_RETRIED: trial.number})
         return working
+
+    def _failed_now(self, trial: FrozenTrial, working: set[str]) -> bool:
+        """Whether its job failed in this sweep, or in another one that goes on; not before, and it was not killed."""
+        ended = trial.datetime_complete or self._began
+        return _REASON in trial.user_attrs and (_worker(trial) in working or ended >= self._began)
 
     def _is_alive(self, worker: str) -> bool:
         if worker == self._worker:
@@ -201,13 +213,6 @@ def _drop_half_line(file: Path) -> None:
         raise ValueError("its last line is of something else")
     if half:
         os.truncate(file, len(content) - len(half))
-
-
-def _counts(trial: FrozenTrial, working: set[str]) -> bool:
-    """Whether a trial is one of the study's: what failed in an earlier sweep is tried again."""
-    if trial.state == TrialState.FAIL:
-        return _worker(trial) in working
-    return trial.state in (TrialState.COMPLETE, TrialState.RUNNING)
 
 
 def _worker(trial: FrozenTrial) -> str:

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.utils import get_object, instantiate
@@ -53,16 +53,15 @@ def optimize(composed: Composed, options: Options, arguments: Sequence[str]) -> 
     with opened(options.storage, name, options.directions, made_of) as study:
         study.enqueue([] if grid is None else grid[:n_trials])
         _say_begin(study, n_trials)
-        failure, jobs, sampler = None, Jobs(composed, space, options), _sampler(options)
+        jobs, sampler = Jobs(composed, space, options), _sampler(options)
         while (asked := study.ask(space.distributions, sampler, options.n_jobs, n_trials)) or study.unfinished():
             if asked:
-                failure = jobs.run(study, asked) or failure
+                jobs.run(study, asked)
             else:  # of other processes, any of which may be killed
                 note_once(f"waiting for the last trials of {name}, which other processes run …")
                 time.sleep(_POLL)
-        done = study.trials(TrialState.COMPLETE)
-        if not done and failure is not None:
-            raise EvaluationError(f"every job of the sweep failed, the last one with: {failure}")
+        if not study.trials(TrialState.COMPLETE):
+            raise EvaluationError(f"every job of the sweep failed, the last one with: {study.last_reason()}")
         _say_end(study, jobs.names, n_trials)
 
 
@@ -73,9 +72,11 @@ def _check(options: Options) -> None:
     for name in ("n_trials", "n_jobs"):
         if getattr(options, name) < 1:
             raise ConfigError(f"hydra.sweeper.{name}: {getattr(options, name)} is less than 1.")
-    if options.sampler is not None and str(options.sampler.get("_target_")).endswith(".GridSampler"):
+    target = options.sampler.get("_target_") if isinstance(options.sampler, Mapping) else None
+    if options.sampler is not None and (target is None or target.endswith(".GridSampler")):
         raise ConfigError(
-            "hydra.sweeper.sampler: GridSampler is not needed. Without a sampler (null) each combination is tried once."
+            f"hydra.sweeper.sampler: {target or options.sampler} cannot be used. Give null, which tries each "
+            "combination once, or another sampler of Optuna: {_target_: optuna.samplers.TPESampler}."
         )
 
 
@@ -126,12 +127,8 @@ class Jobs:
         self._own_folders = composed.config.hydra.sweep._get_node("subdir")._value() == _FOLDER
         self.names = list(composed.config.get("objectives") or [])
 
-    def run(self, study: SharedStudy, trials: Sequence[Trial]) -> str | None:
-        """Run a job for each trial, except where the values of its parameters are known, and tell the study.
-
-        Returns:
-            Why one of the jobs failed, if one did.
-        """
+    def run(self, study: SharedStudy, trials: Sequence[Trial]) -> None:
+        """Run a job for each trial, except where the values of its parameters are known, and tell the study."""
         same: dict[tuple[str, ...], list[Trial]] = {}
         for trial in trials:
             known = study.known(trial.params)
@@ -140,17 +137,17 @@ class Jobs:
             else:
                 same.setdefault(self._space.job(trial.params), []).append(trial)
         if not same:
-            return None
+            return
         jobs = [self._overrides(job, alike[0].number) for job, alike in same.items()]
         returned = self._composed.launcher.launch(jobs, initial_job_idx=self._ran)
         self._ran += len(jobs)
-        reasons = [self._tell(study, alike, job) for alike, job in zip(same.values(), returned, strict=True)]
-        return next((reason for reason in reversed(reasons) if reason is not None), None)
+        for alike, job in zip(same.values(), returned, strict=True):
+            self._tell(study, alike, job)
 
     def _overrides(self, job: Sequence[str], number: int) -> list[str]:
         return [*job, *([f"hydra.sweep.subdir={number}"] if self._own_folders else [])]
 
-    def _tell(self, study: SharedStudy, trials: Sequence[Trial], job: Any) -> str | None:
+    def _tell(self, study: SharedStudy, trials: Sequence[Trial], job: Any) -> None:
         try:
             values, constraints = self._figures(job.return_value)
         except Exception as error:  # of the job, which is raised when its value is read
@@ -161,10 +158,9 @@ class Jobs:
                 logger.error("trial %d failed", trials[0].number, exc_info=error)
             for trial in trials:
                 study.fail(trial, reason)
-            return reason
+            return
         for trial in trials:
             study.tell(trial, values, constraints)
-        return None
 
     def _figures(self, returned: Any) -> tuple[list[float], dict[str, float]]:
         """Return objectives and constraints of what a job returned."""
@@ -185,7 +181,7 @@ def _say_begin(study: SharedStudy, n_trials: int) -> None:
 
 
 def _say_end(study: SharedStudy, names: Sequence[str], n_trials: int) -> None:
-    """Print the trials that no other one dominates, among those that meet the constraints."""
+    """Print those trials that meet the constraints and that no other one dominates."""
     done = study.trials(TrialState.COMPLETE)
     distinct = list({json.dumps(trial.params, sort_keys=True): trial for trial in reversed(done)}.values())[::-1]
     met = [trial for trial in distinct if all(value <= 0 for value in trial.constraints.values())]

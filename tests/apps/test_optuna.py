@@ -114,7 +114,7 @@ def test_two_sweeps_share_a_study(tmp_path: Path) -> None:
     assert len({trial.user_attrs["worker"] for trial in finished(tmp_path)}) == 2
     assert sorted(jobs(tmp_path)) == ["1 0.5", "1 1.5", "2 0.5", "2 1.5"]
     assert sorted(folder.name for folder in (tmp_path / "same").iterdir()) == ["0", "1", "2", "3"]
-    assert [file.name for file in tmp_path.glob("*.worker")] == []
+    assert list(tmp_path.glob("*.worker")) == []
 
 
 def test_known_values_are_told_and_not_measured_again(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
 from lq_plugin.apps import command, fits
 from lq_plugin.apps.kept_fit import Fit
-from lq_plugin.apps.objectives import check_directions, objectives
+from lq_plugin.apps.objectives import OVER_BUDGET, check_directions, objectives
 from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.callbacks.untrained import without_training
@@ -208,7 +208,8 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
 
     Raises:
         ExportError: no artifact was made.
-        EvaluationError: the artifacts could not be evaluated or judged, or a search found none within the budget.
+        EvaluationError: the artifacts could not be evaluated or judged, or a search found none within the budget, and
+            ``"over_budget"`` is no objective.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
@@ -225,7 +226,7 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
     for evaluation in trainer.callbacks:
         if isinstance(evaluation, Int8Evaluation) and evaluation.error is not None:
             raise EvaluationError(f"evaluation: the artifacts were made, but not judged. {brief(evaluation.error)}")
-        if isinstance(evaluation, Int8Evaluation) and evaluation.unmet is not None:
+        if isinstance(evaluation, Int8Evaluation) and evaluation.unmet is not None and OVER_BUDGET not in names:
             raise EvaluationError(evaluation.unmet)
     return objectives(manifest, names)
 

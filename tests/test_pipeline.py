@@ -29,7 +29,8 @@ from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import DynamicJob, Job, StaticJob
-from lq_plugin.pipeline import Plan, finish
+from lq_plugin.pipeline import finish
+from lq_plugin.plan import Plan
 from lq_plugin.source import Source
 from lq_plugin.steps import Step, attempt
 from lq_plugin.store import Store

@@ -40,7 +40,8 @@ from lq_plugin.evaluation.loop import Data
 from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import StaticJob
-from lq_plugin.pipeline import Finished, Plan, finish
+from lq_plugin.pipeline import finish
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.source import Source

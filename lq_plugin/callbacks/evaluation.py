@@ -17,7 +17,7 @@ from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Protocol
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import SPLITS
-from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.printing import counted
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Manifest

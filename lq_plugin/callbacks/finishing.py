@@ -21,7 +21,7 @@ from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.interruption import account
-from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.progress import note, shown_on
 from lq_plugin.report.manifest import Config, Manifest
 from lq_plugin.source import Source
@@ -134,7 +134,7 @@ def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
     Args:
         trainer: whose callbacks and loggers these are; it need not have fitted anything.
         origin: where weights and batches come from.
-        trained: see :class:`~lq_plugin.pipeline.Plan`.
+        trained: see :class:`~lq_plugin.plan.Plan`.
     """
     with shown_on(display_of(trainer)):
         _finish(trainer, origin, trained)

@@ -22,7 +22,7 @@ from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
-from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.progress import begin_run
 from lq_plugin.scheme import AUTO, Scheme, as_dict
 from lq_plugin.source import Source

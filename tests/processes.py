@@ -22,7 +22,7 @@ for rank in range(2):
 else:
     print([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes])
     sys.exit()
-faulthandler.dump_traceback_later(60, exit=True)
+faulthandler.dump_traceback_later(240, exit=True)
 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
 for descriptor, stream in enumerate(("stdout", "stderr"), start=1):
     os.dup2(os.open(f"{{stream}}{{rank}}", os.O_CREAT | os.O_WRONLY), descriptor)

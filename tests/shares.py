@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from tiny import Images, Tiny, trainer
+from tiny import Images, Tiny, images, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
 
 MINUTE = timedelta(seconds=60)
 OBSERVERS = ("minmax", "histogram", "percentile", "moving_average")
@@ -61,6 +63,33 @@ class _Share(IterableDataset[Any]):
         alone = not torch.distributed.is_initialized()
         for rank in range(2) if alone else (torch.distributed.get_rank(),):
             yield from ((x, torch.zeros(len(x), dtype=torch.int64)) for x in batches(self.shares, rank))
+
+
+class Own(Sampler[int]):
+    """Takes every third sample, backwards."""
+
+    def __init__(self, data: Sized) -> None:
+        self.order = range(len(data) - 1, -1, -3)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+class Sampled(Images):
+    """Validation data with a sampler, and without the last batch, which is smaller."""
+
+    def val_dataloader(self) -> Any:
+        data = images(300, 2)
+        return DataLoader(data, 8, sampler=Own(data), drop_last=True)
+
+
+def with_everything() -> list[Any]:
+    """Callbacks that calibrate, run algorithms, export and evaluate."""
+    evaluation = Int8Evaluation(["validate"], latency=None)
+    return [StaticQuantization("made", observer="minmax"), ArtifactExport(["onnx"]), evaluation]
 
 
 def fit_of(folder: Path, model: Any, data: Any, *callbacks: Any, timeout: timedelta = MINUTE, **options: Any) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from processes import Ended, two_processes
-from shares import OBSERVERS, SHARES, Mean, batches
+from shares import OBSERVERS, SHARES, Mean, Sampled, batches, with_everything
+from tiny import trainer
 
 import lq_plugin
+from lq_plugin.callbacks.untrained import without_training
+from lq_plugin.checkpoints import read_file
+from lq_plugin.store import Store
 
 SCRIPT = """
 from pathlib import Path
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from shares import OBSERVERS, SHARES, Mean, Shares, fit_of
+from shares import OBSERVERS, SHARES, Mean, Sampled, Shares, fit_of, with_everything
 from lq_plugin import StaticQuantization
 
 for name, share in SHARES.items():
@@ -33,6 +39,8 @@ for name, share in SHARES.items():
         },
         f"{name}{rank}.pt",
     )
+kept = ModelCheckpoint(".", "kept")
+fit_of(Path("two"), Mean(), Sampled(), *with_everything(), kept, enable_checkpointing=True)
 """
 
 
@@ -66,3 +74,20 @@ def test_statistics_of_two_processes_are_those_of_one_whatever_each_has(name: st
             for key, tensor in statistic.items():
                 expected = torch.stack([each[value][key] for each in one])
                 assert torch.equal(tensor, expected.float().mean(0) if len(one) > 1 else expected[0]), (observer, value)
+
+
+def test_one_process_learns_from_the_same_samples_and_makes_the_same_artifacts(ended: Any, tmp_path: Path) -> None:
+    folder, _ = ended
+    alone = trainer(tmp_path, *with_everything())
+    without_training(alone, Mean(), Sampled(), lambda _: read_file(folder / "kept.ckpt"), Store(tmp_path / "store"))
+    one, two = (json.loads((each / "quantized" / "manifest.json").read_text()) for each in (tmp_path, folder / "two"))
+    assert {step["outcome"] for step in two["steps"]} & {"kept", "refused"}
+    assert one["calibration"]["made"]["samples"] == two["calibration"]["made"]["samples"] == 96
+    assert one["artifacts"] == two["artifacts"]
+    assert one["fp32"] == two["fp32"]
+    assert _learnt(one) == _learnt(two)
+
+
+def _learnt(manifest: Any) -> list[Any]:
+    """What algorithms did, without the time and the memory that it took."""
+    return [step | {"seconds": 0, "peak_memory_bytes": 0} for step in manifest["steps"]]

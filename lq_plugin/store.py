@@ -31,7 +31,7 @@ from lq_plugin.untrusted import naming, read_json, regular_file
 
 STORE = ".lq_plugin"  # below the default_root_dir of a Trainer, or the folder that export writes to
 _ABANDONED = 3600.0  # seconds after which a half-written file must come from a killed run
-_STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
+STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
 
 
 class Store:
@@ -89,7 +89,7 @@ class Store:
             return False
         self._used.add(kept)
         try:
-            _copy(kept, path)
+            copy_folder(kept, path)
         except ValueError:  # there is more in it than files
             self.drop_artifact(digest)
             return False
@@ -102,7 +102,7 @@ class Store:
         kept = self._kept("artifacts") / digest
         with _noted(f"the artifact {path.parent.name}/{path.name}"):
             if kept.is_symlink() or not kept.is_dir():
-                _copy(path, kept)
+                copy_folder(path, kept)
             self._used.add(kept)
 
     def drop_artifact(self, digest: str) -> None:
@@ -130,6 +130,10 @@ class Store:
         with _noted("the result of a trial"):
             write_whole(file, json.dumps(dict(metrics)).encode())
             self._used.add(file)
+
+    def jobs(self) -> Path:
+        """Return the folder for records of finished jobs; see :mod:`lq_plugin.apps.kept_job`."""
+        return self._kept("jobs")
 
     def complete(self) -> None:
         """Remove what a complete run no longer needs, and what old interrupted runs have left."""
@@ -233,7 +237,7 @@ def write_whole(file: Path, content: bytes) -> None:
     scratch.rename(file)
 
 
-def _copy(source: Path, folder: Path) -> None:
+def copy_folder(source: Path, folder: Path) -> None:
     """Copy a folder of files completely or not at all, replacing what is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -253,7 +257,7 @@ def _left_behind(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         for path in folder.glob(".*" if folder.name == "decisions" else "*"):
             with suppress(OSError):  # another run was faster
-                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else _STALE):
+                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else STALE):
                     yield path
 
 

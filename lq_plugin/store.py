@@ -36,7 +36,7 @@ CALIBRATIONS = "calibrations"
 RESULTS = ("algorithms", "latencies", "scores", "sensitivities", "trials")
 STORE = ".lq_plugin"  # below the default_root_dir of a Trainer, or the folder that export writes to
 _ABANDONED = 3600.0  # seconds after which a half-written file must come from a killed run
-_STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
+STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
 
 
 class Store:
@@ -94,7 +94,7 @@ class Store:
             return False
         self._used.add(kept)
         try:
-            _copy(kept, path)
+            copy_folder(kept, path)
         except ValueError:  # there is more in it than files
             self.drop_artifact(digest)
             return False
@@ -107,7 +107,7 @@ class Store:
         kept = self._kept("artifacts") / digest
         with _noted(f"the artifact {path.parent.name}/{path.name}"):
             if kept.is_symlink() or not kept.is_dir():
-                _copy(path, kept)
+                copy_folder(path, kept)
             self._used.add(kept)
 
     def drop_artifact(self, digest: str) -> None:
@@ -125,6 +125,10 @@ class Store:
             kind: one of ``RESULTS``.
         """
         return _KeptResults(self._kept(kind), self._used)
+
+    def jobs(self) -> Path:
+        """Return the folder for records of finished jobs; see :mod:`lq_plugin.apps.kept_job`."""
+        return self._kept("jobs")
 
     def complete(self) -> None:
         """Remove what a complete run no longer needs, and what old interrupted runs have left."""
@@ -247,7 +251,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _copy(source: Path, folder: Path) -> None:
+def copy_folder(source: Path, folder: Path) -> None:
     """Copy a folder of files completely or not at all, replacing what is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -267,7 +271,7 @@ def _left_behind(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         for path in folder.glob(".*" if folder.name == "decisions" else "*"):
             with suppress(OSError):  # another run was faster
-                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else _STALE):
+                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else STALE):
                     yield path
 
 

@@ -57,6 +57,11 @@ class Fit:
         """Whether it finished."""
         return (self.folder / RECORD).is_file()
 
+    @property
+    def weights(self) -> str:
+        """What identifies its checkpoints, the sha256 of its record; empty where it did not finish."""
+        return checksums.of_file(self.folder / RECORD) if self.done else ""
+
     @contextmanager
     def claimed(self, run: str) -> Iterator[None]:
         """Wait until no other job runs this fit, and make the others wait until it is finished.

@@ -27,7 +27,7 @@ from shares import OBSERVERS, SHARES, Mean, Sampled, Shares, fit_of, with_everyt
 from lq_plugin import StaticQuantization
 
 for name, share in SHARES.items():
-    used = [StaticQuantization(observer, observer=observer, algorithms=()) for observer in OBSERVERS]
+    used = [StaticQuantization(observer, observer=observer, algorithms=()) for observer in OBSERVERS[name]]
     model = Mean()
     fit_of(Path(name), model, Shares(share), *used, max_epochs=2 if name == "sizes" else 1)
     torch.save(
@@ -57,13 +57,13 @@ def test_statistics_of_two_processes_are_those_of_one_whatever_each_has(name: st
     """Order-free statistics are the same to the bit; a moving average is the mean of what the processes have."""
     folder, _ = ended
     found = torch.load(folder / f"{name}0.pt")
-    assert found["errors"] == [None] * len(OBSERVERS)
-    assert found["extra"] == [False] * len(OBSERVERS)
+    assert found["errors"] == [None] * len(OBSERVERS[name])
+    assert found["extra"] == [False] * len(OBSERVERS[name])
     model = Mean()
     model.load_state_dict(found["weights"])
     model.eval()
     shares = SHARES[name]
-    for observer, state in zip(OBSERVERS, found["callbacks"], strict=True):
+    for observer, state in zip(OBSERVERS[name], found["callbacks"], strict=True):
         got = state["calibration"]
         assert got["provenance"]["samples"] == sum(sizes for sizes, _ in shares[0] + shares[1])
         parts = [batches(shares, rank) for rank in range(2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,18 +24,34 @@ def display_of(trainer: Any) -> Display:
     bar = trainer.progress_bar_callback
     if bar is None or getattr(bar, "is_disabled", False):
         return Display(steps=False)
-    kinds = {kind.__name__ for kind in type(bar).__mro__}
-    if "RichProgressBar" in kinds and bar.progress is not None and bar.progress.live.is_started:
-        return Display(partial(_write_beside, bar.progress.console), partial(_running_in, bar.progress))
-    if "TQDMProgressBar" in kinds and sys.stdout.isatty():
-        return Display(running=_running_in_tqdm)
+    if (drawn := _drawn(bar)) is not None:
+        return Display(partial(_write, partial(show_lines, drawn.console)), partial(_running_in, drawn))
+    if "TQDMProgressBar" in _kinds(bar) and sys.stdout.isatty():
+        return Display(partial(_write, lambda text: Tqdm.write(line(text), file=sys.stdout)), _running_in_tqdm)
     return Display()
 
 
-def _write_beside(console: Any, text: str) -> None:
-    """Print a line above bars that are being drawn, unless its console cannot: such as one that only knows ASCII."""
+def end(trainer: Any) -> None:
+    """Stop drawing a bar. Whatever is printed below a bar that is being drawn is overwritten."""
+    if (drawn := _drawn(trainer.progress_bar_callback)) is not None:
+        drawn.stop()
+
+
+def _drawn(bar: Any) -> Any:
+    """Rich's progress of a bar, if it is being drawn on a terminal; else ``None``."""
+    progress = getattr(bar, "progress", None) if "RichProgressBar" in _kinds(bar) else None
+    drawn = progress is not None and progress.live.is_started and progress.console.is_terminal
+    return progress if drawn else None
+
+
+def _kinds(bar: Any) -> set[str]:
+    return {kind.__name__ for kind in type(bar).__mro__}
+
+
+def _write(write: Callable[[str], None], text: str) -> None:
+    """Print a line above bars that are being drawn, unless it knows only ASCII, or is gone."""
     try:
-        show_lines(console, text)
+        write(text)
     except Exception:
         show_lines(terminal(), text)
 
@@ -47,6 +63,7 @@ def _running_in(progress: Any, what: str) -> Iterator[None]:
         yield
     finally:
         progress.remove_task(task)
+        progress.refresh()
 
 
 @contextmanager

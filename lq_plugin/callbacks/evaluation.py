@@ -10,6 +10,7 @@ from typing import Any
 from torchmetrics import Metric
 
 from lq_plugin import selection
+from lq_plugin.callbacks import bars
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.export import ArtifactExport
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin, is_of_a_command
@@ -123,11 +124,12 @@ class Int8Evaluation(FinishingCallback):
         )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Print the table, now that no progress bar writes to the terminal any more, and warn of an unmet budget."""
+        """Print the table, and warn of an unmet budget."""
         if stage == "fit" and self.manifest is not None:
             folder = _exporter(trainer).folder
             assert folder is not None
             try:
+                bars.end(trainer)
                 table.show(self.manifest, folder)
             except Exception:  # training is over, and all of it is in the manifest
                 logger.exception("the table cannot be shown; see %s", folder / manifest.FILE)

@@ -15,6 +15,7 @@ from tiny import Images, Tiny, fit
 from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
 from lq_plugin.callbacks.bars import display_of
 from lq_plugin.progress import doing, note, shown_on
+from lq_plugin.report import table
 
 STEPS = ("exporting static/pt2", "evaluating FP32", "evaluating static/pt2")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -33,8 +34,14 @@ def console() -> Iterator[io.StringIO]:
     rich.reconfigure()
 
 
-def test_each_step_is_one_line_above_a_rich_bar_and_the_table_is_last(tmp_path: Path, console: io.StringIO) -> None:
-    fitted(tmp_path, RichProgressBar(console_kwargs={"file": console, "force_terminal": True, "width": 150}))
+def test_each_step_is_one_line_above_a_rich_bar_which_ends_before_the_table(
+    tmp_path: Path, console: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar = RichProgressBar(console_kwargs={"file": console, "force_terminal": True, "width": 150})
+    drawn: list[bool] = []
+    monkeypatch.setattr(table, "show", lambda *_: drawn.append(bar.progress.live.is_started))  # type: ignore[union-attr]
+    fitted(tmp_path, bar)
+    assert drawn == [False]
     shown = ESCAPES.sub("", console.getvalue())
     for what in STEPS:
         assert len(re.findall(rf"lq_plugin: {what}: \d+\.\d s\n", shown)) == 1

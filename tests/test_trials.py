@@ -205,7 +205,7 @@ def test_no_winner_is_an_outcome(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     for trials_made, unmet, said in (
         (made.trials, "none of 1 trial", "1 trial found no artifact"),
         ((), "nothing could be tried", "would try to leave such operators float"),
-        ((replace(made.trials[0], within=True),), "none of 1 trials", "in the format of its trials alone"),
+        ((replace(made.trials[0], within=True),), "none of 1 trial", "in the format of its trials alone"),
     ):
         evaluation.manifest = replace(made, trials=trials_made)
         assert unmet in str(evaluation.unmet)
@@ -225,7 +225,7 @@ def assert_said_once(evaluation: Int8Evaluation, folder: Path, caplog: pytest.Lo
         evaluation.teardown(own, None, "fit")
         assert [record.getMessage() for record in caplog.records if record.name == "lq_plugin"] == expected
         own.callbacks.append(RunContext({}))  # as commands do
-    with pytest.raises(EvaluationError, match="none of 1 trials"):
+    with pytest.raises(EvaluationError, match="none of 1 trial"):
         outcome(own, [])
 
 

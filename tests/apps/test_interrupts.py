@@ -14,6 +14,8 @@ STOPPING = """
 import os, signal
 from lightning.pytorch.callbacks import Callback
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+
 class Stopping(Callback):
     def on_train_batch_end(self, *_):
         os.kill(os.getpid(), signal.SIGINT)

@@ -25,8 +25,8 @@ from lq_plugin.report.manifest import Entry, Fp32, Manifest
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """Lightning ignores Ctrl+C once it has seen one."""
-    before = signal.getsignal(signal.SIGINT)
+    """Lightning ignores Ctrl+C once it has seen one, and so does what a shell starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

@@ -155,17 +155,28 @@ def _look_up_integers(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def integer_lstm(module: fx.GraphModule, node: fx.Node, placement: Placement, ranges: Mapping[str, Range]) -> Int8Lstm:
+    """Return what computes an LSTM of a graph on integers.
+
+    Args:
+        module: whose node it is.
+        node: the LSTM; one that the placement quantizes.
+        placement: says which integers weights become.
+        ranges: lowest and highest value, by the name of the value.
+    """
+    (value,), hidden = placement.inputs[node.name], placement.hidden[node.name]
+    weights, options = [attribute(module, weight) for weight in arguments(node)[3]], Options(*arguments(node)[4:])
+    of_hidden = [ranges[name] for name in hidden]
+    return Int8Lstm(weights, options, ranges[placement.scales[value]], of_hidden, placement.weight_spec)
+
+
 def _put_integer_lstms(module: fx.GraphModule, placement: Placement, ranges: Mapping[str, Range]) -> None:
     for node in list(module.graph.nodes):
         if node.name not in placement.hidden:
             continue
-        x, _, _, weights, *options = arguments(node)
-        (value,), hidden = placement.inputs[node.name], [ranges[name] for name in placement.hidden[node.name]]
-        floats = [attribute(module, weight) for weight in weights]
-        name, bounds = f"{PREFIX}{node.name}", ranges[placement.scales[value]]
-        module.add_submodule(name, Int8Lstm(floats, Options(*options), bounds, hidden, placement.weight_spec))
+        module.add_submodule(f"{PREFIX}{node.name}", integer_lstm(module, node, placement, ranges))
         with module.graph.inserting_before(node):
-            node.replace_all_uses_with(module.graph.call_module(name, (x,)))
+            node.replace_all_uses_with(module.graph.call_module(f"{PREFIX}{node.name}", node.args[:1]))
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -207,7 +207,8 @@ def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
     recurrent = [display_name(node) for node in refused if operator_type(node) in RECURRENT]
     if recurrent and not rules.dynamic_around_float_layers:
         raise UnsupportedError(
-            f"target: {recurrent} would stay float, because recurrent layers have no INT8 form here for {runtime}."
+            f"target: {recurrent} would stay float, because recurrent layers have no dynamic INT8 form here for "
+            f"{runtime}. A static one exists for LSTMs on openvino: choose the method 'static'."
         )
     return Placement(
         scheme.weights,

@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 INSTALLED = $(VENV)/.installed
 
-.PHONY: venv demo test test-long test-foreign lint clean
+.PHONY: venv demo screenshots test test-long test-foreign lint clean
 
 venv: $(INSTALLED)
 
@@ -33,12 +33,16 @@ test: lint
 
 # What takes long by its nature; docs/reliability.md holds its results.
 test-long: venv
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -rA tests/long/kills.py tests/long/validations.py tests/long/placements.py tests/long/benchmarks.py
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -rA $(wildcard tests/long/*.py)
 
 # Third-party packages that train with Lightning, each in an environment of its own; writes docs/compatibility.md.
 # They stay in build/foreign (several GB), so that another run starts at once.
 test-foreign: venv
 	$(BIN)/python tests/foreign/compatibility.py
+
+# Of the pages in docs/: RUN is the folder of a run, SWEEP one above several; needs Chromium, on PATH or in LQ_CHROMIUM.
+screenshots: venv
+	$(BIN)/python docs/screenshots.py "$(RUN)" "$(SWEEP)"
 
 clean:
 	rm -rf $(VENV) build dist fits outputs multirun *.egg-info .mypy_cache .pytest_cache .ruff_cache

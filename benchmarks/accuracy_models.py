@@ -213,9 +213,7 @@ TRAINED: dict[str, Subject] = {
     "vit": Subject(MnistVit, Training(small, classification, 300, lr=2e-3), schemes=BOTH),
     "vit_outliers": Subject(OutlierVit, Training(small, classification, 300, lr=2e-3), schemes=BOTH),
     "encoder": Subject(TextEncoder, Training(text, masked_bytes, 150, lr=2e-3, batch_size=32), "cosine", BOTH),
-    "lstm": Subject(
-        lambda: ByteModel(nn.LSTM), Training(text, next_byte, 150, 1e-2, 32), schemes=("dynamic",), recurrent=True
-    ),
+    "lstm": Subject(lambda: ByteModel(nn.LSTM), Training(text, next_byte, 150, 1e-2, 32), schemes=BOTH, recurrent=True),
     "gru": Subject(
         lambda: ByteModel(nn.GRU), Training(text, next_byte, 150, 1e-2, 32), schemes=("dynamic",), recurrent=True
     ),

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lq_plugin.coverage import Measured
 from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, CaptureError, unknown_name
 from lq_plugin.graph.calibration import Calibration, Provenance
 from lq_plugin.graph.capture import Call, private_call
-from lq_plugin.graph.convert import convert
+from lq_plugin.graph.convert import convert, integer_lstm
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.int8_lstm import Int8Lstm
 from lq_plugin.graph.nesting import tensors
 from lq_plugin.graph.parts import parts_named
 from lq_plugin.graph.placement import Placement, place, place_dynamic, place_everywhere, united
@@ -234,6 +235,10 @@ class StaticCandidate:
         """Return the weight of an operator that :attr:`united` quantizes, quantized and dequantized."""
         _, axis = self.united.weights[operator]
         return rounded_weight(weight, self.united.weight_spec, axis, self.weight_scales.get(operator))
+
+    def integer_lstm(self, node: fx.Node) -> Int8Lstm:
+        """Return what computes an LSTM that :attr:`united` quantizes, a node of the graph, on integers."""
+        return integer_lstm(self.graph.module, node, self.united, self.ranges)
 
     @property
     def plain(self) -> StaticCandidate:

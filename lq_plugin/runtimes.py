@@ -59,6 +59,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         stays_float={
             **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, "onnxruntime has no INT8 kernel for transposed convolutions"),
             "partial mean": "onnxruntime has no INT8 kernel for a mean over some of the positions",
+            "lstm": "onnxruntime has an INT8 kernel for LSTMs only in dynamic quantization",
         },
     ),
     "openvino": Runtime(
@@ -83,9 +84,10 @@ RUNTIMES: Mapping[str, Runtime] = {
     "torch": Runtime(
         fuses=POINTWISE,
         # With freezing, torch.compile (2.13) takes them for ordinary convolutions: wrong results, without an error.
-        stays_float=dict.fromkeys(
-            TRANSPOSED_CONVOLUTIONS, "torch.compile computes transposed convolutions wrongly in INT8"
-        ),
+        stays_float={
+            **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, "torch.compile computes transposed convolutions wrongly in INT8"),
+            "lstm": "torch has an INT8 kernel for LSTMs only in dynamic quantization",
+        },
     ),
 }
 

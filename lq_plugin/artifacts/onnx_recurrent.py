@@ -59,7 +59,17 @@ def translations() -> dict[Any, Callable[..., Any]]:
             output, last = op.RNN(x, w, r, b, lengths, hidden, activations=activations, **options)
         return output, last, op.Identity(last)
 
-    return {torch.ops.lq_plugin.onnx_layer.default: layer}
+    def int8_lstm_layer(
+        x: Any, w: Any, r: Any, s: Any, b: Any, hidden: Any, cell: Any, scale: float, zero_point: int, reverse: bool
+    ) -> Any:
+        options = {"hidden_size": r.shape[2], "direction": "reverse" if reverse else "forward"}
+        w, r = (op.DequantizeLinear(weight, s, axis=1) for weight in (w, r))
+        return op.LSTM(x, w, r, b, None, hidden, cell, **options)
+
+    return {
+        torch.ops.lq_plugin.onnx_layer.default: layer,
+        torch.ops.lq_plugin.int8_lstm_layer.default: int8_lstm_layer,
+    }
 
 
 class _Layers(nn.Module):

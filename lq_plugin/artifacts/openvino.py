@@ -16,7 +16,8 @@ from lq_plugin.artifacts.profiled_calls import CALLS, typical
 from lq_plugin.coverage import Duration, Kernel
 from lq_plugin.errors import require
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
+from lq_plugin.graph.int8_lstm import PREFIX
+from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, RECURRENT, TRANSPOSED_CONVOLUTIONS
 
 if TYPE_CHECKING:
     import openvino
@@ -25,14 +26,15 @@ FILE = "model.xml"
 FILES = (FILE, "model.bin")
 _INT8 = ("i8", "u8")
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO makes; those of operators are in lower case
-# Types of its kernels and the operators that they compute. An attention is one kernel for several products, and it
-# has no INT8 form of a recurrent layer.
+_LSTM = re.compile(rf"{PREFIX}(\w+)\.r(\d+_\d)")  # the weights of a layer's direction; see graph/int8_lstm.py
+# Types of its kernels and the operators that they compute. An attention is one kernel for several products.
 _KERNELS = {
     "Convolution": CONVOLUTIONS - TRANSPOSED_CONVOLUTIONS,
     "Deconvolution": TRANSPOSED_CONVOLUTIONS,
     "FullyConnected": MATRIX_PRODUCTS,
     "MatMul": MATRIX_PRODUCTS,
-    **dict.fromkeys(("MHA", "ScaledDotProductAttention", "RNNCell", "RNNSeq"), frozenset[str]()),
+    **dict.fromkeys(("RNNCell", "RNNSeq"), RECURRENT),
+    **dict.fromkeys(("MHA", "ScaledDotProductAttention"), frozenset[str]()),
 }
 
 
@@ -45,8 +47,19 @@ def export(graph: Graph, folder: Path) -> None:
         # OpenVINO numbers what has no name through the whole process, so a second export would have other bytes.
         for number, node in enumerate(model.get_ordered_ops()):
             if _NUMBERED.fullmatch(node.get_friendly_name()):
-                node.set_friendly_name(f"{node.get_type_name()}_{number}")
+                node.set_friendly_name(_name_of_lstm(node) or f"{node.get_type_name()}_{number}")
         ov.save_model(model, str(folder / FILE), compress_to_fp16=False)
+
+
+def _name_of_lstm(node: openvino.Node) -> str | None:
+    """Name of a layer's direction of an INT8 LSTM, which begins with that of the operator: its weights have kept it."""
+    if node.get_type_name() != "LSTMSequence":
+        return None
+    source = node.input_value(5).get_node()  # of the hidden state's weights: through a dequantizer to the integers
+    while source.get_input_size():
+        source = source.input_value(0).get_node()
+    found = _LSTM.search(source.get_friendly_name())
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:

@@ -37,8 +37,8 @@ def counted(entry: Entry, folder: Path) -> Entry:
     except Exception as error:
         logger.warning("%s: its kernels are not known (%s: %s)", entry.label, type(error).__name__, error)
         return entry
-    computed = {node: kernel.int8 for kernel in kernels for node in kernel.nodes}
-    fallen = [op for op in entry.quantized_ops if computed.get(_node(op)) is False]
+    floats = {node for kernel in kernels if not kernel.int8 for node in kernel.nodes}  # an LSTM is several kernels
+    fallen = [op for op in entry.quantized_ops if _node(op) in floats]
     reason = f"runs in float on {entry.runtime}, which chose no INT8 kernel for it"
     return replace(
         entry,

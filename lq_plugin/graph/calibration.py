@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lq_plugin.errors import CalibrationError
+from lq_plugin.graph import int8_lstm
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.graph import Graph
+from lq_plugin.graph.nodes import arguments, operator_type
 from lq_plugin.graph.placement import place_everywhere
+from lq_plugin.graph.recurrent import Options, hidden_states
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.identity import weights_digest
 from lq_plugin.observers import Observer, Range, Statistic
@@ -120,9 +123,11 @@ class Recording:
         for node in list(module.graph.nodes):
             if node.name in values:
                 recorders[node.name] = _Recorder(scheme.observer)
-                module.add_submodule(f"recorder_{node.name}", recorders[node.name])
-                with module.graph.inserting_after(node):
-                    module.graph.call_module(f"recorder_{node.name}", (node,))
+                _insert(node, recorders[node.name], (node,))
+            elif operator_type(node) == "lstm" and values >= {*(hidden := int8_lstm.hidden_names(node))}:
+                recorders |= {name: _Recorder(scheme.observer) for name in hidden}
+                x, _, _, weights, *options = arguments(node)
+                _insert(node, _HiddenStates([recorders[name] for name in hidden], Options(*options)), (x, weights))
         module.recompile()
         return cls(graph, recorders)
 
@@ -203,6 +208,27 @@ class _Recorder(nn.Module):
     def forward(self, values: Tensor) -> None:
         if values.numel():
             self.statistic = self.observer.update(self.statistic, values.detach())
+
+
+class _HiddenStates(nn.Module):
+    """Computes an LSTM again, and records the hidden states of each of its layers."""
+
+    def __init__(self, recorders: Sequence[_Recorder], options: Options) -> None:
+        super().__init__()
+        self.recorders, self.options = nn.ModuleList(recorders), options
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> None:
+        for recorder, hidden in zip(self.recorders, hidden_states(x, weights, self.options), strict=True):
+            recorder(hidden)
+
+
+def _insert(node: fx.Node, recorder: nn.Module, args: tuple[Any, ...]) -> None:
+    """Call a recorder after a node."""
+    module, name = node.graph.owning_module, f"recorder_{node.name}"
+    assert module is not None
+    module.add_submodule(name, recorder)
+    with node.graph.inserting_after(node):
+        node.graph.call_module(name, args)
 
 
 def calls(batches: Iterable[Any]) -> Iterator[Call]:

@@ -12,8 +12,10 @@ from torch import Tensor, fx
 from lq_plugin.graph import pt2e
 from lq_plugin.graph.folding import share_equal
 from lq_plugin.graph.graph import Graph, duplicate
+from lq_plugin.graph.int8_lstm import PREFIX, Int8Lstm
 from lq_plugin.graph.nodes import arguments, attribute, insert
 from lq_plugin.graph.placement import Placement
+from lq_plugin.graph.recurrent import Options
 from lq_plugin.graph.torch_patches import isolated, modules_not_kept
 from lq_plugin.noise import muted
 from lq_plugin.observers import Range
@@ -51,6 +53,7 @@ def convert(
         converted = pt2e.convert_pt2e(prepared)
         _look_up_integers(converted)
         _keep_reduced_dimensions(converted)
+        _put_integer_lstms(converted, placement, ranges)
         share_equal(converted)
     return replace(graph, module=converted)
 
@@ -66,7 +69,7 @@ class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]
         nodes = {node.name: node for node in model.graph.nodes}
         placement = self.placement
         made = (placement.outputs | placement.early) - placement.joined
-        for name in {*placement.quantized, *made}:
+        for name in {*placement.quantized, *made} - placement.hidden.keys():
             values = (value for value in placement.inputs.get(name, ()) if value not in placement.joined)
             inputs = {nodes[value]: self._activation(value) for value in values}
             if name in placement.weights:
@@ -149,6 +152,33 @@ def _look_up_integers(module: fx.GraphModule) -> None:
                 result = insert(graph, table.target, (rows, *table.args[1:]))
         node.replace_all_uses_with(result)
     graph.eliminate_dead_code()
+    module.recompile()
+
+
+def integer_lstm(module: fx.GraphModule, node: fx.Node, placement: Placement, ranges: Mapping[str, Range]) -> Int8Lstm:
+    """Return what computes an LSTM of a graph on integers.
+
+    Args:
+        module: whose node it is.
+        node: the LSTM; one that the placement quantizes.
+        placement: says which integers weights become.
+        ranges: lowest and highest value, by the name of the value.
+    """
+    (value,), hidden = placement.inputs[node.name], placement.hidden[node.name]
+    weights, options = [attribute(module, weight) for weight in arguments(node)[3]], Options(*arguments(node)[4:])
+    of_hidden = [ranges[name] for name in hidden]
+    return Int8Lstm(weights, options, ranges[placement.scales[value]], of_hidden, placement.weight_spec)
+
+
+def _put_integer_lstms(module: fx.GraphModule, placement: Placement, ranges: Mapping[str, Range]) -> None:
+    for node in list(module.graph.nodes):
+        if node.name not in placement.hidden:
+            continue
+        module.add_submodule(f"{PREFIX}{node.name}", integer_lstm(module, node, placement, ranges))
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.call_module(f"{PREFIX}{node.name}", node.args[:1]))
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
     module.recompile()
 
 

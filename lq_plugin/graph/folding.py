@@ -111,11 +111,12 @@ def fold_batch_norm(module: fx.GraphModule) -> None:
 
 
 def strip_unused(module: fx.GraphModule) -> None:
-    """Delete every parameter and buffer that the graph does not read."""
+    """Delete every parameter and buffer that neither the graph nor a module that it calls reads."""
     read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    called = {node.target for node in module.graph.nodes if node.op == "call_module"}
     named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     for name in [name for name, _ in named]:
-        if name not in read:
+        if name not in read and name.rpartition(".")[0] not in called:
             path, _, attribute = name.rpartition(".")
             delattr(module.get_submodule(path), attribute)
 

@@ -53,7 +53,8 @@ def moved_values(chosen: Mapping[fx.Node, Operator], inputs: Inputs, rules: Runt
     """
     if not rules.moves_integers:
         return set()
-    results = (chain(node, rules)[-1] for node, operator in chosen.items() if operator.activations)
+    # An LSTM's kernel gives floats.
+    results = (chain(node, rules)[-1] for node, o in chosen.items() if o.activations and o.name != "lstm")
     return {result for result in results if _is_moved_to_quantizers(result, inputs)}
 
 

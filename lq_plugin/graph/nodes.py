@@ -35,6 +35,13 @@ def is_float(argument: object) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
+def result_dtype(node: fx.Node) -> torch.dtype | None:
+    """Type of a node's result, of the first one where there are several."""
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, list | tuple) else value
+    return first.dtype if isinstance(first, Tensor) else None
+
+
 def operator_type(node: fx.Node) -> str:
     """Name of the operator that a node calls, such as ``"conv2d"`` for ``aten.conv2d.default``."""
     return _operator_type(node.target)

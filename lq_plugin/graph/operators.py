@@ -76,7 +76,7 @@ _OPERATORS: dict[Operator, tuple[object, ...]] = {
     Operator("adaptive_avg_pool1d"): (aten.adaptive_avg_pool1d.default,),
     Operator("adaptive_avg_pool2d"): (aten.adaptive_avg_pool2d.default,),
     Operator("mean"): (aten.mean.dim,),
-    Operator("lstm", ()): (OPERATORS_OF_LAYERS["lstm"].default,),
+    Operator("lstm"): (OPERATORS_OF_LAYERS["lstm"].default,),
     Operator("gru", ()): (OPERATORS_OF_LAYERS["gru"].default,),
     Operator("rnn", ()): (OPERATORS_OF_LAYERS["rnn"].default,),
     Operator("max_pool1d"): (aten.max_pool1d.default,),

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import fx
 
 from lq_plugin import patterns
 from lq_plugin.coverage import FloatOp, QuantizedOp
 from lq_plugin.errors import UnsupportedError, unknown_name
-from lq_plugin.graph import grids
+from lq_plugin.graph import grids, int8_lstm
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import (
     INSERTED_BY,
     arguments,
-    attribute,
-    is_constant,
-    is_float,
     module_path,
     module_stack,
     operator_type,
+    result_dtype,
 )
 from lq_plugin.graph.operators import (
-    CONVOLUTIONS,
-    ELEMENTWISE,
-    MAX_POOLINGS,
     OPERATOR_NAMES,
     OPERATORS,
-    POINTWISE,
-    POOLINGS,
-    PRODUCTS,
-    QUANTIZATION_AGNOSTIC,
     RECURRENT,
     UNLISTED,
     Operator,
-    kind_of,
     operator_of,
     values_of,
 )
+from lq_plugin.graph.refusals import convolutional_values, dynamic_refusal, no_form, static_refusal
 from lq_plugin.observers import Range
 from lq_plugin.qparams import QuantSpec
 from lq_plugin.runtimes import RUNTIMES, Runtime, activations
@@ -65,7 +55,8 @@ class Placement:
         early: values that are quantized where they are made, because operators only move them to quantized inputs.
         joined: quantized values that need no pair, because all that they are joined from have one of the same scale.
         scales: for each quantized value, the value whose statistic it uses.
-        sources: the values that ``scales`` chooses from: those whose statistics are needed.
+        sources: the values whose statistics are needed: those that ``scales`` chooses from, and those of ``hidden``.
+        hidden: for each quantized LSTM, the names of its layers' hidden states.
         quantized: every quantized operator, by node.
         float_ops: what computes on floats and stays float.
     """
@@ -79,6 +70,7 @@ class Placement:
     joined: frozenset[str] = frozenset()
     scales: dict[str, str] = field(default_factory=dict)
     sources: frozenset[str] = frozenset()
+    hidden: dict[str, tuple[str, ...]] = field(default_factory=dict)
     quantized: dict[str, QuantizedOp] = field(default_factory=dict)
     float_ops: tuple[FloatOp, ...] = ()
 
@@ -107,27 +99,25 @@ def place(
     nodes = graph.module.graph.nodes
     if unknown := sorted(keep_float.keys() - {node.name for node in nodes}):
         raise unknown_name("keep_float", unknown[0], [node.name for node in nodes])
-    convolutional = _convolutional_values(nodes)
+    convolutional = convolutional_values(nodes)
     rules, spec = RUNTIMES[runtime], activations(scheme, runtime)
 
     def refusal(node: fx.Node, operator: Operator) -> str | None:
         return (
             patterns.exclusion(scheme, operator.name, module_stack(node))
             or keep_float.get(node.name)
-            or _of_its_constants(node, operator)
-            or _static_refusal(node, operator, convolutional)
-            or rules.stays_float.get(kind_of(node, operator))
-            or rules.stays_float.get(operator.name)
+            or static_refusal(node, operator, convolutional, rules)
         )
 
     chosen, refused = _choose(nodes, refusal)
-    if not any(o.weight is not None or o.name in ("matmul", "bmm") for o in chosen.values()):
+    if not any(o.weight is not None or o.name in ("matmul", "bmm", "lstm") for o in chosen.values()):
         raise _nothing_to_quantize(refused, "convolutions, linear layers, matrix products and embeddings")
     inputs = {node: tuple(values_of(node, operator)) for node, operator in chosen.items()}
     outputs, early = grids.quantized_outputs(chosen, inputs, rules), grids.moved_values(chosen, inputs, rules)
     values = {value for given in inputs.values() for value in given} | outputs | early
     sources = grids.scale_sources(values, chosen, inputs, rules)
     scales = grids.shared_scales(values, chosen, inputs, rules, grids.steps(sources, ranges, spec))
+    hidden = {node.name: int8_lstm.hidden_names(node) for node, operator in chosen.items() if operator.name == "lstm"}
     return Placement(
         scheme.weights,
         spec,
@@ -137,7 +127,8 @@ def place(
         early=frozenset(node.name for node in early),
         joined=frozenset(node.name for node in grids.joined_values(scales, chosen, rules)),
         scales={value.name: source.name for value, source in scales.items()},
-        sources=frozenset(node.name for node in sources),
+        sources=frozenset(node.name for node in sources).union(*hidden.values()),
+        hidden=hidden,
         quantized=_quantized(chosen),
         float_ops=_float_ops(chosen, refused, rules),
     )
@@ -188,6 +179,7 @@ def united(placements: Sequence[Placement]) -> Placement:
         joined=frozenset(),
         scales={value: source for each in placements for value, source in each.scales.items()},
         sources=frozenset[str]().union(*(each.sources for each in placements)),
+        hidden={op: names for each in placements for op, names in each.hidden.items()},
         quantized={op: listed for each in placements for op, listed in each.quantized.items()},
         float_ops=tuple(op for op in placements[0].float_ops if all(op in each.float_ops for each in placements)),
     )
@@ -207,7 +199,7 @@ def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
     rules = RUNTIMES[runtime]
 
     def refusal(node: fx.Node, operator: Operator) -> str | None:
-        return patterns.exclusion(scheme, operator.name, module_stack(node)) or _dynamic_refusal(node, operator, rules)
+        return patterns.exclusion(scheme, operator.name, module_stack(node)) or dynamic_refusal(node, operator, rules)
 
     chosen, refused = _choose(graph.module.graph.nodes, refusal)
     if not any(o.weight is not None or o.name in RECURRENT for o in chosen.values()):
@@ -215,7 +207,8 @@ def place_dynamic(graph: Graph, scheme: Scheme, runtime: str) -> Placement:
     recurrent = [display_name(node) for node in refused if operator_type(node) in RECURRENT]
     if recurrent and not rules.dynamic_around_float_layers:
         raise UnsupportedError(
-            f"target: {recurrent} would stay float, because recurrent layers have no INT8 form here for {runtime}."
+            f"target: {recurrent} would stay float, because recurrent layers have no dynamic INT8 form here for "
+            f"{runtime}. A static one exists for LSTMs on openvino: choose the method 'static'."
         )
     return Placement(
         scheme.weights,
@@ -259,7 +252,7 @@ def _choose(nodes: Iterable[fx.Node], refusal: Callable[[fx.Node, Operator], str
             else:
                 refused[node] = reason
         elif operator_type(node) not in UNLISTED:
-            refused[node] = _no_form(node)
+            refused[node] = no_form(node)
     return chosen, refused
 
 
@@ -282,107 +275,9 @@ def _float_ops(chosen: Chosen, refused: Refused, rules: Runtime) -> tuple[FloatO
     return tuple(FloatOp(display_name(node), operator_type(node), reason) for node, reason in left.items())
 
 
-def _of_its_constants(node: fx.Node, operator: Operator) -> str | None:
-    if (operator.weight is not None or operator.name in RECURRENT) and not _has_finite_constants(node):
-        return "its weights hold nan or infinity"
-    return None
-
-
-def _static_refusal(node: fx.Node, operator: Operator, convolutional: Set[fx.Node]) -> str | None:
-    if operator.name in RECURRENT:
-        return "no static INT8 form of this operator"
-    if operator.weight is not None and not is_constant(node.args[operator.weight]):
-        return "its weight is computed in the forward"
-    if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
-        return "takes a tensor by keyword"
-    values = list(values_of(node, operator))
-    if operator.activations and (not values or any(not is_float(value) for value in values)):
-        return "an input is a number or not float32"
-    policy = _POLICIES.get(operator.name)
-    return policy(node, values, convolutional) if policy is not None else None
-
-
-def _dynamic_refusal(node: fx.Node, operator: Operator, rules: Runtime) -> str | None:
-    if operator.name in CONVOLUTIONS:
-        return "dynamic INT8 convolutions are slower than float ones"
-    if reason := _of_its_constants(node, operator):
-        return reason
-    if operator.name not in rules.dynamic:
-        return "no dynamic INT8 form of this operator"
-    if operator.name in PRODUCTS and (operator.weight is None or not is_constant(node.args[operator.weight])):
-        return "none of its factors is constant"
-    if _dtype(node) != torch.float32:
-        return "it does not compute in float32"
-    return None
-
-
-def _no_form(node: fx.Node) -> str:
-    if operator_type(node) in POINTWISE:
-        return "no INT8 form of this operator, and no quantized operator before it to compute it"
-    return "no INT8 form of this operator"
-
-
-def _between_convolutions(node: fx.Node, values: list[fx.Node], convolutional: Set[fx.Node]) -> str | None:
-    if any(map(is_constant, values)):
-        return "an input is a constant"
-    required = any if operator_type(node) == "mul" else all
-    if required(value in convolutional for value in values):
-        return None
-    return "not between convolutions: INT8 would cost accuracy and gain no speed"
-
-
-def _sum_or_product(node: fx.Node, values: list[fx.Node], convolutional: Set[fx.Node]) -> str | None:
-    return "an input is a number" if len(values) < 2 else _between_convolutions(node, values, convolutional)
-
-
-def _after_convolution(node: fx.Node, values: list[fx.Node], convolutional: Set[fx.Node]) -> str | None:
-    return None if values[0] in convolutional else "not after a convolution"
-
-
-_POLICIES: dict[str, Callable[[fx.Node, list[fx.Node], Set[fx.Node]], str | None]] = {
-    "add": _sum_or_product,
-    "mul": _sum_or_product,
-    "cat": _between_convolutions,
-    **dict.fromkeys(MAX_POOLINGS | POOLINGS, _after_convolution),
-}
-
-
-def _convolutional_values(nodes: Iterable[fx.Node]) -> Set[fx.Node]:
-    """Values that come from a convolution through activations, poolings, sums and the like alone."""
-    found: set[fx.Node] = set()
-    for node in nodes:
-        operator = OPERATORS.get(node.target)
-        if operator is not None and operator.name in ELEMENTWISE:
-            values = list(values_of(node, operator))
-            moving = [value for value in values if not is_constant(value)]
-            policy = _POLICIES[operator.name]
-            convolutional = moving[0] in found if len(moving) == 1 else policy(node, values, found) is None
-        elif operator_type(node) in POINTWISE | QUANTIZATION_AGNOSTIC | POOLINGS:
-            convolutional = bool(node.args) and node.args[0] in found
-        else:
-            convolutional = operator is not None and operator.name in CONVOLUTIONS
-        if convolutional:
-            found.add(node)
-    return found
-
-
-def _has_finite_constants(node: fx.Node) -> bool:
-    module = node.graph.owning_module
-    assert module is not None
-    constants = [attribute(module, value) for value in node.all_input_nodes if is_constant(value)]
-    return all(constant.isfinite().all() for constant in constants if isinstance(constant, torch.Tensor))
-
-
 def _computes_on_floats(node: fx.Node) -> bool:
-    dtype = _dtype(node) if node.op == "call_function" else None
+    dtype = result_dtype(node) if node.op == "call_function" else None
     return dtype is not None and dtype.is_floating_point
-
-
-def _dtype(node: fx.Node) -> torch.dtype | None:
-    """Type of a node's result, of the first one where there are several."""
-    value = node.meta.get("val")
-    first = value[0] if isinstance(value, list | tuple) else value
-    return first.dtype if isinstance(first, torch.Tensor) else None
 
 
 def _nothing_to_quantize(refused: Refused, allowed: str) -> UnsupportedError:

@@ -10,8 +10,9 @@ Inside a captured graph a packed sequence is a padded one, time first, and its l
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ _SCHEMA = (
     "(Tensor x, Tensor? lengths, Tensor[] states, Tensor[] weights, bool has_biases, int layers, bool bidirectional, "
     "bool batch_first, str nonlinearity) -> (Tensor, Tensor, Tensor)"
 )
+T = TypeVar("T")
 LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
@@ -93,6 +95,31 @@ OPERATORS = {kind: _define(kind) for kind in LAYERS}
 DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {
     operator.default: functools.partial(_run, kind) for kind, operator in OPERATORS.items()
 }
+
+
+@dataclass(frozen=True)
+class Options:
+    """What these operators take after their weights."""
+
+    has_biases: bool
+    layers: int
+    bidirectional: bool
+    batch_first: bool
+    nonlinearity: str
+
+    def layer(self, weights: Sequence[T], index: int) -> list[Sequence[T]]:
+        """Return the weights of each direction of a layer, where there is no projection."""
+        each, directions = 4 if self.has_biases else 2, 2 if self.bidirectional else 1
+        start = each * directions * index
+        return [weights[at : at + each] for at in range(start, start + each * directions, each)]
+
+
+def hidden_states(x: Tensor, weights: Sequence[Tensor], options: Options) -> Iterator[Tensor]:
+    """Yield the hidden states of each layer of an LSTM that is given none, in all steps: they are its output."""
+    one = astuple(replace(options, layers=1))
+    for layer in range(options.layers):
+        x, _, _ = _run("lstm", x, None, [], [w for group in options.layer(weights, layer) for w in group], *one)
+        yield x
 
 
 def forward_of(kind: str) -> Callable[..., Any]:

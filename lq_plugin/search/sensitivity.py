@@ -18,6 +18,7 @@ the diagonal; for the zoo together, 1.25 times.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.coverage import QuantizedOp
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import calls
+from lq_plugin.graph.nodes import arguments
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.learning import Sensitivity
 
@@ -115,6 +117,8 @@ class _Rounding(fx.Interpreter):
 
     def rounded(self, node: fx.Node) -> Any:
         """Compute an operator on quantized inputs and weight."""
+        if node.name in self.candidate.united.hidden:
+            return self.candidate.integer_lstm(node)(*self.fetch_args_kwargs_from_env(node)[0][:1])
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._integers(source, node))
         return getattr(self, node.op)(node.target, args, kwargs)
 
@@ -128,21 +132,35 @@ class _Rounding(fx.Interpreter):
 
 
 class _Judging(_Rounding):
-    """Computes the error of each operator's result, all in one run.
+    """Computes the error of each operator's result, all in one run, and of each of the results of an LSTM.
 
     Args:
         candidate: whose graph runs.
+
+    Attributes:
+        errors: by the name of the result.
+        operators: which operator gives that result.
     """
 
     def __init__(self, candidate: StaticCandidate) -> None:
         super().__init__(candidate)
         self.errors: dict[str, tuple[Tensor]] = {}
+        self.operators: dict[str, str] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.name in self.candidate.united.quantized and isinstance(result, Tensor) and result.is_floating_point():
-            self.errors[n.name] = ((self.rounded(n) - result).nan_to_num(0.0, 0.0, 0.0),)
+        if n.name in self.candidate.united.hidden:
+            rounded = self.rounded(n)
+            for part in n.users:  # that take one of its results: gradients are known of these
+                index = arguments(part)[1]
+                self._judge(part, n, rounded[index], result[index])
+        elif n.name in self.candidate.united.quantized and isinstance(result, Tensor) and result.is_floating_point():
+            self._judge(n, n, self.rounded(n), result)
         return result
+
+    def _judge(self, value: fx.Node, operator: fx.Node, rounded: Tensor, result: Tensor) -> None:
+        self.errors[value.name] = ((rounded - result).nan_to_num(0.0, 0.0, 0.0),)
+        self.operators[value.name] = operator.name
 
 
 def _estimated(candidate: StaticCandidate, tensors: Sequence[Sequence[Tensor]], seed: int) -> dict[str, float]:
@@ -152,8 +170,10 @@ def _estimated(candidate: StaticCandidate, tensors: Sequence[Sequence[Tensor]], 
         with isolated():
             judging = _Judging(candidate)
             judging.run(*(tensor.detach().clone() for tensor in piece))
-        estimated = costs(graph, judging.errors, piece, generator)
-        found.append((graph.samples(piece), {name: cost for name, (cost,) in estimated.items()}))
+        summed: dict[str, float] = defaultdict(float)
+        for name, (cost,) in costs(graph, judging.errors, piece, generator).items():
+            summed[judging.operators[name]] += cost
+        found.append((graph.samples(piece), summed))
     return _averaged(candidate.united.quantized, found)
 
 

@@ -223,7 +223,7 @@ def test_a_plain_rnn_is_listed_and_the_rest_is_quantized(tmp_path: Path) -> None
 
 def test_openvino_refuses_what_it_would_leave_float(tmp_path: Path) -> None:
     candidate = lq_plugin.quantize(WithHead(nn.LSTM(4, 6)), [torch.randn(5, 3, 4)], "dynamic")
-    with pytest.raises(UnsupportedError, match="recurrent layers have no INT8 form here for openvino"):
+    with pytest.raises(UnsupportedError, match="recurrent layers have no dynamic INT8 form here for openvino"):
         export_one(candidate, tmp_path / "openvino", "openvino")
     assert lq_plugin.export(candidate, tmp_path).keys() == {"onnx", "torch"}
 

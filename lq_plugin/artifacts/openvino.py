@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ from lq_plugin.coverage import Duration, Kernel
 from lq_plugin.errors import require
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.int8_lstm import PREFIX
+from lq_plugin.graph.nodes import arguments, attribute, operator_type
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, RECURRENT, TRANSPOSED_CONVOLUTIONS
+from lq_plugin.graph.recurrent import Options
 
 if TYPE_CHECKING:
     import openvino
@@ -44,22 +46,48 @@ def export(graph: Graph, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         onnx.export(graph, Path(scratch), "openvino")
         model = ov.convert_model(str(Path(scratch) / onnx.FILE))
+        floats = _float_lstms(graph)
         # OpenVINO numbers what has no name through the whole process, so a second export would have other bytes.
         for number, node in enumerate(model.get_ordered_ops()):
             if _NUMBERED.fullmatch(node.get_friendly_name()):
-                node.set_friendly_name(_name_of_lstm(node) or f"{node.get_type_name()}_{number}")
+                node.set_friendly_name(_name_of_lstm(node, floats) or f"{node.get_type_name()}_{number}")
         ov.save_model(model, str(folder / FILE), compress_to_fp16=False)
 
 
-def _name_of_lstm(node: openvino.Node) -> str | None:
-    """Name of a layer's direction of an INT8 LSTM, which begins with that of the operator: its weights have kept it."""
+def _name_of_lstm(node: openvino.Node, floats: Mapping[str, Tensor]) -> str | None:
+    """Name of a layer of an LSTM, which begins with that of the operator; it is found by its weights.
+
+    Those of an INT8 LSTM, which are dequantized here, have kept their name. Those of a float one have not: OpenVINO has
+    put the gates into its own order (f, i, g, o instead of i, f, g, o), so the second half is what it was.
+    """
     if node.get_type_name() != "LSTMSequence":
         return None
-    source = node.input_value(5).get_node()  # of the hidden state's weights: through a dequantizer to the integers
+    source = node.input_value(5).get_node()  # of the hidden state's weights
     while source.get_input_size():
         source = source.input_value(0).get_node()
-    found = _LSTM.search(source.get_friendly_name())
-    return f"{found[1]}/{found[2]}" if found else None
+    if found := _LSTM.search(source.get_friendly_name()):
+        return f"{found[1]}/{found[2]}"
+    weight = torch.tensor(source.data[0])
+    return next((name for name, other in floats.items() if torch.equal(*map(_second_half, (weight, other)))), None)
+
+
+def _second_half(weight: Tensor) -> Tensor:
+    return weight[len(weight) // 2 :]
+
+
+def _float_lstms(graph: Graph) -> dict[str, Tensor]:
+    """Weights of the hidden state of each layer of each float LSTM, by the name of the layer.
+
+    Not of those with two directions: OpenVINO splits them when it compiles them, and forgets their names.
+    """
+    found = {}
+    for node in graph.module.graph.nodes:
+        if operator_type(node) == "lstm":
+            options = Options(*arguments(node)[4:])
+            for layer in range(0 if options.bidirectional else options.layers):
+                ((_, weight, *_),) = options.layer(arguments(node)[3], layer)
+                found[f"{node.name}/{layer}"] = attribute(graph.module, weight).detach()
+    return found
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:

@@ -84,24 +84,26 @@ class Int8Lstm(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return output, last hidden states and last cell states."""
-        x = x.transpose(0, 1) if self.options.batch_first else x
+        # Batch first, as in OpenVINO's operator: transpositions to ONNX's order and back cancel each other, unless a
+        # pair is between them. Two layers of 512 with 8 samples took 5.86 ms, and 6.05 with pairs between them.
+        x = x if self.options.batch_first else x.transpose(0, 1)
         last = []
         for layer in range(self.options.layers):
             (given, zero_point), (scale, _) = self.steps[layer : layer + 2]
             x = _requantized(x, given, scale, zero_point)
             # A constant would be folded away, and with it the pair that the kernel needs here.
-            zeros = (x[:1, :, :1] * 0).expand(1, -1, self.width)
+            zeros = (x[:, :1, :1] * 0).transpose(0, 1).expand(1, -1, self.width)
             start = _requantized(zeros, scale, scale, zero_point)
             outputs = []
             for direction in range(2 if self.options.bidirectional else 1):
                 parts = (getattr(self, f"{name}{layer}_{direction}") for name in "wrsb")
                 y, *ends = torch.ops.lq_plugin.int8_lstm_layer(
-                    x, *parts, start, zeros, scale, zero_point, direction == 1
+                    x.transpose(0, 1), *parts, start, zeros, scale, zero_point, direction == 1
                 )
-                outputs.append(y.squeeze(1))
+                outputs.append(y.squeeze(1).transpose(0, 1))
                 last.append(ends)
             x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
-        output = x.transpose(0, 1) if self.options.batch_first else x
+        output = x if self.options.batch_first else x.transpose(0, 1)
         return output, torch.cat([hidden for hidden, _ in last]), torch.cat([cell for _, cell in last])
 
 

@@ -9,7 +9,14 @@ from torch import Tensor, fx
 
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import arguments
-from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS, Operator, operator_of
+from lq_plugin.graph.operators import (
+    CONVOLUTIONS,
+    MATRIX_PRODUCTS,
+    RECURRENT,
+    TRANSPOSED_CONVOLUTIONS,
+    Operator,
+    operator_of,
+)
 from lq_plugin.graph.torch_patches import isolated
 
 _LEAST_SAVED = 0.1  # microseconds: operators that INT8 slows down are the first to be left float
@@ -32,7 +39,7 @@ def operations(graph: Graph) -> Mapping[str, int]:
             operator = operator_of(n)
             if operator is not None:
                 made = result[0] if isinstance(result, tuple) else result
-                tensors = [self.env[each] if isinstance(each, fx.Node) else None for each in arguments(n)]
+                tensors = [fx.map_arg(each, self.env.__getitem__) for each in arguments(n)]
                 found[n.name] = max(1, _multiplications(operator, made, tensors))
             return result
 
@@ -64,11 +71,14 @@ def time_saved(operations: Mapping[str, int], microseconds: Mapping[str, float])
 
 
 def _multiplications(operator: Operator, made: Tensor, tensors: Sequence[Any]) -> int:
-    """Multiplications of a convolution or product; the size of the result for other operators."""
+    """Multiplications of a convolution, product or recurrent layer; the size of the result for other operators."""
     if operator.name in TRANSPOSED_CONVOLUTIONS:
         return int(tensors[0].numel() * tensors[1][0].numel())
     if operator.name in CONVOLUTIONS:
         return int(made.numel() * tensors[1][0].numel())
     if operator.name in MATRIX_PRODUCTS:
         return int(made.numel() * tensors[operator.activations[0]].shape[-1])
+    if operator.name in RECURRENT:
+        steps = made.numel() // made.shape[-1]  # of all samples
+        return int(steps * sum(weight.numel() for weight in tensors[3] if weight.dim() == 2))
     return made.numel()

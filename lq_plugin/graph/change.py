@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lq_plugin.graph.folding import constant
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.nodes import INSERTED_BY
+from lq_plugin.graph.nodes import INSERTED_BY, constant
 from lq_plugin.graph.rewriting import rewritten
 
 aten = torch.ops.aten

@@ -13,7 +13,7 @@ from lq_plugin.graph import pt2e
 from lq_plugin.graph.folding import share_equal
 from lq_plugin.graph.graph import Graph, duplicate
 from lq_plugin.graph.int8_lstm import PREFIX, Int8Lstm
-from lq_plugin.graph.nodes import arguments, attribute, insert
+from lq_plugin.graph.nodes import arguments, attribute, constant, insert
 from lq_plugin.graph.placement import Placement
 from lq_plugin.graph.recurrent import Options
 from lq_plugin.graph.torch_patches import isolated, modules_not_kept
@@ -46,9 +46,9 @@ def convert(
         A graph without the float weights that nothing uses any more.
     """
     with muted(), isolated(), modules_not_kept():
-        prepared = pt2e.prepare_pt2e(
-            duplicate(graph, share_tensors=True).module, _PlacedQuantizer(placement, ranges, weight_scales or {})
-        )
+        module = duplicate(graph, share_tensors=True).module
+        placement = _with_own_weights(module, placement)
+        prepared = pt2e.prepare_pt2e(module, _PlacedQuantizer(placement, ranges, weight_scales or {}))
         _observe_weights(prepared)
         converted = pt2e.convert_pt2e(prepared)
         _look_up_integers(converted)
@@ -56,6 +56,23 @@ def convert(
         _put_integer_lstms(converted, placement, ranges)
         share_equal(converted)
     return replace(graph, module=converted)
+
+
+def _with_own_weights(module: fx.GraphModule, placement: Placement) -> Placement:
+    """Give operators that read one weight along different axes a weight each, as in an autoencoder with tied weights.
+
+    Its integers would have the scales of one axis, for which the other operator has no kernel: onnxruntime (1.32)
+    refused such products, and OpenVINO (2026.4) computed convolutions wrongly.
+    """
+    nodes, axes, weights = {node.name: node for node in module.graph.nodes}, dict[str, int](), dict(placement.weights)
+    for operator, (weight, axis) in placement.weights.items():
+        if axes.setdefault(weight, axis) != axis:
+            reader, shared = nodes[operator], nodes[weight]
+            with module.graph.inserting_before(reader):
+                own = constant(module, f"lq_{operator}_weight", attribute(module, shared), shared)
+            reader.replace_input_with(shared, own)
+            weights[operator] = own.name, axis
+    return replace(placement, weights=weights)
 
 
 class _PlacedQuantizer(pt2e.Quantizer):  # type: ignore[misc]

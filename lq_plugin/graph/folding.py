@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.nodes import arguments, attribute, is_inserted, operator_type
+from lq_plugin.graph.nodes import arguments, attribute, constant, is_inserted, operator_type
+from lq_plugin.graph.resampling import resample_as_torch
 from lq_plugin.identity import graph_digest
 from lq_plugin.noise import muted
 
@@ -53,6 +53,7 @@ def fold(graph: Graph) -> Graph:
         for parameter in snapshot.module.parameters():
             parameter.requires_grad_(False)
         drop_identities(snapshot.module)
+        resample_as_torch(snapshot.module)
         fold_constants(snapshot.module)
         fold_batch_norm(snapshot.module)
         return replace(snapshot, module=_renamed(snapshot.module), digest=graph_digest(graph.module))
@@ -129,15 +130,6 @@ def share_equal(module: fx.GraphModule) -> None:
         node.target = owners.setdefault((tensor.dtype, tuple(tensor.shape), content), node.target)
     strip_unused(module)
     module.recompile()
-
-
-def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node, node_name: str | None = None) -> fx.Node:
-    """Insert a node that reads ``value``, described like the node it stands in for."""
-    module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
-    node = module.graph.create_node("get_attr", name, name=node_name)
-    fake = next(n.meta["val"].fake_mode for n in module.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
-    node.meta = {**like.meta, "val": fake.from_tensor(value, static_shapes=True)}
-    return node
 
 
 def _renamed(module: fx.GraphModule) -> fx.GraphModule:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 _INSERTED = "lq_"  # prefix of the names of nodes inserted after preparation
 INSERTED_BY = "lq_inserted_by"  # key of a node's meta: the algorithm that inserted it
@@ -50,6 +51,15 @@ def operator_type(node: fx.Node) -> str:
 def insert(graph: fx.Graph, target: Any, args: tuple[Any, ...]) -> fx.Node:
     """Insert a call into a prepared graph without changing the names of other values: statistics are found by name."""
     return graph.create_node("call_function", target, args, name=f"{_INSERTED}{_operator_type(target)}")
+
+
+def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node, node_name: str | None = None) -> fx.Node:
+    """Insert a node that reads ``value``, described like the node it stands in for."""
+    module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+    node = module.graph.create_node("get_attr", name, name=node_name)
+    fake = next(n.meta["val"].fake_mode for n in module.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
+    node.meta = {**like.meta, "val": fake.from_tensor(value, static_shapes=True)}
+    return node
 
 
 def is_inserted(node: fx.Node) -> bool:

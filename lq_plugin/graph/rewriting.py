@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from lq_plugin.graph.folding import constant, strip_unused
+from lq_plugin.graph.folding import strip_unused
 from lq_plugin.graph.graph import Graph
-from lq_plugin.graph.nodes import INSERTED_BY, insert
+from lq_plugin.graph.nodes import INSERTED_BY, constant, insert
 from lq_plugin.identity import graph_digest
 
 

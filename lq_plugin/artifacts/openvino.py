@@ -73,8 +73,8 @@ def _refuse_wrong_results(module: fx.GraphModule) -> None:
             weights[kind in TRANSPOSED_CONVOLUTIONS].add(getattr(weight, "target", weight))
     if tied := weights[True] & weights[False]:
         raise UnsupportedError(
-            f"formats: 'openvino' computes a transposed convolution wrongly whose weight ({tied.pop()}) is also that of "
-            "a convolution. Choose another format, or give it a weight of its own."
+            f"formats: 'openvino' computes a transposed convolution wrongly whose weight ({tied.pop()}) is also that "
+            "of a convolution. Choose another format, or give it a weight of its own."
         )
 
 

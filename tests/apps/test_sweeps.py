@@ -13,6 +13,7 @@ import commands
 import pytest
 
 from lq_plugin import find_results
+from lq_plugin.report.leaderboard import leaderboard
 
 QUICK = ("recipe=mnist_cnn", "data.samples=30", "trainer.max_epochs=1", "callbacks.progress=null", "export=pt2")
 PLAIN = ("quantization=none", "export=none", "evaluation=none")
@@ -97,6 +98,9 @@ def test_a_killed_sweep_that_is_started_again_skips_what_finished(whole: Whole, 
     (board_file,) = tmp_path.glob("multirun/2026-01-02/*/leaderboard.json")
     assert without_paths(board_file) == without_paths(*whole[0].glob("multirun/*/*/leaderboard.json"))
     assert len(find_results(board_file.parent)) == 4
+    both = leaderboard(tmp_path / "multirun")
+    assert [row.run for row in both.artifacts] == [f"2026-01-02/12-00-00/{job}" for job in range(4)]
+    assert "the results: 2026-01-01/12-00-00/0 (now 2026-01-02/12-00-00/0), 2026-01-01/12-00-00/1" in str(both.notes)
 
 
 def test_a_fit_is_reused_without_what_trained_it_and_without_unpickling(tmp_path: Path) -> None:

@@ -71,9 +71,15 @@ def details(board: Leaderboard) -> dict[str, list[Section]]:
     return {run: known for run, known in found.items() if known}
 
 
-def write(folder: str | os.PathLike[str]) -> Path:
-    """Write the leaderboard of every run below a folder into it; see :func:`leaderboard` and :func:`save`."""
-    return save(leaderboard(folder), folder)
+def write(folder: str | os.PathLike[str], *others: str | os.PathLike[str]) -> Path:
+    """Write the leaderboard of every run below some folders into the first; see :func:`leaderboard` and :func:`save`.
+
+    Args:
+        folder: where it is written.
+        others: more folders; those that are gone are left out.
+    """
+    found = [each for each in (folder, *others) if os.path.isdir(each)]
+    return save(leaderboard(*(found or [folder])), folder)
 
 
 def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:

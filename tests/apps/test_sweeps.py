@@ -175,13 +175,20 @@ def test_nothing_that_could_be_made_is_an_error(tmp_path: Path) -> None:
 
 
 def test_optuna_optimizes_two_objectives_within_the_budget(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "export=onnx", evaluated=TIMED)
+    options = ("-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "export=onnx")
+    done = run(tmp_path, *options, evaluated=TIMED)
     assert done.returncode == 0, done.stderr
     assert count(done, "fitting") == 1
     assert (tmp_path / "fits" / "studies.journal").is_file()
     best = [line for line in done.stdout.splitlines() if line.startswith("lq_plugin:   trial")]
     assert re.match(r".*trial \d: metric [\d.]+, latency_ms [\d.]+, over_budget -?[\d.]+ with observer=minmax", best[0])
     assert [row["latency_ms"] > 0 for row in board(tmp_path)["artifacts"]] == [True, True]
+    again = run(tmp_path, *options, "hydra.sweep.dir=again", evaluated=TIMED)
+    assert again.returncode == 0, again.stderr
+    resumed = json.loads((tmp_path / "again" / "leaderboard.json").read_text())
+    assert [row["latency_ms"] for row in resumed["artifacts"]] == [
+        row["latency_ms"] for row in board(tmp_path)["artifacts"]
+    ]
 
 
 def test_a_sweep_for_the_worst_ends_before_training(tmp_path: Path) -> None:

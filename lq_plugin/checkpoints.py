@@ -15,6 +15,13 @@ from lq_plugin.errors import ConfigError
 from lq_plugin.graph.copying import detached_copy
 
 LIVE = "live"
+# What makes one file of the folder that a strategy saves. It is Lightning's own code, and is not called here because it
+# unpickles the folder. Neither of the two commands makes a checkpoint of the other strategy's folder (Lightning 2.6).
+CONVERSIONS = {
+    "FSDPStrategy": "python -m lightning.pytorch.utilities.consolidate_checkpoint FOLDER",
+    "ModelParallelStrategy": "python -m lightning.fabric.utilities.consolidate_checkpoint FOLDER",
+    "DeepSpeedStrategy": "convert_zero_checkpoint_to_fp32_state_dict in lightning.pytorch.utilities.deepspeed",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ def content(path: Path, argument: str = "checkpoint") -> dict[str, Any]:
         ConfigError: it is not a checkpoint, or its weights hold more than tensors and plain values.
     """
     try:
+        if path.is_dir():
+            raise ValueError(f"is a folder, as sharded strategies save; convert it to one file: {_conversions()}")
         found = torch_file.read(path)
         if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
             raise ValueError("holds no state_dict")
@@ -64,6 +73,10 @@ def read_file(path: Path) -> Checkpoint:
     states = found.get("callbacks")
     known = {key: state for key, state in states.items() if isinstance(state, dict)} if isinstance(states, dict) else {}
     return Checkpoint(path.name, found["global_step"], found["state_dict"], known)
+
+
+def _conversions() -> str:
+    return ", ".join(f"{command} ({strategy})" for strategy, command in CONVERSIONS.items())
 
 
 def _check(found: Mapping[str, Any]) -> None:

@@ -73,11 +73,6 @@ def read(path: Path) -> Any:
         ValueError: it is not such a file, is damaged, or does more than describe tensors and plain values.
     """
     file = Path(os.path.realpath(path))
-    if file.is_dir():
-        raise ValueError(
-            "is a folder, as sharded strategies save; convert it to one file with "
-            "python -m lightning.pytorch.utilities.consolidate_checkpoint"
-        )
     try:
         with opened(file) as stream:
             return _content(stream)

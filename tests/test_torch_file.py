@@ -329,7 +329,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "byte order": (swapped, "another byte order"),
     "truncated": (truncated, "is cut off or damaged"),
     "flipped bit": (flipped, "is damaged .*CRC"),
-    "folder": (Path.mkdir, "is a folder, as sharded strategies save"),
+    "folder": (Path.mkdir, "is not a regular file"),
     "pipe": (os.mkfifo, "is not a regular file"),
     "device": (lambda file: file.symlink_to("/dev/zero"), "is not a regular file"),
     "loop": (lambda file: file.symlink_to(file), "is a link|cannot be read"),

@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lq_plugin import renamed
-from lq_plugin.apps import resolvers
+from lq_plugin.apps import multirun, resolvers
 from lq_plugin.errors import LqError
 from lq_plugin.interruption import account
-from lq_plugin.printing import line
+from lq_plugin.printing import counted, line
 from lq_plugin.progress import note
 from lq_plugin.report import leaderboard
 from lq_plugin.report.manifest import FILE as MANIFEST
@@ -157,8 +157,10 @@ def _reason_of_all(folder: Path) -> str | None:
 
 
 def _write_leaderboard(folder: Path) -> None:
+    if gone := [each for each in multirun.elsewhere if not each.is_dir()]:
+        note(f"{counted(len(gone), 'earlier job')} of this sweep cannot be listed, because {gone[0]} is gone")
     try:
-        note(f"leaderboard in {leaderboard.write(folder)}")
+        note(f"leaderboard in {leaderboard.write(folder, *multirun.elsewhere)}")
     except Exception as error:  # jobs that export nothing have none, and a sweep that ran must not fail for lack of one
         known = isinstance(error, LqError | OSError)
         note(f"no leaderboard: {error if known else f'{type(error).__name__}: {error}'}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+# Folders of jobs that belong to this multirun and ran in another one, for its leaderboard; a sweeper adds them.
+elsewhere: list[Path] = []
 
 
 class Sweep(Callback):

@@ -26,7 +26,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lq_plugin.errors import ConfigError
 
-_WORKER, _RETRIED, _REASON, _MADE_OF = "worker", "retry_of", "reason", "made_of"  # attributes in the journal
+# Attributes in the journal.
+_WORKER, _RETRIED, _REASON, _MADE_OF, _FOLDER = "worker", "retry_of", "reason", "made_of", "folder"
 _BEGUN = (TrialState.COMPLETE, TrialState.RUNNING)
 _LINE = b'{"op_code":'  # how each line of a journal begins
 _URL = re.compile(r"\w+://")
@@ -88,6 +89,15 @@ class SharedStudy:
                 asked.append(self.study.ask(dict(distributions)))
                 asked[-1].set_user_attr(_WORKER, self._worker)
             return asked
+
+    def folders(self) -> list[Path]:
+        """Return where the jobs of the finished trials ran, in this sweep and in others."""
+        trials = self.trials(TrialState.COMPLETE)
+        return [Path(trial.user_attrs[_FOLDER]) for trial in trials if _FOLDER in trial.user_attrs]
+
+    def ran(self, trial: Trial, folder: str) -> None:
+        """Remember where the job of a trial ran."""
+        trial.set_user_attr(_FOLDER, folder)
 
     def tell(self, trial: Trial, values: Sequence[float], constraints: Mapping[str, float]) -> None:
         """Finish a trial.

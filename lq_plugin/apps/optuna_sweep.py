@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lq_plugin import checksums
-from lq_plugin.apps import command, sources
+from lq_plugin.apps import command, multirun, sources
 from lq_plugin.apps.optuna_options import Composed, Options
 from lq_plugin.apps.optuna_space import Space, parse
 from lq_plugin.apps.optuna_study import SharedStudy, opened
@@ -58,12 +58,15 @@ def optimize(composed: Composed, options: Options, arguments: Sequence[str]) -> 
         study.enqueue([] if grid is None else grid[:n_trials])
         _say_begin(study, n_trials)
         jobs, sampler = Jobs(composed, space, options), _sampler(options)
-        while (asked := study.ask(space.distributions, sampler, options.n_jobs, n_trials)) or study.unfinished():
-            if asked:
-                jobs.run(study, asked)
-            else:  # of other processes, any of which may be killed
-                note_once(f"waiting for the last trials of {name}, which other processes run …")
-                time.sleep(_POLL)
+        try:
+            while (asked := study.ask(space.distributions, sampler, options.n_jobs, n_trials)) or study.unfinished():
+                if asked:
+                    jobs.run(study, asked)
+                else:  # of other processes, any of which may be killed
+                    note_once(f"waiting for the last trials of {name}, which other processes run …")
+                    time.sleep(_POLL)
+        finally:
+            multirun.elsewhere[:] = study.folders()
         if not study.trials(TrialState.COMPLETE):
             raise EvaluationError(f"every job of the sweep failed, the last one with: {study.last_reason()}")
         _say_end(study, jobs.names, n_trials)
@@ -166,6 +169,7 @@ class Jobs:
             for trial in trials:
                 study.fail(trial, reason)
             return
+        study.ran(trials[0], job.hydra_cfg.hydra.runtime.output_dir)
         for trial in trials:
             study.tell(trial, values, constraints)
 

@@ -103,6 +103,7 @@ class QuantizingCallback(FinishingCallback):
         """Check what can be known before training."""
         if stage != "fit":
             return
+        sanity.check_strategy(trainer.strategy, type(self).__name__)
         begin_run()
         self.candidate = self.failure = None
         self.auto.seen()

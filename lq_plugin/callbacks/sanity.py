@@ -10,9 +10,30 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lq_plugin.errors import UnsupportedError
+from lq_plugin.checkpoints import CONVERSIONS
+from lq_plugin.errors import ConfigError, UnsupportedError
 
 logger = logging.getLogger("lq_plugin")
+
+
+def check_strategy(strategy: Any, callback: str) -> None:
+    """Refuse strategies that split the parameters over processes: no process has a model that could be observed.
+
+    Args:
+        strategy: of the Trainer, in either namespace; DeepSpeed splits parameters from stage 3 on.
+        callback: the class of ours that needs the model.
+
+    Raises:
+        ConfigError: it is such a strategy.
+    """
+    names = {each.__name__ for each in type(strategy).__mro__}
+    for name, conversion in CONVERSIONS.items():
+        if name in names and getattr(strategy, "zero_stage_3", True):
+            raise ConfigError(
+                f"strategy: {type(strategy).__name__} splits the parameters over processes, and {callback} needs the "
+                "whole model. Train without the callbacks of lq_plugin, then run lq-quantize ckpt_path=FILE; if the "
+                f"checkpoint is a folder, first convert it to one file: {conversion}."
+            )
 
 
 def decide(callbacks: Sequence[Any]) -> None:

@@ -19,7 +19,7 @@ from lq_plugin.report.details import Section, sections
 from lq_plugin.report.files import MISSING
 from lq_plugin.report.limits import LONGEST_VALUE
 from lq_plugin.report.manifest import replace_file
-from lq_plugin.report.runs import find, flat, read
+from lq_plugin.report.runs import find, flat, read, taken_over
 
 FILE = "leaderboard"
 SCHEMA_VERSION = 1
@@ -29,7 +29,8 @@ _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # those of full width too
 def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
     """Collect every run below some folders.
 
-    A run is a folder with ``quantized/manifest.json``, or with the ``failure.json`` of a job that stopped.
+    A run is a folder with ``quantized/manifest.json``, or with the ``failure.json`` of a job that stopped. A job whose
+    results a later sweep took over is listed once, in the folder of that one.
 
     Args:
         folders: of runs, of multiruns, or anything above them.
@@ -38,7 +39,9 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
         ConfigError: a folder does not exist, or there is no run below any.
     """
     found = find([Path(folder) for folder in folders])
-    runs = {name: read(name, folder) for name, folder in found.runs.items()}
+    every = {name: read(name, folder) for name, folder in found.runs.items()}
+    earlier = taken_over(every)
+    runs = {name: run for name, run in every.items() if name not in earlier}
     differing = _differing({name: run.options for name, run in runs.items()})
     rows = [replace(row, config=differing[row.run]) for run in runs.values() for row in run.rows]
     artifacts = marked([row for row in rows if not row.is_fp32])
@@ -46,7 +49,7 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
         tuple(artifacts),
         fp32=tuple(row for row in rows if row.is_fp32),
         failed=tuple(failure for run in runs.values() for failure in run.failed),
-        notes=(*_notes(artifacts), *_hidden(found.unreadable)),
+        notes=(*_notes(artifacts), *_listed_once(earlier), *_hidden(found.unreadable)),
     )
 
 
@@ -68,9 +71,15 @@ def details(board: Leaderboard) -> dict[str, list[Section]]:
     return {run: known for run, known in found.items() if known}
 
 
-def write(folder: str | os.PathLike[str]) -> Path:
-    """Write the leaderboard of every run below a folder into it; see :func:`leaderboard` and :func:`save`."""
-    return save(leaderboard(folder), folder)
+def write(folder: str | os.PathLike[str], *others: str | os.PathLike[str]) -> Path:
+    """Write the leaderboard of every run below some folders into the first; see :func:`leaderboard` and :func:`save`.
+
+    Args:
+        folder: where it is written.
+        others: more folders; those that are gone are left out.
+    """
+    found = [each for each in (folder, *others) if os.path.isdir(each)]
+    return save(leaderboard(*(found or [folder])), folder)
 
 
 def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
@@ -140,6 +149,13 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
         yield f"The files of {counted(len(missing), 'artifact')} are gone; only their figures are left: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
+
+
+def _listed_once(earlier: Mapping[str, str]) -> Iterator[str]:
+    if earlier:
+        named = ", ".join(f"{run} (now {later})" for run, later in list(earlier.items())[:3])
+        more = ", …" if len(earlier) > 3 else ""
+        yield f"Listed once, because a later sweep took over the results: {named}{more}."
 
 
 def _hidden(folders: Sequence[Path]) -> Iterator[str]:

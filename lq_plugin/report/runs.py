@@ -134,6 +134,29 @@ def read(name: str, folder: Path) -> Run:
         return Run((), (*failed, Failed(name, overrides, _unreadable(file, error))))
 
 
+def taken_over(runs: Mapping[str, Run]) -> dict[str, str]:
+    """Return the runs whose results a later sweep took over, each with the last run that has them.
+
+    Such a sweep writes the same manifest, in which the folder of the first run stands.
+
+    Args:
+        runs: by name, in the order of their folders.
+    """
+    last: dict[str, tuple[str, Manifest]] = {}
+    earlier: dict[str, str] = {}
+    for name, run in reversed(list(runs.items())):
+        if run.rows and not run.failed and (made_in := _made_in(run.rows[0].manifest.config)):
+            later, content = last.setdefault(made_in, (name, run.rows[0].manifest))
+            if later != name and content == run.rows[0].manifest:
+                earlier[name] = later
+    return dict(reversed(earlier.items()))
+
+
+def _made_in(config: Config) -> str | None:
+    paths = (config.run or {}).get("paths")
+    return str(paths.get("output_dir")) if isinstance(paths, Mapping) and "output_dir" in paths else None
+
+
 def reason(file: Path) -> str | None:
     """Return in one line why a job stopped, as its ``failure.json`` says; ``None`` where there is none."""
     try:

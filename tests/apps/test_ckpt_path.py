@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import tiny
 import torch
@@ -142,6 +143,71 @@ def test_a_checkpoint_is_quantized_without_unpickling(
     quantize(configured("quantize", "ckpt_path=given.ckpt"))
     assert not Path("ran").exists()
     assert "calibrating 'static' in a separate validation pass" in capsys.readouterr().out
+
+
+# Saves the sharded folder of each strategy and makes one file of it as the errors say. FSDPStrategy needs a GPU; of
+# its folder, which has the same files, it is known under which key the weights are.
+SHARDED = """
+import runpy, shutil, sys
+sys.path.append({tests!r})
+import torch, torch.distributed.checkpoint as parts
+import tiny
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
+from lq_plugin import StaticQuantization
+from lq_plugin.errors import ConfigError
+
+class Sharded(tiny.Tiny):
+    def configure_model(self):
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+def consolidate(namespace, folder):
+    sys.argv = ["", folder]
+    runpy.run_module(f"lightning.{{namespace}}.utilities.consolidate_checkpoint", run_name="__main__")
+
+def fit(callback):
+    strategy = ModelParallelStrategy()
+    tiny.fit(".", Sharded(), callback, max_steps=1, limit_val_batches=1, strategy=strategy, devices=1)
+
+fit(ModelCheckpoint(".", "parallel"))
+consolidate("fabric", "parallel.ckpt")
+saved = torch.load("parallel.ckpt.consolidated", weights_only=True)
+pieces = {{"model": saved.pop("state_dict"), "optimizer_0": saved.pop("optimizer_0")}}
+parts.save(pieces, checkpoint_id="fsdp.ckpt", no_dist=True)
+torch.save(saved, "fsdp.ckpt/meta.pt")
+consolidate("pytorch", "fsdp.ckpt")
+try:
+    fit(StaticQuantization())
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of sharded checkpoints, and what is said of our callbacks beside such a strategy."""
+    folder = tmp_path_factory.mktemp("sharded")
+    (folder / "script.py").write_text(SHARDED.format(tests=str(Path(tiny.__file__).parent)))
+    done = commands.run("script.py", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize(("name", "namespace"), [("parallel", "fabric"), ("fsdp", "pytorch")])
+def test_a_sharded_checkpoint_is_quantized_as_one_file(
+    name: str, namespace: str, sharded: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sharded[0] / f"{name}.ckpt"
+    with pytest.raises(ConfigError, match=rf"is a folder.* lightning\.{namespace}\.utilities\.consolidate_checkpoint"):
+        quantize(configured("quantize", f"ckpt_path={file}"))
+    quantize(configured("quantize", f"ckpt_path={file}.consolidated", "algorithms=none"))
+    assert "calibrating 'static' in a separate validation pass" in capsys.readouterr().out
+
+
+def test_a_strategy_that_splits_parameters_is_refused_before_training(sharded: tuple[Path, str]) -> None:
+    assert "strategy: ModelParallelStrategy splits the parameters over processes, and StaticQuantization" in sharded[1]
+    assert "then run lq-quantize ckpt_path=FILE; if the checkpoint is a folder, first convert it" in sharded[1]
 
 
 class Optimized(tiny.Tiny):

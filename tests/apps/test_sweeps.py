@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ import commands
 import pytest
 
 from lq_plugin import find_results
+from lq_plugin.report.leaderboard import leaderboard
 
 QUICK = ("recipe=mnist_cnn", "data.samples=30", "trainer.max_epochs=1", "callbacks.progress=null", "export=pt2")
 PLAIN = ("quantization=none", "export=none", "evaluation=none")
@@ -97,6 +99,9 @@ def test_a_killed_sweep_that_is_started_again_skips_what_finished(whole: Whole, 
     (board_file,) = tmp_path.glob("multirun/2026-01-02/*/leaderboard.json")
     assert without_paths(board_file) == without_paths(*whole[0].glob("multirun/*/*/leaderboard.json"))
     assert len(find_results(board_file.parent)) == 4
+    both = leaderboard(tmp_path / "multirun")
+    assert [row.run for row in both.artifacts] == [f"2026-01-02/12-00-00/{job}" for job in range(4)]
+    assert "the results: 2026-01-01/12-00-00/0 (now 2026-01-02/12-00-00/0), 2026-01-01/12-00-00/1" in str(both.notes)
 
 
 def test_a_fit_is_reused_without_what_trained_it_and_without_unpickling(tmp_path: Path) -> None:
@@ -171,13 +176,22 @@ def test_nothing_that_could_be_made_is_an_error(tmp_path: Path) -> None:
 
 
 def test_optuna_optimizes_two_objectives_within_the_budget(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "export=onnx", evaluated=TIMED)
+    options = ("-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "export=onnx")
+    done = run(tmp_path, *options, evaluated=TIMED)
     assert done.returncode == 0, done.stderr
     assert count(done, "fitting") == 1
     assert (tmp_path / "fits" / "studies.journal").is_file()
     best = [line for line in done.stdout.splitlines() if line.startswith("lq_plugin:   trial")]
     assert re.match(r".*trial \d: metric [\d.]+, latency_ms [\d.]+, over_budget -?[\d.]+ with observer=minmax", best[0])
-    assert [row["latency_ms"] > 0 for row in board(tmp_path)["artifacts"]] == [True, True]
+    first, second = (row["latency_ms"] for row in board(tmp_path)["artifacts"])
+    assert min(first, second) > 0
+    (gone,) = tmp_path.glob("multirun/*/*/0")
+    shutil.rmtree(gone)
+    again = run(tmp_path, *options, "hydra.sweep.dir=again", evaluated=TIMED)
+    assert again.returncode == 0, again.stderr
+    assert count(again, f"1 earlier job of this sweep cannot be listed, because {gone} is gone") == 1
+    resumed = json.loads((tmp_path / "again" / "leaderboard.json").read_text())["artifacts"]
+    assert [row["latency_ms"] for row in resumed] == [second]
 
 
 def test_a_sweep_for_the_worst_ends_before_training(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from tiny import CLASSES, SIDE, Tiny, fit
 from torch import Tensor, nn
 
 from lq_plugin import ArtifactExport, DynamicQuantization, StaticQuantization
 from lq_plugin.callbacks.quantizing import QuantizingCallback
+from lq_plugin.callbacks.sanity import check_strategy
 from lq_plugin.errors import ConfigError, UnsupportedError
 
 
@@ -155,3 +157,19 @@ def test_the_same_callbacks_serve_a_fit_of_a_model_that_they_can_quantize(tmp_pa
     assert (static.candidate is None, dynamic.candidate is None) == (True, False)
     fit(tmp_path, Tiny(), static, dynamic, enable_checkpointing=False)
     assert (static.candidate is None, dynamic.candidate is None) == (False, False)
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """Says what the one of Lightning says, which cannot be made without the package deepspeed."""
+
+    zero_stage_3 = True
+
+
+def test_strategies_that_split_parameters_are_known_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"FSDPStrategy splits .* run lq-quantize .*pytorch\.utilities\.consolidate"):
+        check_strategy(FSDPStrategy(), "StaticQuantization")
+    strategy = type("Mine", (DeepSpeedStrategy,), {})()
+    with pytest.raises(ConfigError, match=r"Mine splits .*convert_zero_checkpoint_to_fp32_state_dict"):
+        check_strategy(strategy, "StaticQuantization")
+    strategy.zero_stage_3 = False
+    check_strategy(strategy, "StaticQuantization")

@@ -92,6 +92,18 @@ def notes(board: Leaderboard) -> list[str]:
     return [note for note in board.notes if "only their figures are left" not in note]
 
 
+def test_results_that_were_taken_over_are_listed_once_and_others_always(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    made = content | {"config": content["config"] | {"run": {"paths": {"output_dir": "first"}}}}
+    for run in ("1", "2", "10"):
+        put(tmp_path / run, made)
+    put(tmp_path / "3", made, entry(content, "run again", 0.5, 1.0, 9))
+    board = leaderboard(tmp_path)
+    assert list(board.manifests) == ["3", "10"]
+    assert "Listed once, because a later sweep took over the results: 1 (now 10), 2 (now 10)." in board.notes
+
+
 def test_a_row_says_what_the_manifest_says(real: Path, content: dict[str, Any]) -> None:
     board = leaderboard(real)
     assert [row.label for row in board.artifacts] == ["static/onnx", "minmax/onnx"]

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from lq_plugin.errors import MissingExtraError
 from lq_plugin.progress import note
-from lq_plugin.report import manifest, run_page
+from lq_plugin.report import manifest, readme, run_page
 from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.steps import attempt
 
@@ -64,7 +64,11 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def write_page(folder: Path, content: Manifest) -> None:
-    """Write the page of a run beside its manifest; why there is none is said in one line."""
+    """Write the page of a run beside its manifest, and what its artifacts say of themselves into their folders.
+
+    Why there is no page is said in one line.
+    """
+    attempt(f"no {readme.FILE} in the folders of the artifacts", partial(readme.write, folder, content))
     step = attempt(
         f"no {run_page.FILE}", partial(run_page.write, folder, content), expected=(MissingExtraError, OSError)
     )

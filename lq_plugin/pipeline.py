@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, formats_of
@@ -20,7 +19,7 @@ from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
-from lq_plugin.exporting import exported
+from lq_plugin.exporting import exported, provenance
 from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial, ValueRange
@@ -305,7 +304,7 @@ def _with_manifest(
         selected=select(entries),
         unselected=unselected(entries),
         budget=budget,
-        calibration={name: _provenance(candidate) for name, candidate in candidates.items()},
+        calibration={name: provenance(candidate) for name, candidate in candidates.items()},
         notes=_notes(run.plan.jobs, candidates),
         steps=tuple(step for learning in learnt for step in learning.steps),
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
@@ -339,11 +338,3 @@ def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[
         job.name: (*job.source.notes, *candidates[job.name].notes)[:MOST] for job in jobs if job.name in candidates
     }
     return {name: tuple(text[:LONGEST_VALUE] for text in notes) for name, notes in found.items() if notes}
-
-
-def _provenance(candidate: Candidate) -> Mapping[str, Any]:
-    """Where a candidate's weights and statistics come from, and what its algorithms learnt from."""
-    origin = vars(candidate.provenance)
-    if candidate.learning is None:
-        return origin
-    return {**origin, "algorithms": {key: item for key, item in vars(candidate.learning).items() if key != "steps"}}

@@ -8,6 +8,7 @@ A format holds a graph, or, as ``torch`` does, the INT8 layers of a module, arou
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ from lq_plugin.durable import put_in_place
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.signature import Signature
+from lq_plugin.scheme import as_dict
 
 if TYPE_CHECKING:
     from lq_plugin.candidate import Candidate, DynamicCandidate
@@ -62,6 +64,10 @@ class Format:
             profiler; called with the flat inputs of a call and a number of threads.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
+        annotate: says in that folder's files what made them and from what; called with texts by name.
+        code: imports, an empty line, and Python that runs the file named ``file`` with nothing but numpy and the
+            runtime, from ``inputs``, a list of arrays, to ``outputs``, a sequence of arrays; empty where a class is
+            needed.
         never_saturates: whether its kernels use 7 bits for a layer's input where 8 could saturate.
     """
 
@@ -78,6 +84,8 @@ class Format:
     profile: Callable[[Path, Sequence[Tensor], int | None], Sequence[Duration]] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
+    annotate: Callable[[Path, Mapping[str, str]], None] | None = None
+    code: str = ""
     never_saturates: bool = False
 
     @property
@@ -98,6 +106,8 @@ FORMATS: Mapping[str, Format] = {
         load=onnx.load,
         kernels=onnx.kernels,
         profile=onnx_profile.profile,
+        annotate=onnx.annotate,
+        code=onnx.CODE,
     ),
     "openvino": Format(
         "openvino",
@@ -108,6 +118,7 @@ FORMATS: Mapping[str, Format] = {
         load=openvino.load,
         kernels=openvino.kernels,
         profile=openvino.profile,
+        code=openvino.CODE,
     ),
     "pt2": Format(
         "torch",
@@ -117,6 +128,7 @@ FORMATS: Mapping[str, Format] = {
         export=pt2.export,
         load=pt2.load,
         module=pt2.load_module,
+        code=pt2.CODE,
         refuses={"dynamic": "torch.export cannot capture torch's dynamic INT8 layers; the format 'torch' holds them"},
     ),
     "torch": Format(
@@ -232,7 +244,9 @@ def _recall(candidate: Any, path: Path) -> None:
 def _written(candidate: Candidate, folder: Path, format_name: str, threads: int | None) -> Coverage:
     """Write the runtime's own files."""
     try:
-        return _write(candidate, folder, FORMATS[format_name], threads)
+        coverage = _write(candidate, folder, FORMATS[format_name], threads)
+        if (annotate := FORMATS[format_name].annotate) is not None:
+            annotate(folder, _properties(candidate))
     except (LqError, OSError):
         raise
     except Exception as error:
@@ -240,6 +254,16 @@ def _written(candidate: Candidate, folder: Path, format_name: str, threads: int 
             f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} ({_reason(error)}). The other "
             "formats are not affected."
         ) from error
+    return coverage
+
+
+def _properties(candidate: Candidate) -> dict[str, str]:
+    """What a file says of its origin: what decides its bytes, so nothing that is measured, and no time or place."""
+    return {
+        "lq_plugin.candidate": candidate.name,
+        "lq_plugin.scheme": json.dumps(as_dict(candidate.scheme), sort_keys=True),
+        "lq_plugin.weights": candidate.provenance.digest,
+    }
 
 
 def _reason(error: Exception) -> str:

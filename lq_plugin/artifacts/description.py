@@ -121,6 +121,19 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
     Raises:
         ArtifactError: it is not an artifact, or a file in it is missing, was changed, or leads out of the folder.
     """
+    artifact = described(folder, formats)
+    for name, expected in artifact.files.items():
+        _check_file(folder / name, expected)
+    for name in sorted({*formats[artifact.format].further_files} - artifact.files.keys()):
+        if os.path.lexists(folder / name):  # or the runtime would open it
+            raise ArtifactError(
+                f"path: {str(folder / name)!r} is not listed in {FILE}. It does not belong to this artifact: remove it."
+            )
+    return artifact
+
+
+def described(folder: Path, formats: Mapping[str, Files]) -> Artifact:
+    """Read an artifact's description alone, without the files that it describes; see :func:`read`."""
     try:
         content = read_json(folder / FILE)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -140,13 +153,6 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
         raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read: {reason}. Export again.") from error
     if content.pop("sha256", None) != checksums.of_json(content):
         raise ArtifactError(f"path: {str(folder / FILE)!r} was changed after export. Export again.")
-    for name, expected in artifact.files.items():
-        _check_file(folder / name, expected)
-    for name in sorted({*formats[artifact.format].further_files} - artifact.files.keys()):
-        if os.path.lexists(folder / name):  # or the runtime would open it
-            raise ArtifactError(
-                f"path: {str(folder / name)!r} is not listed in {FILE}. It does not belong to this artifact: remove it."
-            )
     return artifact
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import mmap
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 WEIGHTS = f"{FILE}.data"
+CODE = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+outputs = session.run(None, {given.name: value for given, value in zip(session.get_inputs(), inputs, strict=True)})
+"""
 _ORIGIN = "origin"
 _SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime appends to the name of a node that it replaces
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
@@ -57,6 +64,18 @@ def export(graph: Graph, folder: Path, runtime: str = "onnxruntime") -> None:
     with muted():
         program.save(str(folder / FILE), external_data=weights > _SINGLE_FILE_LIMIT)
     checker.check_model(str(folder / FILE), full_check=True)
+
+
+def annotate(folder: Path, properties: Mapping[str, str]) -> None:
+    """Say in the model what made it and from what, as ``metadata_props``.
+
+    Messages of protobuf are merged when their bytes follow one another, so weights are neither read nor moved.
+    """
+    onnx = require("onnx", "onnx", "formats: 'onnx'")
+    message = onnx.ModelProto(producer_name="lq_plugin", producer_version=importlib.metadata.version("lq_plugin"))
+    onnx.helper.set_model_props(message, dict(properties))
+    with (folder / FILE).open("ab") as stream:
+        stream.write(message.SerializeToString())
 
 
 def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:

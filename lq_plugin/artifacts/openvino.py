@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 FILE = "model.xml"
 FILES = (FILE, "model.bin")
+CODE = """\
+import openvino
+
+settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+outputs = openvino.Core().compile_model(file, "CPU", settings)(inputs).to_tuple()
+"""
 _INT8 = ("i8", "u8")
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO makes; those of operators are in lower case
 # Types of its kernels and the operators that they compute. An attention is one kernel for several products, and it

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lq_plugin.artifacts import signing
 from lq_plugin.errors import MissingExtraError
 from lq_plugin.progress import note
 from lq_plugin.report import manifest, readme, run_page
@@ -74,3 +75,10 @@ def write_page(folder: Path, content: Manifest) -> None:
     )
     if step.error is not None and isinstance(step.error, MissingExtraError | OSError):
         note(f"no {run_page.FILE}: {step.error}")
+
+
+def sign_artifacts(folder: Path, content: Manifest, key: str) -> None:
+    """Sign the artifacts of a run, when nothing is written to their folders any more."""
+    for entry in content.artifacts:
+        if entry.path is not None:
+            attempt(f"{entry.label} could not be signed", partial(signing.sign, folder / entry.path, key))

@@ -23,7 +23,7 @@ from lq_plugin.exporting import exported, provenance
 from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial, ValueRange
-from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, write_page
+from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, sign_artifacts, write_page
 from lq_plugin.placing import Candidates, placed, recalled
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest
@@ -62,6 +62,8 @@ def finish(plan: Plan, store: Store) -> Finished:
                 finished = _delivered(run)
                 if finished.manifest is not None:
                     write_page(plan.folder, finished.manifest)
+                    if plan.sign is not None:
+                        sign_artifacts(plan.folder, finished.manifest, plan.sign)
     store.complete()
     return finished
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lq_plugin import cpu
-from lq_plugin.artifacts import description, onnx, onnx_dynamic, onnx_profile, openvino, pt2, torch_layers
+from lq_plugin.artifacts import description, onnx, onnx_dynamic, onnx_profile, openvino, pt2, signing, torch_layers
 from lq_plugin.artifacts.description import Artifact as Artifact
 from lq_plugin.coverage import Coverage, Duration, Kernel
 from lq_plugin.durable import put_in_place
@@ -309,7 +309,12 @@ def read(path: str | os.PathLike[str]) -> Artifact:
     return description.read(Path(path), FORMATS)
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, factory: Factory | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    factory: Factory | None = None,
+    verify: str | os.PathLike[str] | None = None,
+) -> nn.Module:
     """Load an artifact as a module with the call signature and output structure of its target.
 
     Lightning is not needed, nor is the user's code for a format that holds a graph. Nothing is unpickled.
@@ -320,13 +325,17 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
             threads of torch, see ``torch.set_num_threads``.
         factory: for the format ``"torch"``: the target's class, or anything that returns a float module of the same
             structure when called without arguments.
+        verify: PEM file of the public key of who signed it, see :func:`~lq_plugin.sign`; what is not signed with that
+            key, or not as it was signed, is refused.
 
     Raises:
         ArtifactError: the folder is not an artifact, a file in it is missing, was changed or is refused by its runtime,
-            or the factory's module has another structure.
-        ConfigError: the format needs a factory, and none was given.
-        MissingExtraError: its runtime is not installed.
+            the signature does not match, or the factory's module has another structure.
+        ConfigError: the format needs a factory, and none was given, or ``verify`` is no public key.
+        MissingExtraError: its runtime is not installed, or what checks signatures.
     """
+    if verify is not None:
+        signing.check(path, verify)
     artifact = read(path)
     _warn_of_saturation(artifact)
     chosen = FORMATS[artifact.format]

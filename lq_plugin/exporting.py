@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read
+from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read, rearranged
 from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.artifacts.layout import PLAIN
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedError
 from lq_plugin.evaluation.latency import Latency
@@ -134,6 +135,7 @@ def exported(
     store: Store,
     threads: int | None,
     told: set[str],
+    layout: str = PLAIN,
 ) -> Entry:
     """Make one artifact of a candidate and record the outcome; what cannot be made is recorded with the reason.
 
@@ -144,6 +146,7 @@ def exported(
         folder: of the run.
         store: steps that earlier runs have finished.
         threads: number of threads that the runtime will use; ``None`` for its choice.
+        layout: of the artifact's folder.
         told: why graphs could not be captured, as far as it was logged; the same reason is not logged in full again.
     """
     entry = Entry(job.name, job.scheme.method, FORMATS[format_name].runtime, format_name)
@@ -151,7 +154,8 @@ def exported(
 
     def export() -> Artifact:
         assert candidate.result is not None
-        return artifact_of(candidate.result, path, format_name, store, threads)
+        artifact = artifact_of(candidate.result, path, format_name, store, threads)
+        return artifact if layout == PLAIN else rearranged(artifact)
 
     step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError, CaptureError))
     if isinstance(step.error, CaptureError) and candidate.result is not None:

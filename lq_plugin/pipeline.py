@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, formats_of
+from lq_plugin.artifacts.layout import HUGGINGFACE
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.distributions import value_ranges
 from lq_plugin.errors import is_mistake
@@ -20,6 +21,7 @@ from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, c
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.exporting import exported, provenance
+from lq_plugin.hub import hand_over
 from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial, ValueRange
@@ -62,10 +64,22 @@ def finish(plan: Plan, store: Store) -> Finished:
                 finished = _delivered(run)
                 if finished.manifest is not None:
                     write_page(plan.folder, finished.manifest)
-                    if plan.sign is not None:
-                        sign_artifacts(plan.folder, finished.manifest, plan.sign)
+                    _handed_over(plan, plan.folder, finished.manifest)
     store.complete()
     return finished
+
+
+def _handed_over(plan: Plan, folder: Path, content: Manifest) -> None:
+    """Complete the artifacts' folders when nothing is measured any more; the signature comes last."""
+    if plan.layout == HUGGINGFACE:
+        made = {entry.candidate for entry in content.artifacts if entry.path is not None}
+        jobs = [job for job in plan.jobs if job.name in made]
+        attempt(
+            "the artifacts' folders lack what Hugging Face's libraries read beside a model",
+            lambda: hand_over(folder, content, {job.name: job.source.float_target for job in jobs}),
+        )
+    if plan.sign is not None:
+        sign_artifacts(folder, content, plan.sign)
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,8 @@ class _Run:
     made: dict[str, Entry] = field(default_factory=dict)  # what is known of the artifacts so far, by label
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
-        entry = exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
+        plan = self.plan
+        entry = exported(job, candidate, format_name, self.folder, self.store, plan.threads, self.told, plan.layout)
         known = self.placing and self.placing.known(candidate.result, format_name)
         entry = replace(entry, placement=known.reason) if known and entry.path is not None else entry
         self.made[entry.label] = entry

@@ -300,6 +300,12 @@ def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_nam
     )
 
 
+def rearranged(artifact: Artifact) -> Artifact:
+    """Return an artifact whose files have the names that Hugging Face's libraries look for; see ``layout.py``."""
+    description.rearrange(artifact)
+    return read(artifact.path)
+
+
 def read(path: str | os.PathLike[str]) -> Artifact:
     """Read an artifact's description and check every file against it.
 

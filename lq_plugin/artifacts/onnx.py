@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.onnx_passes import PASSES
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
@@ -20,6 +21,8 @@ from lq_plugin.coverage import Kernel
 from lq_plugin.errors import ArtifactError, require
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
+from lq_plugin.graph.signature import Signature
+from lq_plugin.graph.structure import results_of
 from lq_plugin.graph.torch_patches import onnx_functions_parsed_once, operators_found_once
 from lq_plugin.noise import muted
 
@@ -35,6 +38,7 @@ session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 outputs = session.run(None, {given.name: value for given, value in zip(session.get_inputs(), inputs, strict=True)})
 """
 _ORIGIN = "origin"
+_OUTPUT = "output"
 _SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime appends to the name of a node that it replaces
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 # Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
@@ -96,7 +100,30 @@ def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgr
         _name_operators(program)
         for rewrite in PASSES[runtime]:
             rewrite(program.model)
+        _name_outputs(program.model, graph.signature)
     return program
+
+
+def _name_outputs(model: ir.Model, signature: Signature) -> None:
+    """Name outputs as the target does, because libraries look for ``logits``: ``output``, if it is a tensor alone.
+
+    No two values of a graph have one name, so a name that is taken gets a suffix. An output that is an input too, or
+    another output, keeps its name.
+    """
+    outputs = list(model.graph.outputs)
+    nodes = list(model.graph.all_nodes())
+    taken = {str(value.name) for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
+    taken |= {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    for name, structure in results_of(signature.output, _OUTPUT):
+        value = outputs[next(iter(structure.values()))]
+        if value.producer() is None or outputs.count(value) > 1:
+            continue
+        wanted = re.sub(r"\W", "_", name.removeprefix(f"{_OUTPUT}."))
+        wanted = f"{_OUTPUT}_{wanted}" if wanted[:1].isdigit() else wanted
+        while wanted in taken - {value.name}:
+            wanted += "_out"
+        taken.add(wanted)
+        value.name = wanted
 
 
 def _name_operators(program: torch.onnx.ONNXProgram) -> None:
@@ -169,7 +196,8 @@ def _nodes_of_grus(graph: ir.Graph) -> Iterator[ir.Node]:
 def _session(folder: Path, threads: int | None, optimized: Path | None = None) -> Any:
     """Open the model in onnxruntime, which also writes the graph that it made of it, if a file is given."""
     ort = require("onnxruntime", "onnx", "load: an ONNX artifact")
-    _check_weights(folder / FILE)
+    file = place(folder, FILE)
+    _check_weights(file)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its exceptions say what it would print about an error
     if threads is not None:
@@ -179,7 +207,7 @@ def _session(folder: Path, threads: int | None, optimized: Path | None = None) -
         # Apart, because a protobuf message ends at 2 GiB.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
     # Its fallback only tries the same provider again after an error, and prints so.
-    return ort.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"], enable_fallback=False)
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], enable_fallback=False)
 
 
 def _check_weights(file: Path) -> None:

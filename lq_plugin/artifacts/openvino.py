@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lq_plugin.artifacts import onnx
+from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.profiled_calls import CALLS, typical
 from lq_plugin.coverage import Duration, Kernel
 from lq_plugin.errors import require
@@ -117,7 +118,7 @@ def _compiled(folder: Path, threads: int | None, **further: str) -> openvino.Com
     """
     ov = require("openvino", "openvino", "load: an OpenVINO artifact")
     reader = ov.frontend.FrontEndManager().load_by_framework("ir")
-    model = reader.convert(reader.load(str(folder / FILE)))
+    model = reader.convert(reader.load(str(place(folder, FILE))))
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **further}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)

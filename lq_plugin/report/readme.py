@@ -13,8 +13,9 @@ from typing import Any
 
 from lq_plugin.artifacts import description
 from lq_plugin.artifacts.base import FORMATS, Artifact
+from lq_plugin.artifacts.layout import renamed
 from lq_plugin.graph.signature import Parameter, Signature
-from lq_plugin.graph.structure import IN_ORDER, Structure, name_of
+from lq_plugin.graph.structure import IN_ORDER, Structure, name_of, results_of
 from lq_plugin.printing import counted, line
 from lq_plugin.report import formats, repeating
 from lq_plugin.report.manifest import Entry, Fp32, Manifest, replace_file
@@ -81,20 +82,10 @@ def _called(signature: Signature | None) -> Iterator[str]:
         yield "It is called like the class that it is loaded into, and returns what that returns."
         return
     inputs = [("input", name, each) for name, each in signature.tensors()]
-    outputs = [("output", name, each) for name, each in _results(signature.output, "output")]
+    outputs = [("output", name, each) for name, each in results_of(signature.output, "output")]
     rows = [(kind, name, each.get("dtype", "int64"), _shape(each)) for kind, name, each in (*inputs, *outputs)]
     yield _table(("", "name", "dtype", "shape"), rows)
     yield "A dimension `any` is dynamic: it may have any size that the model's operators allow."
-
-
-def _results(structure: Structure, name: str) -> Iterator[tuple[str, Structure]]:
-    """Name and structure of every flat output, in the order of the output; numbers that follow from sizes are too."""
-    ((kind, content), *_) = structure.items()
-    if kind in ("tensor", "int"):
-        yield name, structure
-    elif isinstance(content, list):
-        for key, item in content:
-            yield from _results(item, f"{name}.{key}")
 
 
 def _shape(structure: Structure) -> str:
@@ -149,7 +140,8 @@ def _running(artifact: Artifact, entry: Entry, manifest: Manifest) -> Iterator[s
     yield f"With {artifact.runtime} alone, which checks nothing; inputs and outputs are in the order of the table:"
     arrays = ", ".join(_filled("np", each) for _, each in artifact.signature.tensors())
     imports, _, code = FORMATS[artifact.format].code.partition("\n\n")
-    file = FORMATS[artifact.format].files[0]
+    plain = FORMATS[artifact.format].files[0]
+    file = plain if plain in artifact.files else renamed(plain)
     yield _block(f"import numpy as np\n{imports}\n\nfile = {file!r}\ninputs = [{arrays}]\n{code}")
     yield f"{_code(f'python {SCRIPT} [INPUTS.npz] [--output OUTPUTS.npz]')} does the same, with inputs by name."
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from damage.tampering import batch, network
 from huggingface_hub import ModelCard
+from keys import Keys, keys
 from tiny import Images, Tiny, fit
 from torch import Tensor, nn
 
@@ -52,9 +53,15 @@ class Model(Tiny):
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return keys(tmp_path_factory.mktemp("mine"), "key")
+
+
+@pytest.fixture(scope="module")
+def quantized(mine: Keys, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run that signs what it hands over."""
     folder = tmp_path_factory.mktemp("run")
-    export = ArtifactExport(["onnx", "openvino"], layout="huggingface")
+    export = ArtifactExport(["onnx", "openvino"], layout="huggingface", sign=mine.private)
     fit(folder, Model(), StaticQuantization(algorithms=()), export, Int8Evaluation(latency=None), data=Images())
     return folder / "quantized"
 
@@ -91,6 +98,16 @@ def test_libraries_find_what_a_run_made(quantized: Path) -> None:
         assert card.data.to_dict() == {"tags": ["lq_plugin", "int8", folder.name, *runtime]}
         assert "val/acc" in card.text
         assert json.loads((folder / "config.json").read_text()) == {"model_type": "bert"}
+
+
+def test_a_run_signs_all_that_is_in_the_folder(quantized: Path, mine: Keys, tmp_path: Path) -> None:
+    for name in ("README.md", "config.json", "onnx/model_quantized.onnx"):
+        folder = tmp_path / name.partition(".")[0]
+        copy_folder(quantized / "static" / "onnx", folder)
+        assert lq_plugin.load(folder, verify=mine.public)
+        (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+        with pytest.raises(ArtifactError, match=rf"is not what the owner .* signed \(.*'{name}'"):
+            lq_plugin.load(folder, verify=mine.public)
 
 
 def test_the_manifest_lists_the_files_where_they_are(quantized: Path) -> None:
@@ -141,31 +158,22 @@ def test_a_module_without_a_configuration_has_none() -> None:
 
 
 class Odd(nn.Module):
-    """Outputs whose names are taken, that are an input, that are returned twice, and that are no words."""
+    """Outputs whose names are taken, that are an input, and that are no words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
 
     def forward(self, x: Tensor, logits: Tensor) -> dict[str, Any]:
-        linear = x @ x.transpose(1, 2)
-        return {"logits": linear, "logits_out": linear * 2, "x": x, "a b": (linear, linear.shape[0]), "0": linear + 1}
+        linear = self.linear(x)
+        return {"logits": linear, "logits_out": linear + logits, "x": x, "a b": (linear * 2, x.shape[0]), "0": x + 1}
 
 
 def test_outputs_have_names_of_their_own(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
-    given = (torch.randn(3, 4, 4), torch.randn(3, 1))
-    made = Whole(model, Odd())
-    candidate = lq_plugin.quantize(made, [given], Scheme(algorithms=()))
+    given = (torch.randn(3, 4), torch.randn(3, 1))
+    candidate = lq_plugin.quantize(Odd(), [given], Scheme(algorithms=()))
     folder = lq_plugin.export(candidate, tmp_path, ["onnx"])["onnx"].path
     names = [value.name for value in onnxruntime.InferenceSession(folder / "model.onnx").get_outputs()]
-    assert len(set(names)) == len(names)
-    assert {"logits_out", "output_0"} <= set(names)
-    assert "logits" not in names
-    result = lq_plugin.load(folder)(*given)
-    assert list(result) == ["logits", "logits_out", "x", "a b", "0"]
-
-
-class Whole(nn.Module):
-    def __init__(self, first: nn.Module, then: nn.Module) -> None:
-        super().__init__()
-        self.first, self.then = first, then
-
-    def forward(self, x: Tensor, logits: Tensor) -> Any:
-        return self.then(self.first(x), logits)
+    assert len({*names, "logits"}) == len(names) + 1  # which is an input
+    assert {"logits_out", "logits_out_out", "a_b_0", "output_0"} <= set(names)
+    assert list(lq_plugin.load(folder)(*given)) == ["logits", "logits_out", "x", "a b", "0"]

@@ -7,32 +7,15 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from damage.tampering import batch, signed_again
-from tiny import Images, Tiny, fit
+from keys import Keys, keys
 
 import lq_plugin
-from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
+from lq_plugin import ArtifactExport
 from lq_plugin.errors import ArtifactError, ConfigError, MissingExtraError
-
-
-class Keys(NamedTuple):
-    private: str
-    public: str
-
-
-def keys(folder: Path, name: str, made: Any = None, password: bytes | None = None) -> Keys:
-    made = made or ec.generate_private_key(ec.SECP256R1())
-    hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(made.private_bytes(pem, pkcs8, hidden))
-    public.write_bytes(made.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return Keys(str(private), str(public))
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +148,3 @@ def test_the_missing_library_is_named(signed: Path, mine: Keys, monkeypatch: pyt
     with pytest.raises(MissingExtraError, match=r"verify needs .*pip install 'lq_plugin\[signing\]'"):
         lq_plugin.load(signed, verify=mine.public)
     assert lq_plugin.load(signed)
-
-
-def test_a_run_signs_its_artifacts_with_all_that_is_said_of_them(mine: Keys, tmp_path: Path) -> None:
-    export = ArtifactExport(["onnx"], sign=mine.private)
-    fit(tmp_path, Tiny(), StaticQuantization(algorithms=()), export, Int8Evaluation(latency=None), data=Images())
-    folder = tmp_path / "quantized" / "static" / "onnx"
-    assert "val/acc" in (folder / "README.md").read_text()
-    assert lq_plugin.load(folder, verify=mine.public)
-    readme_changed(folder)
-    with pytest.raises(ArtifactError, match=r"README.md"):
-        lq_plugin.load(folder, verify=mine.public)

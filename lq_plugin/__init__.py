@@ -50,6 +50,7 @@ __all__ = [
     "load",
     "quantize",
     "sensitivity",
+    "sign",
 ]
 
 # Imported when first used: a process that only loads an artifact needs neither Lightning nor torchao.
@@ -80,6 +81,7 @@ _HOMES = {
     "load": "lq_plugin.artifacts.base",
     "quantize": "lq_plugin.functional",
     "sensitivity": "lq_plugin.search.sensitivity",
+    "sign": "lq_plugin.artifacts.signing",
 }
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read
+from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read, rearranged
 from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.artifacts.layout import PLAIN
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedError
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement, placed_as
 from lq_plugin.jobs import Job
 from lq_plugin.progress import doing, note
-from lq_plugin.report.manifest import Entry
+from lq_plugin.report import readme
+from lq_plugin.report.environment import environment
+from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.steps import Step, attempt, logger, reason_of, say
 from lq_plugin.store import STORE, Store, remove
 
@@ -75,7 +79,19 @@ def export(
         raise UnsupportedError(f"formats: {list(asked)} cannot be made from candidate {candidate.name!r}: {refused}.")
     for name, reason in refused.items():
         logger.warning("%s/%s is unsupported: %s", candidate.name, name, reason)
+    readme.write(Path(folder), _manifest(candidate, artifacts, Path(folder)))
     return artifacts
+
+
+def _manifest(candidate: Candidate, artifacts: Mapping[str, Artifact], folder: Path) -> Manifest:
+    """What is known of artifacts that nothing was measured of."""
+    entries = [Entry(candidate.name, one.method, one.runtime, one.format) for one in artifacts.values()]
+    made = zip(entries, artifacts.values(), strict=True)
+    return Manifest(
+        artifacts=tuple(entry.exported(artifact, folder) for entry, artifact in made),
+        calibration={candidate.name: provenance(candidate)},
+        environment=environment(),
+    )
 
 
 def _placed_artifact(
@@ -119,6 +135,7 @@ def exported(
     store: Store,
     threads: int | None,
     told: set[str],
+    layout: str = PLAIN,
 ) -> Entry:
     """Make one artifact of a candidate and record the outcome; what cannot be made is recorded with the reason.
 
@@ -129,6 +146,7 @@ def exported(
         folder: of the run.
         store: steps that earlier runs have finished.
         threads: number of threads that the runtime will use; ``None`` for its choice.
+        layout: of the artifact's folder.
         told: why graphs could not be captured, as far as it was logged; the same reason is not logged in full again.
     """
     entry = Entry(job.name, job.scheme.method, FORMATS[format_name].runtime, format_name)
@@ -136,7 +154,8 @@ def exported(
 
     def export() -> Artifact:
         assert candidate.result is not None
-        return artifact_of(candidate.result, path, format_name, store, threads)
+        artifact = artifact_of(candidate.result, path, format_name, store, threads)
+        return artifact if layout == PLAIN else rearranged(artifact)
 
     step = attempt(f"{entry.label} failed", export, candidate, expected=(UnsupportedError, CaptureError))
     if isinstance(step.error, CaptureError) and candidate.result is not None:
@@ -158,6 +177,14 @@ def _say_once(what: str, error: CaptureError, told: set[str]) -> None:
         logger.error("%s: no graph could be captured, see above.", what)
     else:
         told.add(say(what, error))
+
+
+def provenance(candidate: Candidate) -> Mapping[str, Any]:
+    """Return where a candidate's weights and statistics come from, and what its algorithms learnt from."""
+    origin = vars(candidate.provenance)
+    if candidate.learning is None:
+        return origin
+    return {**origin, "algorithms": {key: item for key, item in vars(candidate.learning).items() if key != "steps"}}
 
 
 def artifact_of(

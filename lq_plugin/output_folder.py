@@ -10,9 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lq_plugin.artifacts import signing
 from lq_plugin.errors import MissingExtraError
 from lq_plugin.progress import note
-from lq_plugin.report import manifest, run_page
+from lq_plugin.report import manifest, readme, run_page
 from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.steps import attempt
 
@@ -64,9 +65,20 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def write_page(folder: Path, content: Manifest) -> None:
-    """Write the page of a run beside its manifest; why there is none is said in one line."""
+    """Write the page of a run beside its manifest, and what its artifacts say of themselves into their folders.
+
+    Why there is no page is said in one line.
+    """
+    attempt(f"no {readme.FILE} in the folders of the artifacts", partial(readme.write, folder, content))
     step = attempt(
         f"no {run_page.FILE}", partial(run_page.write, folder, content), expected=(MissingExtraError, OSError)
     )
     if step.error is not None and isinstance(step.error, MissingExtraError | OSError):
         note(f"no {run_page.FILE}: {step.error}")
+
+
+def sign_artifacts(folder: Path, content: Manifest, key: str) -> None:
+    """Sign the artifacts of a run, when nothing is written to their folders any more."""
+    for entry in content.artifacts:
+        if entry.path is not None:
+            attempt(f"{entry.label} could not be signed", partial(signing.sign, folder / entry.path, key))

@@ -10,21 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, formats_of
+from lq_plugin.artifacts.layout import HUGGINGFACE
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.distributions import value_ranges
 from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
-from lq_plugin.exporting import exported
+from lq_plugin.exporting import exported, provenance
+from lq_plugin.hub import hand_over
 from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial, ValueRange
-from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, write_page
+from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, sign_artifacts, write_page
 from lq_plugin.placing import Candidates, placed, recalled
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest
@@ -63,8 +64,22 @@ def finish(plan: Plan, store: Store) -> Finished:
                 finished = _delivered(run)
                 if finished.manifest is not None:
                     write_page(plan.folder, finished.manifest)
+                    _handed_over(plan, plan.folder, finished.manifest)
     store.complete()
     return finished
+
+
+def _handed_over(plan: Plan, folder: Path, content: Manifest) -> None:
+    """Complete the artifacts' folders when nothing is measured any more; the signature comes last."""
+    if plan.layout == HUGGINGFACE:
+        made = {entry.candidate for entry in content.artifacts if entry.path is not None}
+        jobs = [job for job in plan.jobs if job.name in made]
+        attempt(
+            "the artifacts' folders lack what Hugging Face's libraries read beside a model",
+            lambda: hand_over(folder, content, {job.name: job.source.float_target for job in jobs}),
+        )
+    if plan.sign is not None:
+        sign_artifacts(folder, content, plan.sign)
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,8 @@ class _Run:
     made: dict[str, Entry] = field(default_factory=dict)  # what is known of the artifacts so far, by label
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
-        entry = exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
+        plan = self.plan
+        entry = exported(job, candidate, format_name, self.folder, self.store, plan.threads, self.told, plan.layout)
         known = self.placing and self.placing.known(candidate.result, format_name)
         entry = replace(entry, placement=known.reason) if known and entry.path is not None else entry
         self.made[entry.label] = entry
@@ -305,7 +321,7 @@ def _with_manifest(
         selected=select(entries),
         unselected=unselected(entries),
         budget=budget,
-        calibration={name: _provenance(candidate) for name, candidate in candidates.items()},
+        calibration={name: provenance(candidate) for name, candidate in candidates.items()},
         notes=_notes(run.plan.jobs, candidates),
         steps=tuple(step for learning in learnt for step in learning.steps),
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
@@ -339,11 +355,3 @@ def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[
         job.name: (*job.source.notes, *candidates[job.name].notes)[:MOST] for job in jobs if job.name in candidates
     }
     return {name: tuple(text[:LONGEST_VALUE] for text in notes) for name, notes in found.items() if notes}
-
-
-def _provenance(candidate: Candidate) -> Mapping[str, Any]:
-    """Where a candidate's weights and statistics come from, and what its algorithms learnt from."""
-    origin = vars(candidate.provenance)
-    if candidate.learning is None:
-        return origin
-    return {**origin, "algorithms": {key: item for key, item in vars(candidate.learning).items() if key != "steps"}}

@@ -34,6 +34,8 @@ class Plan:
             stops everything, and so does having no candidate at all.
         placement: ``"auto"``: operators of static candidates that INT8 slows down on a runtime go back to float there,
             where latency is measured; ``"runtime"``: placed as the runtime wants it, and nothing is measured for that.
+        layout: whose names the files of artifacts have: ``"plain"`` (our own) or ``"huggingface"``.
+        sign: PEM file of the private key that artifacts are signed with, if any.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -47,6 +49,8 @@ class Plan:
     seed: int | None = None
     trained: bool = True
     placement: str = "runtime"
+    sign: str | None = None
+    layout: str = "plain"
 
     @property
     def threads(self) -> int | None:

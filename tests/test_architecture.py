@@ -25,7 +25,7 @@ LAYERS = (
     "apps",
     "callbacks",
     "pipeline",
-    "exporting functional interruption jobs output_folder placing plan trials",
+    "exporting functional hub interruption jobs output_folder placing plan trials",
     "learnt refinement",
     "source steps store",
     "evaluation",

@@ -8,6 +8,7 @@ A format holds a graph, or, as ``torch`` does, the INT8 layers of a module, arou
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -22,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lq_plugin import cpu
-from lq_plugin.artifacts import description, onnx, onnx_dynamic, onnx_profile, openvino, pt2, torch_layers
+from lq_plugin.artifacts import description, onnx, onnx_dynamic, onnx_profile, openvino, pt2, signing, torch_layers
 from lq_plugin.artifacts.description import Artifact as Artifact
 from lq_plugin.coverage import Coverage, Duration, Kernel
 from lq_plugin.durable import put_in_place
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.signature import Signature
+from lq_plugin.scheme import as_dict
 
 if TYPE_CHECKING:
     from lq_plugin.candidate import Candidate, DynamicCandidate
@@ -62,6 +64,10 @@ class Format:
             profiler; called with the flat inputs of a call and a number of threads.
         rebuild: reads that folder into a module, around which the factory's result is put.
         refuses: why candidates of a method cannot be written, by method.
+        annotate: says in that folder's files what made them and from what; called with texts by name.
+        code: imports, an empty line, and Python that runs the file named ``file`` with nothing but numpy and the
+            runtime, from ``inputs``, a list of arrays, to ``outputs``, a sequence of arrays; empty where a class is
+            needed.
         never_saturates: whether its kernels use 7 bits for a layer's input where 8 could saturate.
     """
 
@@ -78,6 +84,8 @@ class Format:
     profile: Callable[[Path, Sequence[Tensor], int | None], Sequence[Duration]] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
+    annotate: Callable[[Path, Mapping[str, str]], None] | None = None
+    code: str = ""
     never_saturates: bool = False
 
     @property
@@ -98,6 +106,8 @@ FORMATS: Mapping[str, Format] = {
         load=onnx.load,
         kernels=onnx.kernels,
         profile=onnx_profile.profile,
+        annotate=onnx.annotate,
+        code=onnx.CODE,
     ),
     "openvino": Format(
         "openvino",
@@ -108,6 +118,7 @@ FORMATS: Mapping[str, Format] = {
         load=openvino.load,
         kernels=openvino.kernels,
         profile=openvino.profile,
+        code=openvino.CODE,
     ),
     "pt2": Format(
         "torch",
@@ -117,6 +128,7 @@ FORMATS: Mapping[str, Format] = {
         export=pt2.export,
         load=pt2.load,
         module=pt2.load_module,
+        code=pt2.CODE,
         refuses={"dynamic": "torch.export cannot capture torch's dynamic INT8 layers; the format 'torch' holds them"},
     ),
     "torch": Format(
@@ -232,7 +244,9 @@ def _recall(candidate: Any, path: Path) -> None:
 def _written(candidate: Candidate, folder: Path, format_name: str, threads: int | None) -> Coverage:
     """Write the runtime's own files."""
     try:
-        return _write(candidate, folder, FORMATS[format_name], threads)
+        coverage = _write(candidate, folder, FORMATS[format_name], threads)
+        if (annotate := FORMATS[format_name].annotate) is not None:
+            annotate(folder, _properties(candidate))
     except (LqError, OSError):
         raise
     except Exception as error:
@@ -240,6 +254,16 @@ def _written(candidate: Candidate, folder: Path, format_name: str, threads: int 
             f"formats: {format_name!r} cannot be made from candidate {candidate.name!r} ({_reason(error)}). The other "
             "formats are not affected."
         ) from error
+    return coverage
+
+
+def _properties(candidate: Candidate) -> dict[str, str]:
+    """What a file says of its origin: what decides its bytes, so nothing that is measured, and no time or place."""
+    return {
+        "lq_plugin.candidate": candidate.name,
+        "lq_plugin.scheme": json.dumps(as_dict(candidate.scheme), sort_keys=True),
+        "lq_plugin.weights": candidate.provenance.digest,
+    }
 
 
 def _reason(error: Exception) -> str:
@@ -276,6 +300,12 @@ def _describe(candidate: Candidate, coverage: Coverage, folder: Path, format_nam
     )
 
 
+def rearranged(artifact: Artifact) -> Artifact:
+    """Return an artifact whose files have the names that Hugging Face's libraries look for; see ``layout.py``."""
+    description.rearrange(artifact)
+    return read(artifact.path)
+
+
 def read(path: str | os.PathLike[str]) -> Artifact:
     """Read an artifact's description and check every file against it.
 
@@ -285,7 +315,12 @@ def read(path: str | os.PathLike[str]) -> Artifact:
     return description.read(Path(path), FORMATS)
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, factory: Factory | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    factory: Factory | None = None,
+    verify: str | os.PathLike[str] | None = None,
+) -> nn.Module:
     """Load an artifact as a module with the call signature and output structure of its target.
 
     Lightning is not needed, nor is the user's code for a format that holds a graph. Nothing is unpickled.
@@ -296,13 +331,17 @@ def load(path: str | os.PathLike[str], threads: int | None = None, factory: Fact
             threads of torch, see ``torch.set_num_threads``.
         factory: for the format ``"torch"``: the target's class, or anything that returns a float module of the same
             structure when called without arguments.
+        verify: PEM file of the public key of who signed it, see :func:`~lq_plugin.sign`; what is not signed with that
+            key, or not as it was signed, is refused.
 
     Raises:
         ArtifactError: the folder is not an artifact, a file in it is missing, was changed or is refused by its runtime,
-            or the factory's module has another structure.
-        ConfigError: the format needs a factory, and none was given.
-        MissingExtraError: its runtime is not installed.
+            the signature does not match, or the factory's module has another structure.
+        ConfigError: the format needs a factory, and none was given, or ``verify`` is no public key.
+        MissingExtraError: its runtime is not installed, or what checks signatures.
     """
+    if verify is not None:
+        signing.check(path, verify)
     artifact = read(path)
     _warn_of_saturation(artifact)
     chosen = FORMATS[artifact.format]

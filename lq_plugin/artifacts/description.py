@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lq_plugin import checksums
+from lq_plugin.artifacts.layout import SUBFOLDER, layouts, move
 from lq_plugin.coverage import Coverage, Measured
+from lq_plugin.durable import write_whole
 from lq_plugin.errors import ArtifactError
 from lq_plugin.graph.signature import Signature
 from lq_plugin.untrusted import naming, read_json, regular_file
@@ -111,6 +113,15 @@ def write(
     (folder / FILE).write_text(json.dumps(content, indent=1))
 
 
+def rearrange(artifact: Artifact) -> None:
+    """Give the files of an artifact the names that Hugging Face's libraries look for; a reader may find either."""
+    content = json.loads((artifact.path / FILE).read_text())
+    moved = move(artifact.path, artifact.files)
+    content["files"] = {moved[name]: digest for name, digest in content["files"].items()}
+    content["sha256"] = checksums.of_json({key: value for key, value in content.items() if key != "sha256"})
+    write_whole(artifact.path / FILE, json.dumps(content, indent=1).encode())
+
+
 def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
     """Read an artifact's description and check every file against it.
 
@@ -121,6 +132,20 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
     Raises:
         ArtifactError: it is not an artifact, or a file in it is missing, was changed, or leads out of the folder.
     """
+    artifact = described(folder, formats)
+    for name, expected in artifact.files.items():
+        _check_file(folder / name, expected)
+    chosen = formats[artifact.format]
+    for name in sorted(frozenset().union(*layouts((*chosen.files, *chosen.further_files))) - artifact.files.keys()):
+        if os.path.lexists(folder / name):  # or the runtime would open it
+            raise ArtifactError(
+                f"path: {str(folder / name)!r} is not listed in {FILE}. It does not belong to this artifact: remove it."
+            )
+    return artifact
+
+
+def described(folder: Path, formats: Mapping[str, Files]) -> Artifact:
+    """Read an artifact's description alone, without the files that it describes; see :func:`read`."""
     try:
         content = read_json(folder / FILE)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -140,13 +165,6 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
         raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read: {reason}. Export again.") from error
     if content.pop("sha256", None) != checksums.of_json(content):
         raise ArtifactError(f"path: {str(folder / FILE)!r} was changed after export. Export again.")
-    for name, expected in artifact.files.items():
-        _check_file(folder / name, expected)
-    for name in sorted({*formats[artifact.format].further_files} - artifact.files.keys()):
-        if os.path.lexists(folder / name):  # or the runtime would open it
-            raise ArtifactError(
-                f"path: {str(folder / name)!r} is not listed in {FILE}. It does not belong to this artifact: remove it."
-            )
     return artifact
 
 
@@ -217,8 +235,10 @@ def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
     if artifact.format not in formats:
         raise ValueError(f"format {artifact.format!r} is unknown; allowed are {', '.join(map(repr, formats))}")
     expected = formats[artifact.format]
-    missing = sorted(set(expected.files) - artifact.files.keys())
-    foreign = sorted(artifact.files.keys() - {*expected.files, *expected.further_files})
+    known = zip(layouts(expected.files), layouts((*expected.files, *expected.further_files)), strict=True)
+    given = artifact.files.keys()
+    wrong = [(sorted(needed - given), sorted(given - allowed)) for needed, allowed in known]
+    missing, foreign = min(wrong, key=lambda each: len(each[0]) + len(each[1]))  # of the layout that fits best
     if missing or foreign:
         raise ValueError(
             f"files must be {', '.join(expected.files)} for the format {artifact.format!r}; missing: {missing}, "
@@ -229,6 +249,8 @@ def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
 def _check_file(file: Path, expected: str) -> None:
     try:
         with naming(repr(str(file))):
+            if file.parent.name == SUBFOLDER and file.parent.is_symlink():
+                raise ValueError("lies in a link; put the folder itself in its place")
             found = checksums.of_file(regular_file(file))
     except ValueError as error:
         raise ArtifactError(f"path: {error}. Copy the whole folder, or export again.") from error

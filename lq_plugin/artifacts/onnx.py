@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import mmap
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.onnx_passes import PASSES
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
@@ -19,6 +21,8 @@ from lq_plugin.coverage import Kernel
 from lq_plugin.errors import ArtifactError, require
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, TRANSPOSED_CONVOLUTIONS
+from lq_plugin.graph.signature import Signature
+from lq_plugin.graph.structure import results_of
 from lq_plugin.graph.torch_patches import onnx_functions_parsed_once, operators_found_once
 from lq_plugin.noise import muted
 
@@ -27,7 +31,14 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 WEIGHTS = f"{FILE}.data"
+CODE = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+outputs = session.run(None, {given.name: value for given, value in zip(session.get_inputs(), inputs, strict=True)})
+"""
 _ORIGIN = "origin"
+_OUTPUT = "output"
 _SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime appends to the name of a node that it replaces
 _SINGLE_FILE_LIMIT = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 # Types of onnxruntime's kernels and the operators that they compute. An attention is one kernel for several products,
@@ -59,6 +70,18 @@ def export(graph: Graph, folder: Path, runtime: str = "onnxruntime") -> None:
     checker.check_model(str(folder / FILE), full_check=True)
 
 
+def annotate(folder: Path, properties: Mapping[str, str]) -> None:
+    """Say in the model what made it and from what, as ``metadata_props``.
+
+    Messages of protobuf are merged when their bytes follow one another, so weights are neither read nor moved.
+    """
+    onnx = require("onnx", "onnx", "formats: 'onnx'")
+    message = onnx.ModelProto(producer_name="lq_plugin", producer_version=importlib.metadata.version("lq_plugin"))
+    onnx.helper.set_model_props(message, dict(properties))
+    with (folder / FILE).open("ab") as stream:
+        stream.write(message.SerializeToString())
+
+
 def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:
     """Return a graph in ONNX, rewritten for the runtime that will execute it."""
     names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
@@ -77,7 +100,30 @@ def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgr
         _name_operators(program)
         for rewrite in PASSES[runtime]:
             rewrite(program.model)
+        _name_outputs(program.model, graph.signature)
     return program
+
+
+def _name_outputs(model: ir.Model, signature: Signature) -> None:
+    """Name outputs as the target does, because libraries look for ``logits``: ``output``, if it is a tensor alone.
+
+    No two values of a graph have one name, so a name that is taken gets a suffix. An output that is an input too, or
+    another output, keeps its name.
+    """
+    outputs = list(model.graph.outputs)
+    nodes = list(model.graph.all_nodes())
+    taken = {str(value.name) for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
+    taken |= {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    for name, structure in results_of(signature.output, _OUTPUT):
+        value = outputs[next(iter(structure.values()))]
+        if value.producer() is None or outputs.count(value) > 1:
+            continue
+        wanted = re.sub(r"\W", "_", name.removeprefix(f"{_OUTPUT}."))
+        wanted = f"{_OUTPUT}_{wanted}" if wanted[:1].isdigit() else wanted
+        while wanted in taken - {value.name}:
+            wanted += "_out"
+        taken.add(wanted)
+        value.name = wanted
 
 
 def _name_operators(program: torch.onnx.ONNXProgram) -> None:
@@ -150,7 +196,8 @@ def _nodes_of_grus(graph: ir.Graph) -> Iterator[ir.Node]:
 def _session(folder: Path, threads: int | None, optimized: Path | None = None) -> Any:
     """Open the model in onnxruntime, which also writes the graph that it made of it, if a file is given."""
     ort = require("onnxruntime", "onnx", "load: an ONNX artifact")
-    _check_weights(folder / FILE)
+    file = place(folder, FILE)
+    _check_weights(file)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its exceptions say what it would print about an error
     if threads is not None:
@@ -160,7 +207,7 @@ def _session(folder: Path, threads: int | None, optimized: Path | None = None) -
         # Apart, because a protobuf message ends at 2 GiB.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
     # Its fallback only tries the same provider again after an error, and prints so.
-    return ort.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"], enable_fallback=False)
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], enable_fallback=False)
 
 
 def _check_weights(file: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lq_plugin.artifacts import onnx
+from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.profiled_calls import CALLS, typical
 from lq_plugin.coverage import Duration
 from lq_plugin.errors import require
@@ -34,14 +35,15 @@ def profile(folder: Path, tensors: Sequence[Tensor], threads: int | None) -> lis
     options.enable_profiling = True
     if threads is not None:
         options.intra_op_num_threads = threads
+    file = place(folder, onnx.FILE)
     with tempfile.TemporaryDirectory() as scratch:
         options.profile_file_prefix = str(Path(scratch) / "profile")
-        session = ort.InferenceSession(str(folder / onnx.FILE), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), tensors, strict=True)}
         for _ in range(CALLS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_bytes())
-    layers = dict(_layers(folder / onnx.FILE))
+    layers = dict(_layers(file))
     return [Duration(_known(name, layers), typical(times)) for name, times in _times(events).items()]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from lq_plugin.artifacts import onnx
+from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.profiled_calls import CALLS, typical
 from lq_plugin.coverage import Duration, Kernel
 from lq_plugin.errors import UnsupportedError, require
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 FILE = "model.xml"
 FILES = (FILE, "model.bin")
+CODE = """\
+import openvino
+
+settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+outputs = openvino.Core().compile_model(file, "CPU", settings)(inputs).to_tuple()
+"""
 _INT8 = ("i8", "u8")
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO makes; those of operators are in lower case
 _LSTM = re.compile(rf"{PREFIX}(\w+)\.r(\d+_\d)")  # the weights of a layer's direction; see graph/int8_lstm.py
@@ -176,7 +183,7 @@ def _compiled(folder: Path, threads: int | None, **further: str) -> openvino.Com
     """
     ov = require("openvino", "openvino", "load: an OpenVINO artifact")
     reader = ov.frontend.FrontEndManager().load_by_framework("ir")
-    model = reader.convert(reader.load(str(folder / FILE)))
+    model = reader.convert(reader.load(str(place(folder, FILE))))
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **further}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)

@@ -20,6 +20,14 @@ from lq_plugin.graph.graph import Graph
 from lq_plugin.noise import muted
 
 FILE = "model.pt2"
+CODE = """\
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantize and dequantize operators
+
+module = torch.export.load(file).module(check_guards=False)
+with torch.no_grad():
+    outputs = [value.numpy() for value in module(*map(torch.from_numpy, inputs))]
+"""
 logger = logging.getLogger("lq_plugin")
 _KEPT_META = ("val", "tensor_meta")  # the rest is stack traces: paths of the machine, and most of a small file
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, formats_of
+from lq_plugin.artifacts.layout import HUGGINGFACE, PLAIN, check_layout
+from lq_plugin.artifacts.signing import private
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation.placing import check_placement
+from lq_plugin.hub import check_installed
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.report.manifest import Manifest
 
@@ -31,22 +34,39 @@ class ArtifactExport(FinishingCallback):
             machine. It needs the latency that :class:`~lq_plugin.Int8Evaluation` measures, and takes no time where
             INT8 is faster. Decisions are kept, so that the same fit gives the same artifacts again. ``"runtime"``:
             artifacts are placed as the runtime wants it, which is the same on every machine.
+        layout: ``"plain"``, or ``"huggingface"``: files have the names that optimum-onnx, optimum-intel and
+            transformers.js look for, README.md begins with the metadata of a model card, and ``config.json`` is written
+            where the target is a model of transformers or holds one. ``lq_plugin.load`` reads both layouts.
+        sign: PEM file of a private key that every artifact is signed with, see :func:`~lq_plugin.sign`; then
+            ``lq_plugin.load(path, verify=PUBLIC_KEY)`` shows that it is unchanged. Not signed by default.
 
     Attributes:
         folder: where artifacts and ``manifest.json`` are, known once fit has started.
         manifest: the content of ``manifest.json`` after fit.
 
     Raises:
-        ConfigError: an unknown format or placement, or, before training, a folder that cannot be written.
-        MissingExtraError: a format needs a package that is not installed.
+        ConfigError: an unknown format, placement or layout, a key that cannot sign, or, before training, a folder
+            that cannot be written.
+        MissingExtraError: a format, the layout or the signature needs a package that is not installed.
     """
 
     def __init__(
-        self, formats: Sequence[str] = DEFAULT_FORMATS, output_dir: str | None = None, placement: str = "auto"
+        self,
+        formats: Sequence[str] = DEFAULT_FORMATS,
+        output_dir: str | None = None,
+        placement: str = "auto",
+        layout: str = PLAIN,
+        sign: str | None = None,
     ) -> None:
         self.formats = check_formats(formats)
         self.output_dir = output_dir
         self.placement = check_placement(placement)
+        self.layout = check_layout(layout)
+        if layout == HUGGINGFACE:
+            check_installed()
+        self.sign = sign
+        if sign is not None:
+            private(sign, "sign")  # or training would end before it is known that this is no key
         self.folder: Path | None = None
         self.manifest: Manifest | None = None
 
@@ -69,8 +89,9 @@ class ArtifactExport(FinishingCallback):
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for artifacts, and a manifest."""
         export = {"formats": list(self.formats), "output_dir": self.output_dir, "placement": self.placement}
-        config = replace(plan.config, export=export)
-        return replace(plan, folder=self.folder, formats=self.formats, placement=self.placement, config=config)
+        config = replace(plan.config, export={**export, "layout": self.layout, "sign": self.sign})
+        plan = replace(plan, folder=self.folder, formats=self.formats, config=config)
+        return replace(plan, placement=self.placement, layout=self.layout, sign=self.sign)
 
     def receive(self, finished: Finished) -> None:
         """Take the manifest."""

@@ -174,6 +174,16 @@ def tensors_of(structure: Structure, name: str) -> Iterator[tuple[str, Structure
             yield from tensors_of(item, f"{name}.{key}")
 
 
+def results_of(structure: Structure, name: str) -> Iterator[tuple[str, Structure]]:
+    """Yield the dotted name and the structure of every result of a graph in the structure of an output."""
+    ((kind, content), *_) = structure.items()
+    if kind in ("tensor", "int"):
+        yield name, structure
+    elif isinstance(content, list):
+        for key, item in content:
+            yield from results_of(item, f"{name}.{key}")
+
+
 def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise ArtifactError(f"argument {where}: expected a tensor, got {type(value).__name__}.")

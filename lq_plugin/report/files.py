@@ -47,7 +47,8 @@ def compared(root: Path, artifacts: Sequence[Entry]) -> Iterator[tuple[str | Non
 
 def _difference(root: Path, folder: Path, sums: Mapping[str, str], size: int) -> str | None:
     """Return what is wrong with an artifact's files; their sizes first, so that not more is read than was made."""
-    links = [place for place in (folder, *folder.parents) if place.is_relative_to(root) and place.is_symlink()]
+    places = dict.fromkeys(place for name in ("", *sums) for place in (folder / name).parents)
+    links = [place for place in (folder, *places) if place.is_relative_to(root) and place.is_symlink()]
     if links:
         return f"{links[0].name} is a link; put the folder itself in its place"
     try:

@@ -126,7 +126,7 @@ Name = Annotated[
 Sentence = Annotated[
     str, is_a(f"text of up to {LONGEST_VALUE} characters", lambda v: isinstance(v, str) and len(v) <= LONGEST_VALUE)
 ]
-FileName = Annotated[str, is_a("the name of a file", lambda value: is_below(value) and "/" not in value)]
+FileName = Annotated[str, is_a("the name of a file, below the artifact's folder", is_below)]
 Below = Annotated[
     str, is_a("a path below the manifest's folder", lambda v: isinstance(v, str) and len(v) < 1024 and is_below(v))
 ]

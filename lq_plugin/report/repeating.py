@@ -19,11 +19,13 @@ from lq_plugin.report.runs import QUANTIZED, flat
 
 def loading(manifest: Manifest) -> dict[str, str]:
     """Return code that loads each artifact, by its label."""
-    return {entry.label: _loading(entry, manifest) for entry in manifest.artifacts if entry.path is not None}
+    made = [entry for entry in manifest.artifacts if entry.path is not None]
+    return {entry.label: loading_from(f"{QUANTIZED}/{entry.path}", entry, manifest) for entry in made}
 
 
-def _loading(entry: Entry, manifest: Manifest) -> str:
-    place = repr(f"{QUANTIZED}/{entry.path}")
+def loading_from(folder: str, entry: Entry, manifest: Manifest) -> str:
+    """Return code that loads an artifact from a folder."""
+    place = repr(folder)
     known_format = FORMATS.get(entry.format)
     if known_format is None or known_format.rebuild is None:  # it holds a graph, and needs no class of the user's
         return f"import lq_plugin\n\nmodel = lq_plugin.load({place})"

@@ -15,9 +15,13 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +32,7 @@ from lq_plugin.artifacts.base import FORMATS, export_one
 from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, LqError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.runtimes import RUNTIMES
-from lq_plugin.scheme import METHODS
+from lq_plugin.scheme import METHODS, as_dict
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -47,6 +51,12 @@ with torch.no_grad():
 known = [name for name in sys.modules if "test_formats" in name or name == "target" or name.startswith("tests")]
 assert known == ["target"] * needs_the_class
 assert not {{"lightning", "torchao"}} & set(sys.modules)
+"""
+WITHOUT_US = """
+import runpy, sys
+sys.modules.update(dict.fromkeys({blocked!r}))  # an import of these fails
+runpy.run_path("run.py", run_name="__main__")
+assert not [name for name in sys.modules if name.startswith(("lq_plugin.", "lightning"))]
 """
 BLOCKED = """
 import sys
@@ -235,9 +245,11 @@ class FormatContract:
         (copied / "stray").write_text("of the earlier one")
         copied.rename(copied.parent / self.format)
         made = lq_plugin.export(candidate, copied.parent, [self.format])[self.format]
-        assert {file.name for file in made.path.iterdir()} == {*made.files, "artifact.json"}
+        beside = {"artifact.json", "README.md"} | (set() if self.needs_the_class else {"run.py"})
+        assert {file.name for file in made.path.iterdir()} == {*made.files, *beside}
         assert made.size_bytes == sum((made.path / name).stat().st_size for name in made.files)
-        assert all((made.path / name).read_bytes() == (artifact.path / name).read_bytes() for name in artifact.files)
+        for file in made.path.iterdir():
+            assert file.read_bytes() == (artifact.path / file.name).read_bytes(), file.name
         assert self.load(made.path)
 
     def test_no_file_names_a_place_of_this_machine(self, artifact: Artifact) -> None:
@@ -245,7 +257,7 @@ class FormatContract:
         for file in artifact.path.iterdir():
             for content in members(file):
                 assert not [place for place in places if place.encode() in content]
-                assert not re.findall(rb"[\w/]+\.py\b", content)
+                assert set(re.findall(rb"[\w/]+\.py\b", content)) <= {b"run.py"}
                 assert b"site-packages" not in content
 
     def test_a_missing_package_is_named_with_its_extra(self, artifact: Artifact, tmp_path: Path) -> None:
@@ -292,10 +304,44 @@ class GraphContract(FormatContract):
         with pytest.raises(ArtifactError, match=said):
             call(self.load(artifact.path), inputs(4))
 
+    def test_its_script_needs_nothing_but_the_runtime(self, artifact: Artifact, tmp_path: Path) -> None:
+        np.savez(tmp_path / "inputs.npz", **{f"batch.{name}": value.numpy() for name, value in inputs(4).items()})
+        blocked = ("lq_plugin", *(() if self.format == "pt2" else ("torch",)))
+        arguments = [tmp_path / "inputs.npz", "--output", tmp_path / "outputs.npz"]
+        command = [sys.executable, "-I", "-c", WITHOUT_US.format(blocked=blocked), *arguments]
+        done = subprocess.run(command, cwd=artifact.path, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, done.stderr) == (0, "")
+        result = self.load(artifact.path, threads=1)(inputs(4))
+        (first, (second, _)), more = result["parts"], result["more"]
+        wanted = {"logits": result["logits"], "parts.0": first, "parts.1.0": second}
+        wanted |= {"more.second": more["second"], "more.first": more["first"]}
+        with np.load(tmp_path / "outputs.npz") as outputs:
+            assert list(outputs) == [f"output.{name}" for name in wanted]
+            for name, value in wanted.items():
+                np.testing.assert_allclose(outputs[f"output.{name}"], value.numpy(), rtol=0, atol=1e-5)
+        assert "'output.more.first': int64 [4]" in done.stdout.splitlines()
+
+    def test_the_code_of_its_readme_runs(self, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(artifact.path)
+        ours, bare = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+        made: list[dict[str, Any]] = [{}, {}]
+        for code, names in zip((ours, bare), made, strict=True):
+            exec(code, names)
+        assert len(made[1]["outputs"]) == 5
+        np.testing.assert_allclose(made[1]["outputs"][0], made[0]["output"]["logits"].numpy(), rtol=0, atol=1e-5)
+
 
 class TestOnnx(GraphContract):
     format = "onnx"
     packages = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+
+    def test_the_model_says_what_made_it(self, artifact: Artifact, candidate: Candidate) -> None:
+        model = onnx.load(artifact.path / "model.onnx")
+        assert (model.producer_name, model.producer_version) == ("lq_plugin", version("lq_plugin"))
+        said = onnxruntime.InferenceSession(artifact.path / "model.onnx").get_modelmeta().custom_metadata_map
+        assert said == {each.key: each.value for each in model.metadata_props}
+        assert json.loads(said["lq_plugin.scheme"]) == json.loads(json.dumps(as_dict(candidate.scheme)))
+        assert said["lq_plugin.weights"] == candidate.provenance.digest
 
 
 class TestOpenVino(GraphContract):
@@ -312,10 +358,12 @@ class Dynamic:
 
 class TestDynamicOnnx(Dynamic, TestOnnx):
     test_a_missing_package_is_named_with_its_extra = None  # the packages are those of the static artifact
+    test_its_script_needs_nothing_but_the_runtime = None  # it is the same script
 
 
 class TestDynamicOpenVino(Dynamic, TestOpenVino):
     test_a_missing_package_is_named_with_its_extra = None
+    test_its_script_needs_nothing_but_the_runtime = None
 
 
 class TestTorch(Dynamic, FormatContract):

@@ -26,6 +26,8 @@ CONFIGS = tuple(f"archive/data/{name}s/model_{name}s_config.json" for name in ("
 def specimens(folder: Path) -> None:
     """Make a tiny artifact of each format."""
     for name, path in made(folder / "made", *FORMATS).items():
+        for unread in ("README.md", "run.py"):
+            (path / unread).unlink(missing_ok=True)
         shutil.move(path, folder / name)
     shutil.rmtree(folder / "made")
 

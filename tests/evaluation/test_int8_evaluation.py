@@ -142,8 +142,10 @@ def test_the_manifest_follows_its_schema(run: Run, weights: Tiny) -> None:
         assert entry["sha256"] == {
             name: hashlib.sha256((root / entry["path"] / name).read_bytes()).hexdigest() for name in entry["sha256"]
         }
-        files = {file.name for file in (root / entry["path"]).iterdir()} - {"artifact.json"}
+        files = {file.name for file in (root / entry["path"]).iterdir()} - {"artifact.json", "README.md", "run.py"}
         assert files == entry["sha256"].keys()
+        said = (root / entry["path"] / "README.md").read_text()
+        assert f"`{manifest['fp32']['metrics']['val/loss']:.4f}` | `{entry['metrics']['val/loss']:.4f}`" in said
         assert entry["size_bytes"] == sum((root / entry["path"] / name).stat().st_size for name in files)
         assert all(math.isfinite(value) for value in (*entry["metrics"].values(), entry["sqnr_db"]))
         assert {op["op"] for op in entry["quantized_ops"]} == {"conv2d", "linear"}

@@ -1,4 +1,4 @@
-"""An extension of griffe: the reference shows the value of a default that a signature only names (``Scheme.skip``)."""
+"""An extension of griffe: what it reads of signatures and docstrings, as the reference shows it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from typing import Any
 import griffe
 
 
-class NamedDefaults(griffe.Extension):
-    """Replaces names of constants by what they stand for, once the package is read."""
+class Shown(griffe.Extension):
+    """Defaults that are only named (``Scheme.skip``) as values, and examples as code."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
-        for function in functions(pkg):
-            for parameter in function.parameters:
-                parameter.default = value_of(parameter.default, loader)
+        for found in objects(pkg):
+            if found.docstring is not None:  # griffe knows the heading of doctests in the plural only
+                found.docstring.value = found.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            if isinstance(found, griffe.Function):
+                for parameter in found.parameters:
+                    parameter.default = value_of(parameter.default, loader)
 
 
-def functions(found: griffe.Object) -> Iterator[griffe.Function]:
-    """All functions and methods that are defined in a module or a class."""
+def objects(found: griffe.Object) -> Iterator[griffe.Object]:
+    """A module, and all that is defined in it."""
+    yield found
     for member in found.members.values():
-        if isinstance(member, griffe.Function):
-            yield member
-        elif isinstance(member, griffe.Module | griffe.Class):
-            yield from functions(member)
+        if isinstance(member, griffe.Object):
+            yield from objects(member)
 
 
 def value_of(default: Any, loader: griffe.GriffeLoader) -> Any:

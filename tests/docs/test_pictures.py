@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as xml
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -26,7 +26,7 @@ def lstm_times() -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_described_and_used(name: str) -> None:
     text = (DOCS / "pictures" / name).read_text(encoding="utf-8")
-    described = xml.fromstring(text)
+    described = ElementTree.fromstring(text)
     assert all(described.findtext(f"{SVG}{part}") for part in ("title", "desc"))
     assert "prefers-color-scheme: dark" in text
     assert re.search(rf"!\[[^\]]{{40,}}\]\(pictures/{name}\)", PAGE)
@@ -39,7 +39,7 @@ def test_the_page_quotes_the_recipe() -> None:
 
 
 def test_the_curves_are_those_of_the_recipe() -> None:
-    picture = xml.parse(DOCS / "pictures" / "lstm.svg").getroot()
+    picture = ElementTree.parse(DOCS / "pictures" / "lstm.svg").getroot()
     assert TIMES.findall(picture.findtext(f"{SVG}desc") or "") == lstm_times()
     curves = [path.get("d", "").split() for path in picture.iter(f"{SVG}path") if len(path.get("d", "").split()) > 8]
     heights = [float(y) for curve in curves for y in curve[1::2]]

@@ -100,7 +100,7 @@ choose.
 `python -m benchmarks.methods` makes this page from the results of the [speed](benchmarks.md) and the
 [accuracy](../benchmarks/results/accuracy.md) benchmark.
 """
-SUMMARY = ("model", "method", "why", "fastest artifact", "speed-up", "SQNR dB")
+SUMMARY = ("model", "method", "speed-up", "SQNR dB", "fastest artifact", "why")
 ACCURACY = ("model", "method", "runtime", "SQNR dB: plain calibration", "with algorithms", "agreement or cosine")
 
 
@@ -112,7 +112,7 @@ def markdown(reports: Sequence[Result], accuracy: Result) -> str:
         accuracy: the report of ``benchmarks.accuracy``.
     """
     models = accuracy["models"]
-    lines = [INTRODUCTION, *markdown_table(SUMMARY, summary(reports[0], models), texts=4)]
+    lines = [INTRODUCTION, *markdown_table(SUMMARY, summary(reports[0], models), texts=6)]
     for report in reports:
         heads = (f"speed-up, {told(setting)}" for setting in settings(report["cells"]))
         lines += ["", f"## Speed: {name(report)}", "", conditions(report), "", "Models have random weights.", ""]
@@ -129,7 +129,7 @@ def summary(report: Result, trained: Result) -> Iterator[tuple[str, ...]]:
         default, _ = OURS[each.method]
         runs = [trained[model][default]["runtimes"].values() for model in each.trained if model in trained]
         best = [max(map(decibels, figures)) for figures in runs]
-        yield (kind, each.method, each.why, artifacts(found), _range(ups, "×"), _range(best))
+        yield (kind, each.method, _range(ups, "×"), _range(best), artifacts(found), each.why)
 
 
 def compared(report: Result, model: str) -> list[Comparison | None]:

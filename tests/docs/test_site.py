@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lq_plugin
+from lq_plugin.algorithms import TABLE
+
 ROOT = Path(__file__).parents[2]
 LOADED = re.compile(r"<(?:script|img|source)[^>]* src=\"?https?:|<link[^>]* rel=\"?stylesheet[^>]* href=\"?https?:")
 
@@ -25,3 +28,7 @@ def test_the_site_builds_without_a_word_and_loads_nothing_from_the_network(tmp_p
     assert re.search(r"weight_granularity\s+str\s+.*?\s+&#39;per_channel&#39;", options), "a default that is only named"
     assert ":class:" not in options, "a role of Sphinx"
     assert "observer=percentile" in pages["reference/hydra.html"]
+    described = {name for page in pages.values() for name in re.findall(r'id="lq_plugin\.(\w+)"', page)}
+    assert set(lq_plugin.__all__) - described == set()
+    cards = re.findall(r'<h2 id="lq_plugin\.algorithms\.\w+"[^>]*>\s*(\w+)', pages["reference/algorithms.html"])
+    assert set(cards) == set(TABLE)

@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 INSTALLED = $(VENV)/.installed
 
-.PHONY: venv demo screenshots test test-long test-foreign lint clean
+.PHONY: venv demo docs screenshots test test-long test-foreign lint clean
 
 venv: $(INSTALLED)
 
@@ -39,6 +39,11 @@ test-long: venv
 # They stay in build/foreign (several GB), so that another run starts at once.
 test-foreign: venv
 	$(BIN)/python tests/foreign/compatibility.py
+
+# The documentation, for a browser; it needs no server and no network. The variable silences an advertisement.
+docs: venv
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo build/docs/index.html
 
 # Of the pages in docs/: RUN is the folder of a run, SWEEP one above several; needs Chromium, on PATH or in LQ_CHROMIUM.
 screenshots: venv

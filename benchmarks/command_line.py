@@ -39,7 +39,7 @@ def show(table: str) -> None:
     Console().print(table, markup=False, highlight=False)
 
 
-def markdown_table(headers: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table: first column left-aligned, the others right-aligned."""
-    ruler = ("---", *("---:" for _ in headers[1:]))
+def markdown_table(headers: Sequence[str], body: Iterable[Sequence[str]], texts: int = 1) -> list[str]:
+    """The lines of a table: the first columns hold texts, which are left-aligned, the others numbers."""
+    ruler = (*["---"] * texts, *["---:"] * (len(headers) - texts))
     return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (headers, ruler, *body)]

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import comparing, durations
+from benchmarks import comparing, durations, methods
+from benchmarks.command_line import RESULTS
 from benchmarks.latency_tables import markdown
+from benchmarks.reference_models import MODELS
 from benchmarks.reports import plot
 
 
@@ -86,3 +88,12 @@ def test_what_is_not_known_takes_as_long_as_its_kind_did(tmp_path: Path) -> None
     took = durations.known(tmp_path, [earlier])
     wanted = {"prepare": ["mlp/onnx.json", "mlp/nncf.json", "unet/onnx.json"], "cell": []}
     assert durations.told(wanted, took) == "To do: prepare 3 (9 minutes), cell 0 (0 minutes); about 9 minutes in all."
+
+
+def test_which_method_for_which_model_is_what_the_results_give() -> None:
+    """``python -m benchmarks.methods`` writes the page."""
+    assert methods.DOCUMENT.read_text() == methods.page()
+    timed = {model for kind in methods.KINDS.values() for model in kind.timed}
+    trained = {model for kind in methods.KINDS.values() for model in kind.trained}
+    assert timed == set(MODELS)
+    assert trained == set(json.loads((RESULTS / "accuracy.json").read_text())["models"])

@@ -22,13 +22,11 @@ Cost: two passes over the samples. Nothing at run time.
 Measured on the recipe ``fashion_mobile`` (a clamp limit for each channel, uneven by up to 2**5 each way), artifacts on
 10,000 test images:
 
-=============  =========  ==============  ===============
-accuracy       plain      equalized       float operators
-=============  =========  ==============  ===============
-FP32           .8746                      10
-onnxruntime    .1000      .8738           10 → 0
-OpenVINO       .1000      .8742           10 → 0
-=============  =========  ==============  ===============
+| accuracy | plain | equalized | float operators |
+| --- | ---: | ---: | --- |
+| FP32 | .8746 | | 10 |
+| onnxruntime | .1000 | .8738 | 10 → 0 |
+| OpenVINO | .1000 | .8742 | 10 → 0 |
 
 On networks with even channels it gains up to 2 dB or finds nothing to do. It can overfit the largest values of few
 samples: with some 60 vectors to learn from, a multilayer perceptron lost 9 dB on other data. Hence ``_LEAST_GAIN``, the

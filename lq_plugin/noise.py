@@ -15,6 +15,7 @@ LOGGERS = (
     "onnx_ir",  # optimizer notes
     "torch.export",  # advice on its own exceptions, which are explained in our errors
     "torch.fx",  # symbols of a capture that failed
+    "mlflow",  # progress of what is sent to it
 )
 WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),  # torch copying its own graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,17 +14,17 @@ from lightning.pytorch.callbacks import Callback
 
 from lq_plugin import pipeline
 from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks.publishing import publish
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.pipeline import Finished, Plan
-from lq_plugin.report.manifest import Config, Manifest
+from lq_plugin.report.manifest import Config
 from lq_plugin.source import Source
 from lq_plugin.steps import say
 from lq_plugin.store import STORE, Store
 
-logger = logging.getLogger("lq_plugin")
 # The Trainer gives each of its callbacks these methods of the LightningModule, and another Trainer gives its own. With
 # them, a copy of a callback would be a copy of the whole run.
 _OF_THE_MODULE = ("log", "log_dict")
@@ -136,27 +135,8 @@ def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
     finished = pipeline.finish(plan, origin.store)
     for callback in finishing(trainer):
         callback.receive(finished)
-    if plan.protocol is not None and finished.manifest is not None:
-        log(trainer, finished.manifest)
-
-
-def log(trainer: Any, manifest: Manifest) -> None:
-    """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
-
-    A logger that fails, because it rejects such names or its server is gone, does not end a finished training.
-    """
-    figures = {
-        f"quantized/{entry.label}/{name}": value
-        for entry in manifest.artifacts
-        for name, value in entry.figures.items()
-        if value is not None
-    }
-    for used in trainer.loggers:
-        try:
-            used.log_metrics(figures, step=trainer.global_step)
-            used.save()
-        except Exception:
-            logger.exception("%s could not log the figures of the artifacts", type(used).__name__)
+    if finished.manifest is not None and plan.folder is not None:
+        publish(trainer, finished.manifest, plan.folder)
 
 
 @contextmanager

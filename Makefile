@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest
 INSTALLED = $(VENV)/.installed
 
-.PHONY: venv demo test test-long test-foreign lint clean
+.PHONY: venv demo screenshots test test-long test-foreign lint clean
 
 venv: $(INSTALLED)
 
@@ -39,6 +39,10 @@ test-long: venv
 # They stay in build/foreign (several GB), so that another run starts at once.
 test-foreign: venv
 	$(BIN)/python tests/foreign/compatibility.py
+
+# Of the pages in docs/: RUN is the folder of a run, SWEEP one above several; needs Chromium, on PATH or in LQ_CHROMIUM.
+screenshots: venv
+	$(BIN)/python docs/screenshots.py "$(RUN)" "$(SWEEP)"
 
 clean:
 	rm -rf $(VENV) build dist fits outputs multirun *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,7 @@ from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedEr
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement, placed_as
 from lq_plugin.jobs import Job
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
 from lq_plugin.report.manifest import Entry
 from lq_plugin.steps import Step, attempt, logger, reason_of, say
 from lq_plugin.store import STORE, Store, remove
@@ -145,6 +145,8 @@ def exported(
         return entry.exported(step.result, folder)
     if path.exists():  # an artifact of an earlier run would pass for one of this run
         attempt(f"{str(path)!r} of an earlier run cannot be removed", partial(remove, path))
+    with suppress(OSError):  # another format of the candidate is in it, or there is none
+        path.parent.rmdir()
     if isinstance(step.error, UnsupportedError):
         return replace(entry, status="unsupported", error=str(step.error))
     return replace(entry, status="failed", error=step.reason)
@@ -183,8 +185,8 @@ def artifact_of(
             note(f"{label} taken from a run that was interrupted")
             return artifact
         store.drop_artifact(digest)
-    note(f"exporting {label} …")
-    artifact = export_one(candidate, path, format_name, threads)
+    with doing(f"exporting {label}"):
+        artifact = export_one(candidate, path, format_name, threads)
     if digest is not None:  # else it is made of more than the graph
         store.keep_artifact(digest, path)
     return artifact

@@ -20,7 +20,7 @@ from lq_plugin.graph.prepare import prepare
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.graph.soundness import warn_of_random_forward, warn_of_ranges
 from lq_plugin.identity import tensors_digest
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
 from lq_plugin.refinement import C, refined, unrefined
 from lq_plugin.scheme import Scheme
 from lq_plugin.source import Source
@@ -76,16 +76,16 @@ class Job(ABC):
     def seed(self) -> int:
         """The seed of the draw of samples."""
 
-    def _refined(self, candidate: C) -> C:
+    def _refined(self, candidate: C, store: Store) -> C:
         """Run the algorithms on samples of the validation data; if they fail, the candidate is used without them."""
         if not self.scheme.algorithm_names:
             return candidate
-        note(f"{self.name!r}: drawing validation samples for the algorithms …")
-        drawn = attempt(
-            f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
-            lambda: self._said(self.samples(candidate.graph)),
-        )
-        return refined(candidate, drawn.result or Samples((), ()))
+        with doing(f"{self.name!r}: drawing validation samples for the algorithms"):
+            drawn = attempt(
+                f"samples for the algorithms of candidate {self.name!r} could not be drawn; it is used without them",
+                lambda: self._said(self.samples(candidate.graph)),
+            )
+        return refined(candidate, drawn.result or Samples((), ()), store.results("algorithms"))
 
     def samples(self, graph: Graph) -> Samples:
         """Draw samples of the validation data for algorithms and sensitivity; the same ones each time."""
@@ -136,7 +136,7 @@ class StaticJob(Job):
         candidate = StaticCandidate(self.name, graph, calibration, self.scheme)
         if wanted := (self.runtimes or frozenset()).intersection(candidate.runtimes):
             candidate = replace(candidate, only=wanted)
-        return self._refined(candidate)
+        return self._refined(candidate, store)
 
     def _graph(self, example: Example) -> Graph:
         with parts_named(self.source.float_target, *example.call, self.source.target):
@@ -158,13 +158,13 @@ class StaticJob(Job):
         yield "the checkpoint", (calibration_in(state) for state in self.source.checkpoint.callbacks.values())
         yield "an earlier run", store.calibrations(digest, inputs, self.plan.digest)
 
-    def _calibrated(self, step: int, example: Example) -> tuple[Calibration, Example]:
-        note(f"calibrating {self.name!r} in a separate validation pass …")
-        found = calibrate_pass(self.source.observed_pass, self.plan, example)
+    def _calibrated(self, global_step: int, example: Example) -> tuple[Calibration, Example]:
+        with doing(f"calibrating {self.name!r} in a separate validation pass"):
+            found = calibrate_pass(self.source.observed_pass, self.plan, example)
         if found is None:
             raise UnsupportedError(self.source.never_called(self.option_of))
         calibration, seen = found
-        provenance = replace(calibration.provenance, global_step=step, extra_pass=True)
+        provenance = replace(calibration.provenance, global_step=global_step, extra_pass=True)
         return replace(calibration, provenance=provenance), seen
 
 
@@ -212,7 +212,7 @@ class DynamicJob(Job):
         )
         if self.scheme.algorithm_names and (reason := candidate.unlearnable):
             return unrefined(candidate, reason)
-        return self._refined(candidate)
+        return self._refined(candidate, store)
 
 
 def calibration_in(state: Mapping[str, Any]) -> Calibration | None:

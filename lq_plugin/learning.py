@@ -101,3 +101,29 @@ class Trial:
     drop: float | None
     within: bool
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The range of one quantized value, and what was observed of it.
+
+    Args:
+        name: the value's name: that of its node in the graph.
+        low: the lowest value that is represented.
+        high: the highest one.
+        lowest: the lowest value that was observed, as far as the observer tells.
+        highest: the highest one.
+        clipped: the share of the observed values that the range leaves out; ``None`` where no histogram was kept.
+        bins: counts of the observed values in up to 32 equal bins from the lowest to the highest; empty where no
+            histogram was kept.
+        runtimes: for whose artifacts it is represented so.
+    """
+
+    name: str
+    low: float
+    high: float
+    lowest: float
+    highest: float
+    clipped: float | None = None
+    bins: tuple[int, ...] = ()
+    runtimes: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ Statistic = dict[str, Tensor]
 Range = tuple[float, float]  # lowest and highest value to represent
 _BINS = 4096
 _CLIP_STEPS = 100
+_SHOWN_BINS = 32
 _SEARCHED = QuantSpec(signed=False)  # what a histogram's range is best for; int8 gives the same
 _FURTHEST = 2.0**110  # what is further from zero counts as this: float32 arithmetic on ranges and bins would overflow
 
@@ -48,6 +49,14 @@ class Observer(ABC):
     def extremes(self, statistic: Statistic) -> Range:
         """Return the lowest and the highest value observed, as far as the statistic tells."""
         return self.range(statistic)
+
+    def bins(self, statistic: Statistic) -> tuple[int, ...]:
+        """Return counts in up to 32 equal bins between the extremes; none where the statistic keeps no counts."""
+        return ()
+
+    def share_outside(self, statistic: Statistic, bounds: Range) -> float | None:
+        """Return the share of the values that lie outside of a range; ``None`` where the statistic keeps no counts."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,20 @@ class _HistogramStatistic(Observer):
 
     def extremes(self, statistic: Statistic) -> Range:
         return _occupied(statistic)[2:]
+
+    def bins(self, statistic: Statistic) -> tuple[int, ...]:
+        taken = statistic["counts"].nonzero().flatten()
+        if not len(taken):
+            return ()
+        fine = statistic["counts"][taken[0] : taken[-1] + 1]
+        # Each fine bin goes to the coarse one that its lower edge is in.
+        coarse = torch.arange(len(fine)) * min(_SHOWN_BINS, len(fine)) // len(fine)
+        return tuple(torch.zeros(int(coarse[-1]) + 1, dtype=fine.dtype).index_add_(0, coarse, fine).tolist())
+
+    def share_outside(self, statistic: Statistic, bounds: Range) -> float | None:
+        centers, counts, _, _ = _occupied(statistic)
+        inside = (centers >= min(bounds[0], 0.0)) & (centers <= max(bounds[1], 0.0))  # zero is part of every range
+        return float(counts[~inside].sum() / counts.sum())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -9,14 +10,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lq_plugin.errors import MissingExtraError
 from lq_plugin.progress import note
-from lq_plugin.report import manifest
-from lq_plugin.report.manifest import Entry
+from lq_plugin.report import manifest, run_page
+from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.steps import attempt
 
 
 def remove_manifest(folder: Path) -> Sequence[Entry]:
-    """Remove the manifest of an earlier run, so that it never describes this run's artifacts, even if this is killed.
+    """Remove the manifest and the page of an earlier run, so that they never describe this run's artifacts.
+
+    Not even if this run is killed.
 
     Returns:
         The artifacts that it lists.
@@ -25,7 +29,9 @@ def remove_manifest(folder: Path) -> Sequence[Entry]:
     earlier: Sequence[Entry] = ()
     with suppress(OSError, ValueError):  # there is none, or none that can be read
         earlier = manifest.read(place).artifacts
-    attempt(f"{str(place)!r} of an earlier run cannot be removed", partial(place.unlink, missing_ok=True))
+    for old in (place, folder / run_page.FILE):
+        if os.path.lexists(old):
+            attempt(f"{str(old)!r} of an earlier run cannot be removed", partial(old.unlink, missing_ok=True))
     return earlier
 
 
@@ -55,3 +61,12 @@ def only_run_in(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # a run that is waiting for this file looks for a new one
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+
+
+def write_page(folder: Path, content: Manifest) -> None:
+    """Write the page of a run beside its manifest; why there is none is said in one line."""
+    step = attempt(
+        f"no {run_page.FILE}", partial(run_page.write, folder, content), expected=(MissingExtraError, OSError)
+    )
+    if step.error is not None and isinstance(step.error, MissingExtraError | OSError):
+        note(f"no {run_page.FILE}: {step.error}")

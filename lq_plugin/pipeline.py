@@ -15,96 +15,32 @@ from typing import Any
 from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.distributions import value_ranges
 from lq_plugin.errors import is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.exporting import exported
+from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
-from lq_plugin.learning import Sensitivity, Trial
-from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted
+from lq_plugin.learning import Sensitivity, Trial, ValueRange
+from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, write_page
 from lq_plugin.placing import Candidates, placed, recalled
-from lq_plugin.progress import note
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.limits import LONGEST_VALUE, MOST
-from lq_plugin.report.manifest import Config, Entry, Fp32, Manifest
+from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.search.mixed_precision import Search
-from lq_plugin.search.sensitivity import ranked
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt, reason_of
 from lq_plugin.store import Store
-from lq_plugin.trials import trials_for
+from lq_plugin.trials import ranking, trials_for
 
 UNJUDGED = (
     "no artifact was judged: there is no validation metric, and the test split is never used to judge. Log one in "
     "validation_step, or give metrics={…}, with 'validate' among the splits."
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done.
-
-    Args:
-        jobs: the candidates to make.
-        folder: where artifacts and the manifest go; ``None`` where nothing is exported.
-        formats: of the artifacts.
-        protocol: how artifacts are evaluated; ``None`` where they are not.
-        budget: how much of a metric may be dropped.
-        search: limits of the search for mixed precision if a static candidate is over the budget; ``None`` for none.
-        monitor: the metric that the checkpoint monitors, and its direction, where known.
-        config: sections of the manifest's ``config``.
-        seed: the one given to Lightning.
-        trained: whether training has just ended, so that whatever can be made is worth having. If not, a user error
-            stops everything, and so does having no candidate at all.
-        placement: ``"auto"``: operators of static candidates that INT8 slows down on a runtime go back to float there,
-            where latency is measured; ``"runtime"``: placed as the runtime wants it, and nothing is measured for that.
-    """
-
-    jobs: tuple[Job, ...] = ()
-    folder: Path | None = None
-    formats: Sequence[str] = ()
-    protocol: Protocol | None = None
-    budget: Budget = Budget()
-    search: Search | None = None
-    monitor: tuple[str | None, str | None] = (None, None)
-    config: Config = field(default_factory=Config)
-    seed: int | None = None
-    trained: bool = True
-    placement: str = "runtime"
-
-    @property
-    def threads(self) -> int | None:
-        """Number of threads that latency is measured with; exports use it too. ``None`` for the runtime's choice."""
-        latency = None if self.protocol is None else self.protocol.latency
-        return None if latency is None else latency.number_of_threads
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The outcome of a plan.
-
-    Args:
-        candidates: by their names.
-        error: what ended everything before its end, if anything did.
-        manifest: as it was written; ``None`` where nothing was exported.
-        unjudged: the user error or failure that kept every artifact from being evaluated or judged, if any.
-        sensitivity: what each operator costs in INT8, by candidate.
-        trials: the trials of all searches.
-    """
-
-    candidates: Mapping[str, Step[Candidate]]
-    error: Exception | None = None
-    manifest: Manifest | None = None
-    unjudged: str | None = None
-    sensitivity: Mapping[str, Sequence[Sensitivity]] = field(default_factory=dict)
-    trials: tuple[Trial, ...] = ()
-
-    @property
-    def entries(self) -> Sequence[Entry]:
-        """The artifacts of the manifest, and those that could not be made."""
-        return () if self.manifest is None else self.manifest.artifacts
 
 
 def finish(plan: Plan, store: Store) -> Finished:
@@ -122,7 +58,11 @@ def finish(plan: Plan, store: Store) -> Finished:
     else:
         with only_run_in(plan.folder):
             told = {reason_of(job.failure) for job in plan.jobs if job.failure is not None}
-            finished = _delivered(_Run(plan, plan.folder, store, _placing(plan, store), told))
+            run = _Run(plan, plan.folder, store, _placing(plan, store), told)
+            with accounted(plan.folder, [f"{job.name}/{name}" for job, name in _wanted(plan)], run.made):
+                finished = _delivered(run)
+                if finished.manifest is not None:
+                    write_page(plan.folder, finished.manifest)
     store.complete()
     return finished
 
@@ -136,11 +76,14 @@ class _Run:
     store: Store
     placing: MeasuredPlacement | None = None
     told: set[str] = field(default_factory=set)  # see exported
+    made: dict[str, Entry] = field(default_factory=dict)  # what is known of the artifacts so far, by label
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
         entry = exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
         known = self.placing and self.placing.known(candidate.result, format_name)
-        return replace(entry, placement=known.reason) if known and entry.path is not None else entry
+        entry = replace(entry, placement=known.reason) if known and entry.path is not None else entry
+        self.made[entry.label] = entry
+        return entry
 
     def exported_again(self, entry: Entry, candidates: Candidates) -> Entry:
         job = next(job for job in self.plan.jobs if job.name == entry.candidate)
@@ -159,17 +102,18 @@ def _delivered(run: _Run) -> Finished:
     if run.placing is not None:
         candidates = recalled(run.placing, candidates, plan.formats)
     earlier = remove_manifest(run.folder)
-    entries = [
-        run.exported(job, candidates[job.name], name)
-        for job in plan.jobs
-        for name in formats_of(job.scheme.method, plan.formats)
-    ]
+    entries = [run.exported(job, candidates[job.name], name) for job, name in _wanted(plan)]
     say_unlisted(run.folder, earlier, entries)
     finished = _with_manifest(run, Finished(candidates), entries)
     if plan.protocol is None:
         return finished
     finished = _evaluated(run, plan.protocol, finished)
     return finished if plan.search is None else _searched(run, plan.protocol, plan.search, finished)
+
+
+def _wanted(plan: Plan) -> list[tuple[Job, str]]:
+    """The artifacts to make: jobs and formats."""
+    return [(job, name) for job in plan.jobs for name in formats_of(job.scheme.method, plan.formats)]
 
 
 def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
@@ -202,12 +146,12 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished) -> Finished:
     subjects = attempt("nothing can be evaluated", partial(_subjects, run, finished.candidates, finished.entries))
     failure = subjects.reason
     for given in subjects.result or ():
-        times, subject = _timed(given, protocol), given
+        times, subject = _timed(run, given, protocol), given
         if run.placing is not None and times.result is not None:
             finished = _placed(run, run.placing, finished, given, times.result)
             subject = _renewed(given, finished)
-            times = times if _sums(subject) == _sums(given) else _timed(subject, protocol)
-        step = _compared(subject, protocol, times)
+            times = times if _sums(subject) == _sums(given) else _timed(run, subject, protocol)
+        step = _compared(run, subject, protocol, times)
         failure = step.reason or failure
         if step.result is None:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
@@ -219,19 +163,20 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished) -> Finished:
         return replace(_with_manifest(run, finished, entries, budget=run.plan.budget), unjudged=failure)
     budget, reason, mistake = _budget(run.plan, comparisons[0].judged_by)
     judgements = [judged(entry, budget, reason) for entry in entries]
-    finished = replace(finished, sensitivity=_sensitivity(run.plan, finished, judgements))
+    finished = replace(finished, sensitivity=_sensitivity(run, finished, judgements))
     finished = _with_manifest(run, finished, judgements, fp32=comparisons[0].fp32, budget=budget)
     return replace(finished, unjudged=mistake)
 
 
-def _timed(subject: Subject, protocol: Protocol) -> Step[Timed]:
-    return attempt(f"the latency of {subject.labels} cannot be measured", partial(timed, subject, protocol, note))
+def _timed(run: _Run, subject: Subject, protocol: Protocol) -> Step[Timed]:
+    make = partial(timed, subject, protocol, run.store.results("latencies"))
+    return attempt(f"the latency of {subject.labels} cannot be measured", make)
 
 
-def _compared(subject: Subject, protocol: Protocol, times: Step[Timed]) -> Step[Comparison]:
+def _compared(run: _Run, subject: Subject, protocol: Protocol, times: Step[Timed]) -> Step[Comparison]:
     def compared() -> Comparison:
         assert times.result is not None
-        return compare(subject, protocol, note, times.result)
+        return compare(subject, protocol, times.result, run.store.results("scores"))
 
     return attempt(f"{subject.labels} cannot be evaluated", compared, times)
 
@@ -261,24 +206,19 @@ def _renewed(subject: Subject, finished: Finished) -> Subject:
     return replace(subject, entries=made)
 
 
-def _sensitivity(plan: Plan, finished: Finished, entries: Sequence[Entry]) -> Mapping[str, Sequence[Sensitivity]]:
+def _sensitivity(run: _Run, finished: Finished, entries: Sequence[Entry]) -> Mapping[str, Sequence[Sensitivity]]:
     """Rank the operators of static candidates that are over the budget or that algorithms ran for; each only once."""
-    found = dict(finished.sensitivity)
-    for job in plan.jobs:
+    found, results = dict(finished.sensitivity), run.store.results("sensitivities")
+    for job in run.plan.jobs:
         candidate = finished.candidates[job.name].result
         if job.name in found or not isinstance(job, StaticJob) or not isinstance(candidate, StaticCandidate):
             continue
         over = any(entry.candidate == job.name and entry.status == "over_budget" for entry in entries)
         if over or (candidate.learning is not None and candidate.learning.judged):
-            step = attempt(f"the operators of {job.name!r} cannot be ranked", partial(_ranked, job, candidate))
+            step = attempt(f"the operators of {job.name!r} cannot be ranked", partial(ranking, job, candidate, results))
             if step.result:
                 found[job.name] = step.result
     return found
-
-
-def _ranked(job: StaticJob, candidate: StaticCandidate) -> Sequence[Sensitivity]:
-    samples = job.samples(candidate.reference)
-    return ranked(candidate, samples.judge) if samples.judge else ()
 
 
 def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished) -> Finished:
@@ -344,6 +284,7 @@ def _with_manifest(
     run: _Run, finished: Finished, entries: Sequence[Entry], fp32: Fp32 | None = None, budget: Budget | None = None
 ) -> Finished:
     """Write the manifest with what is known so far."""
+    run.made.update({entry.label: entry for entry in entries})
     candidates = {name: step.result for name, step in finished.candidates.items() if step.result is not None}
     learnt = [one.learning for one in candidates.values() if one.learning]
     made = Manifest(
@@ -356,6 +297,7 @@ def _with_manifest(
         notes=_notes(run.plan.jobs, candidates),
         steps=tuple(step for learning in learnt for step in learning.steps),
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
+        ranges={name: found for name, candidate in candidates.items() if (found := _ranges(name, candidate))},
         trials=finished.trials,
         environment=environment(),
         seed=run.plan.seed,
@@ -373,6 +315,10 @@ def _with_entry(run: _Run, finished: Finished, made: Entry) -> Finished:
     assert known is not None
     entries = [made if entry.label == made.label else entry for entry in known.artifacts]
     return _with_manifest(run, finished, entries, known.fp32, known.budget)
+
+
+def _ranges(name: str, candidate: Candidate) -> tuple[ValueRange, ...]:
+    return attempt(f"the ranges of {name!r} cannot be listed", partial(value_ranges, candidate, MOST)).result or ()
 
 
 def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[str, tuple[str, ...]]:

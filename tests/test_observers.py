@@ -300,3 +300,27 @@ def test_an_averaging_constant_out_of_range_is_refused(averaging_constant: float
 def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
     with pytest.raises(ConfigError, match=r"percentile: .* out of range"):
         PercentileObserver(percentile)
+
+
+@pytest.mark.parametrize("spread", [0.003, 1.0, 40.0])
+def test_a_histogram_is_shown_in_few_bins_that_count_every_value(spread: float) -> None:
+    values = spread * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    observer = HistogramObserver()
+    statistic = observer.update({}, values)
+    bins, (low, high) = observer.bins(statistic), observer.extremes(statistic)
+    assert (sum(bins), len(bins)) == (5000, 32)
+    expected = np.histogram(values.numpy(), len(bins), (low, high))[0]
+    # A bin's edge may lie within one of the statistic's own, much finer ones.
+    assert np.abs(np.cumsum(bins) - np.cumsum(expected)).max() < 60
+    outside = int(((values < -spread) | (values > 2 * spread)).sum())
+    assert observer.share_outside(statistic, (-spread, 2 * spread)) == pytest.approx(outside / 5000, abs=0.005)
+    assert observer.share_outside(statistic, (low, high)) == 0
+
+
+def test_few_values_have_few_bins_and_none_have_none() -> None:
+    observer = HistogramObserver()
+    assert observer.bins(observer.update({}, torch.tensor([0.5, 0.5]))) == (2,)
+    assert observer.bins(observer.update({}, torch.tensor([float("nan")]))) == ()
+    minmax = MinMaxObserver()
+    statistic = minmax.update({}, torch.ones(3))
+    assert (minmax.bins(statistic), minmax.share_outside(statistic, (0.0, 0.5))) == ((), None)

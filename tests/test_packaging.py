@@ -18,7 +18,12 @@ from packaging.requirements import Requirement
 from somebodys import MODEL
 
 CHECKOUT = Path(__file__).parents[1]
-SOURCES = {"lq_plugin": "lq_plugin", "conf": "lq_plugin/conf", "recipes": "lq_plugin/recipes"}
+SOURCES = {
+    "hydra_plugins": "hydra_plugins",
+    "lq_plugin": "lq_plugin",
+    "conf": "lq_plugin/conf",
+    "recipes": "lq_plugin/recipes",
+}
 
 WITH_THE_CORE = """
 import lightning as L, torch, lq_plugin
@@ -123,9 +128,10 @@ def test_the_wheel_is_what_gets_imported(installed: Path, tmp_path: Path) -> Non
 
 
 def test_lq_train_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    printed = run([str(installed / "lq-train"), "--cfg", "job", "recipe=mnist_cnn"], tmp_path)
+    printed = run([str(installed / "lq-train"), "--cfg", "all", "recipe=mnist_cnn", "sweep=optuna"], tmp_path)
     assert "_target_: lq_plugin.recipes.mnist_cnn.model.MnistCnn" in printed
     assert "monitor: val/acc" in printed
+    assert "_target_: hydra_plugins.lq_optuna.OptunaSweeper" in printed
 
 
 def test_the_core_alone_makes_the_first_int8_model(installed: Path, tmp_path: Path) -> None:

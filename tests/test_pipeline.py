@@ -6,18 +6,18 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
 from tiny import Images, Tiny, images
 from torch.utils.data import DataLoader
 
 from lq_plugin import Budget, Scheme, exporting, pipeline
-from lq_plugin.artifacts import base
 from lq_plugin.artifacts.base import Artifact
 from lq_plugin.checkpoints import LIVE, Checkpoint
 from lq_plugin.checksums import of_file
@@ -29,11 +29,13 @@ from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import DynamicJob, Job, StaticJob
-from lq_plugin.pipeline import Plan, finish
+from lq_plugin.pipeline import finish
+from lq_plugin.plan import Plan
 from lq_plugin.source import Source
 from lq_plugin.steps import Step, attempt
 from lq_plugin.store import Store
 
+TESTS = Path(__file__).parent
 STATIC, DYNAMIC = Scheme(observer="minmax"), Scheme("dynamic")
 
 
@@ -68,62 +70,54 @@ def sums(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+KILLS = (  # one after the other: as each of these steps begins, in the first place where it was not done before
+    *("calibration", "algorithms", "export", "latency", "evaluation", "sensitivity", "search"),
+    "export",  # of the winner of the search
+)
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What a manifest says, without how long it took."""
+    content = written(folder)
+    for record in (*content["steps"], *content["trials"]):
+        del record["seconds"]
+        record.pop("peak_memory_bytes", None)
+    return content
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The manifest of a run that nobody interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    finish(plan(folder), Store(folder / "store"))
-    assert len(sums(folder)) == 3
-    assert {entry["status"] for entry in written(folder)["artifacts"]} == {"ok"}
-    return written(folder)
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that nobody interrupts, and with one that is killed again and again."""
+    place = tmp_path_factory.mktemp("interrupted")
+
+    def run(name: str, *killed: str) -> None:
+        folder = place / name if not killed else place / f"{name}-{'-'.join(killed)}"  # Hydra's is new at every start
+        ended = commands.run("interrupted.py", str(folder), str(place / f"{name}.store"), *killed, cwd=TESTS)
+        assert ended.returncode == (-9 if killed else 0), ended.stderr
+
+    run("whole")
+    for step in KILLS:
+        run("killed", step, "1")
+    run("killed", "report", "4")
+    run("killed")
+    return place
 
 
-def stopping(function: Callable[..., Any], times: int = 1) -> Callable[..., Any]:
-    """A function after which the process is killed, when it is called for so many times."""
-    calls = Counter[str]()
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        calls["stop"] += 1
-        if calls["stop"] == times:
-            raise SystemExit("killed")
-        return result
-
-    return stop
+def done(place: Path, name: str) -> Counter[str]:
+    """How often each step was done."""
+    return Counter((place / f"{name}.log").read_text().split())
 
 
-KILLS: dict[str, tuple[Any, str, int, int]] = {  # killed after which call of what, and how many artifacts are left
-    "calibration": (Store, "keep_calibration", 1, 3),
-    "first artifact": (Store, "keep_artifact", 1, 2),
-    "manifest of the export": (pipeline.manifest, "write", 1, 1),
-    "evaluation": (pipeline, "compare", 1, 1),
-}
+@pytest.mark.parametrize("step", dict.fromkeys(KILLS))
+def test_a_step_that_is_finished_is_never_done_again(step: str, interrupted: Path) -> None:
+    assert done(interrupted, "killed")[step] == done(interrupted, "whole")[step] > 0
 
 
-@pytest.mark.parametrize("step", KILLS)
-def test_a_run_that_is_killed_after_a_step_continues_there(
-    step: str,
-    whole: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    owner, name, times, left = KILLS[step]
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, name, stopping(getattr(owner, name), times))
-        with pytest.raises(SystemExit, match="killed"):
-            finish(plan(tmp_path / "killed"), Store(tmp_path / "store"))
-    exported: list[str] = []
-    monkeypatch.setattr(
-        exporting, "export_one", lambda c, p, f, n: (exported.append(f), base.export_one(c, p, f, n))[1]
-    )
-    capsys.readouterr()
-    finish(plan(tmp_path / "again"), Store(tmp_path / "store"))  # another folder, as Hydra's is at every start
-    assert "calibrating" not in capsys.readouterr().out
-    assert len(exported) == left  # layers of torch are always made
-    for one, other in zip(written(tmp_path / "again")["artifacts"], whole["artifacts"], strict=True):
-        assert one == other
-    assert not (tmp_path / "store").exists()  # nothing of it is needed any more
+def test_a_run_that_was_killed_at_every_step_leaves_what_it_would_have_left(interrupted: Path) -> None:
+    assert sums(interrupted / "killed") == sums(interrupted / "whole")
+    assert told(interrupted / "killed") == told(interrupted / "whole")
+    assert [step["outcome"] for step in written(interrupted / "killed")["steps"]] == ["kept"]
+    assert not (interrupted / "killed.store").exists()  # nothing of it is needed any more
 
 
 def test_exports_know_the_number_of_threads_that_latency_is_measured_with(
@@ -182,7 +176,7 @@ def test_what_is_faster_in_float_is_exported_again_and_so_does_the_next_run(
         assert asked == expected
         (entry,) = written(tmp_path / folder)["artifacts"]
         assert [op["op"] for op in entry["quantized_ops"]] == ["linear"]
-        assert "1.000 ms with 1 operators in float, 3.000 without; FP32 takes 2.000 ms" in entry["placement"]
+        assert "1.000 ms with 1 operator in float, 3.000 without; FP32 takes 2.000 ms" in entry["placement"]
         assert (entry["latency_ms"]["median"], written(tmp_path / folder)["selected"]) == (1.0, "static/onnx")
     assert found == [sums(tmp_path / "one"), sums(tmp_path / "two")]
     assert found[0] == found[1]

@@ -22,7 +22,7 @@ from lq_plugin import Scheme, exporting, quantize
 from lq_plugin.artifacts.base import Artifact, export_one
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.coverage import Measured
-from lq_plugin.store import Store
+from lq_plugin.store import RESULTS, Store
 
 ADVICE = "do as if nothing were kept"
 DECISION = Measured(int8=True, reason="faster here")
@@ -262,6 +262,32 @@ def test_a_damaged_decision_is_measured_once_more(damage: str, store: Store) -> 
     assert damage == "folder" or store.decisions() == {NAME: DECISION, OTHER: DECISION}
 
 
+RESULT: dict[str, Callable[[Path], Any]] = {
+    "flipped bit": flip,
+    "cut": lambda file: os.truncate(file, 100),
+    "another one": lambda file: torch.save({"found": 2.0}, file),
+    "pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "folder": lambda file: (file.unlink(), file.mkdir()),
+    "link": lambda file: (file.rename(file.with_name("elsewhere")), file.symlink_to("elsewhere")),
+    "planted": lambda file: torch.save(Planted(), file),
+}
+
+
+@pytest.mark.parametrize("damage", RESULT)
+def test_in_place_of_a_damaged_result_another_is_made(
+    damage: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = store.results("scores")
+    results[NAME] = results[OTHER] = {"found": torch.ones(3), "of": [1, None, "x", True]}
+    (file,) = (store.folder / "scores").glob(f"{NAME}-*.pt")
+    RESULT[damage](file)
+    assert (results.get(NAME), results.get(OTHER)["of"]) == (None, [1, None, "x", True])
+    assert not (tmp_path / "ran").exists()
+    results[NAME] = {"found": 3.0}
+    assert results.get(NAME) == {"found": 3.0}
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_what_a_complete_run_needs_no_more_is_removed(
     keeps: bool, candidate: StaticCandidate, artifact: Path, tmp_path: Path
@@ -270,11 +296,15 @@ def test_what_a_complete_run_needs_no_more_is_removed(
     kept(interrupted, candidate)
     for name in (NAME, OTHER):
         interrupted.keep_artifact(name, artifact)
+    for kind in RESULTS:
+        interrupted.results(kind)[NAME] = {"found": 1.0}
     again = Store(tmp_path / "store", keeps)
+    assert all(again.results(kind).get(NAME) == {"found": 1.0} for kind in RESULTS)
     assert len(again.calibrations(candidate.graph.digest)) == 1
     assert again.take_artifact(NAME, tmp_path / "taken")
     again.complete()
     assert len(list(again.folder.glob("calibrations/*.pt"))) == keeps
+    assert not [kind for kind in RESULTS if (again.folder / kind).exists()]
     assert [path.name for path in again.folder.glob("artifacts/*")] == [OTHER]  # of another run
     interrupted.complete()
     assert again.folder.exists() == keeps

@@ -40,7 +40,8 @@ from lq_plugin.evaluation.loop import Data
 from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import StaticJob
-from lq_plugin.pipeline import Finished, Plan, finish
+from lq_plugin.pipeline import finish
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.source import Source
@@ -152,11 +153,11 @@ def test_the_operators_of_a_candidate_are_ranked_once(tmp_path: Path, monkeypatc
     batches = [images(32)[:][0]]
     candidate = quantize(OneBadLayer().eval().net, batches, PLAIN)
     found = {"static": sensitivity(candidate, batches)}
-    over, asked = [replace(ENTRY, status="over_budget")], plan(tmp_path, None)
+    over, asked = [replace(ENTRY, status="over_budget")], pipeline._Run(plan(tmp_path, None), tmp_path, Store(tmp_path))
     evaluated = Finished({"static": Step(candidate)})
-    monkeypatch.setattr(pipeline, "_ranked", lambda job, candidate: found["static"])
+    monkeypatch.setattr(pipeline, "ranking", lambda *_: found["static"])
     assert pipeline._sensitivity(asked, evaluated, over) == found
-    monkeypatch.setattr(pipeline, "_ranked", lambda job, candidate: pytest.fail("it is ranked already"))
+    monkeypatch.setattr(pipeline, "ranking", lambda *_: pytest.fail("it is ranked already"))
     assert pipeline._sensitivity(asked, replace(evaluated, sensitivity=found), over) == found
 
 
@@ -202,9 +203,9 @@ def test_no_winner_is_an_outcome(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert {entry.status for entry in made.artifacts} == {"over_budget"}
     evaluation = Int8Evaluation(search=Search())
     for trials_made, unmet, said in (
-        (made.trials, "none of 1 trials", "1 trials found no artifact"),
+        (made.trials, "none of 1 trial", "1 trial found no artifact"),
         ((), "nothing could be tried", "would try to leave such operators float"),
-        ((replace(made.trials[0], within=True),), "none of 1 trials", "in the format of its trials alone"),
+        ((replace(made.trials[0], within=True),), "none of 1 trial", "in the format of its trials alone"),
     ):
         evaluation.manifest = replace(made, trials=trials_made)
         assert unmet in str(evaluation.unmet)
@@ -224,7 +225,7 @@ def assert_said_once(evaluation: Int8Evaluation, folder: Path, caplog: pytest.Lo
         evaluation.teardown(own, None, "fit")
         assert [record.getMessage() for record in caplog.records if record.name == "lq_plugin"] == expected
         own.callbacks.append(RunContext({}))  # as commands do
-    with pytest.raises(EvaluationError, match="none of 1 trials"):
+    with pytest.raises(EvaluationError, match="none of 1 trial"):
         outcome(own, [])
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lq_plugin import renamed
 from lq_plugin.apps import resolvers
 from lq_plugin.errors import LqError
+from lq_plugin.interruption import account
 from lq_plugin.printing import line
 from lq_plugin.progress import note
 from lq_plugin.report import leaderboard
@@ -32,15 +33,16 @@ from lq_plugin.report.manifest import FILE as MANIFEST
 from lq_plugin.report.runs import FAILURE, QUANTIZED, below, reason
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+INTERRUPTED = 130  # what shells report of a process that Ctrl+C has ended: 128 and SIGINT
 MISTAKES = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
 
 def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run a task with the configuration that Hydra composes from the command line.
 
-    A user error ends a run with one line and exit code 1. With ``HYDRA_FULL_ERROR=1`` in the environment every error
-    keeps its full traceback. In a multirun the errors of jobs are passed on, because the sweeper decides what a failed
-    job means; a sweep in which no job succeeded is an error in any case.
+    A user error ends a run with one line and exit code 1, Ctrl+C with exit code 130. With ``HYDRA_FULL_ERROR=1`` in the
+    environment every error keeps its full traceback. In a multirun the errors of jobs are passed on, because the
+    sweeper decides what a failed job means; a sweep in which no job succeeded is an error in any case.
 
     Args:
         name: the command's, with which the line begins.
@@ -71,11 +73,36 @@ def run(name: str, task: Callable[[DictConfig], Any], config_name: str) -> None:
         if full or (_left_a_job(error) and not isinstance(error, MISTAKES)):
             raise
         sys.exit(f"{name}: {one_line(error)}")
+    except (KeyboardInterrupt, SystemExit) as error:
+        _end_if_interrupted(name, error)
+        raise
     finally:
         if not full:
             del os.environ[FULL_ERROR]
         if (folder := _swept_folder()) is not None and _is_first_process():
             _write_leaderboard(folder)  # even where a job failed
+
+
+def _end_if_interrupted(name: str, error: BaseException) -> None:
+    """End with 130, as a process that Ctrl+C has ended; a Trainer, which has told what was made, ends with 1."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"{name}: {account(error)}", file=sys.stderr)
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+
+
+def again(name: str) -> Sequence[str]:
+    """Return the command that repeats this job alone, word by word; none where Hydra does not run it.
+
+    Args:
+        name: the command's.
+    """
+    if not HydraConfig.initialized():
+        return ()
+    hydra_config = HydraConfig.get()
+    sources = [f"--config-dir={s.path}" for s in hydra_config.runtime.config_sources if s.provider == "command-line"]
+    paths = [override for override in hydra_config.overrides.hydra if override.startswith("hydra.searchpath")]
+    return (name, *sources, *hydra_config.overrides.task, *paths)
 
 
 def _swept_folder() -> Path | None:
@@ -99,9 +126,10 @@ def _traced(swept: bool) -> Iterator[None]:
         failure.write_text(json.dumps({"error": "the job did not finish; most likely its process was killed"}))
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         if swept:
-            failure.write_text(json.dumps({"error": one_line(error)}))
+            said = one_line(error) if isinstance(error, Exception) else "the job was interrupted"
+            failure.write_text(json.dumps({"error": said}))
         raise
     failure.unlink(missing_ok=True)
 

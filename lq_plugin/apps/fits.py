@@ -42,20 +42,21 @@ def digest(config: DictConfig) -> str:
     decisive = training(config)
     resumed = Path(to_absolute_path(config.ckpt_path or ""))
     content = {
-        "training": _without_run_folder(decisive, config.paths.output_dir),
+        "training": without_folder(decisive, config.paths.output_dir),
         "seed": os.environ["PL_GLOBAL_SEED"],  # the seed in use, which the configuration may leave open
         # Our own code too: the checkpoints hold calibrations.
-        "code": sources.versions([Fit, *map(get_object, _targets(decisive))]),
+        "code": sources.versions([Fit, *map(get_object, targets(decisive))]),
         "checkpoint": checksums.of_file(resumed) if resumed.is_file() else None,
     }
     return checksums.of_json(content, default=str)[:16]
 
 
-def _without_run_folder(node: Any, folder: str) -> Any:
+def without_folder(node: Any, folder: str) -> Any:
+    """Return a configuration with its paths below a folder as they are seen from there."""
     if isinstance(node, Mapping):
-        return {key: _without_run_folder(item, folder) for key, item in node.items()}
+        return {key: without_folder(item, folder) for key, item in node.items()}
     if isinstance(node, list):
-        return [_without_run_folder(item, folder) for item in node]
+        return [without_folder(item, folder) for item in node]
     inside = isinstance(node, str) and f"{node}{os.sep}".startswith(f"{folder}{os.sep}")
     return node[len(folder) :] if inside else node
 
@@ -65,14 +66,14 @@ def _trains(target: str) -> bool:
     return not (isinstance(made, type) and issubclass(made, AFTER_TRAINING))
 
 
-def _targets(node: Any) -> Iterator[str]:
+def targets(node: Any) -> Iterator[str]:
     """Everything that is instantiated in a configuration, however deep."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield node["_target_"]
         node = list(node.values())
     for item in node if isinstance(node, list) else ():
-        yield from _targets(item)
+        yield from targets(item)
 
 
 class KeepFit(Callback):

@@ -21,9 +21,10 @@ from lq_plugin import checksums
 from lq_plugin.callbacks.checkpoint import model_checkpoints
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.checkpoints import content
+from lq_plugin.durable import put_in_place, write_whole
 from lq_plugin.errors import ConfigError
 from lq_plugin.progress import note
-from lq_plugin.store import Store, inside, put_aside, remove, write_whole
+from lq_plugin.store import Store, inside, put_aside, remove
 from lq_plugin.torch_file import foreign_in, write
 from lq_plugin.untrusted import naming, read_json
 
@@ -55,6 +56,11 @@ class Fit:
     def done(self) -> bool:
         """Whether it finished."""
         return (self.folder / RECORD).is_file()
+
+    @property
+    def weights(self) -> str:
+        """What identifies its checkpoints, the sha256 of its record; empty where it did not finish."""
+        return checksums.of_file(self.folder / RECORD) if self.done else ""
 
     @contextmanager
     def claimed(self, run: str) -> Iterator[None]:
@@ -104,7 +110,7 @@ class Fit:
             record = {"checkpoints": kept, "sha256": sums}
             write_whole(scratch / RECORD, json.dumps(record | {"digest": _digest(record)}, indent=1).encode())
             remove(self.folder)
-            scratch.rename(self.folder)
+            put_in_place(scratch, self.folder)
         finally:
             remove(scratch)
         self._checkpoints = kept

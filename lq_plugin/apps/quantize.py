@@ -13,9 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig
 
-from lq_plugin.apps import command, fits
+from lq_plugin import checksums
+from lq_plugin.apps import command, fits, kept_job
 from lq_plugin.apps.kept_fit import IGNORED
-from lq_plugin.apps.train import built, check, outcome, plain
+from lq_plugin.apps.objectives import objectives
+from lq_plugin.apps.train import built, check, outcome, plain, swept
 from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.callbacks.untrained import without_training
 from lq_plugin.checkpoints import content, read_file
@@ -48,13 +50,23 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
     path = Path(to_absolute_path(config.ckpt_path))
     content(path, "ckpt_path")
     data, model, trainer = built(config, lambda node: load_model(node, path, config.weights_only))
-    trainer.callbacks.append(RunContext(plain(config)))
-    folder = Path(trainer.default_root_dir) / STORE
-    if config.fit.reuse:  # below the folder of the run it would be of no use to the next one
-        folder = Path(to_absolute_path(config.fit.folder)) / f"{fits.digest(config)}.store"
-    store = Store(folder, keeps_calibrations=config.fit.reuse, advice=IGNORED)
+    trainer.callbacks.append(RunContext(plain(config), command=command.again("lq-quantize")))
+    if not config.fit.reuse:
+        store = Store(Path(trainer.default_root_dir) / STORE, advice=IGNORED)
+        without_training(trainer, model, data, lambda choice: read_file(path), store)
+        return outcome(trainer, config.objectives)
+    # Below the folder of the run it would be of no use to the next one.
+    fit = fits.digest(config)
+    store = Store(Path(to_absolute_path(config.fit.folder)) / f"{fit}.store", keeps_calibrations=True, advice=IGNORED)
+    job = kept_job.of(config, store) if swept() else None
+    weights = checksums.of_json([fit, sorted(_given())])
+    if job is not None and (known := job.taken_over(weights)):
+        return objectives(known, config.objectives)
     without_training(trainer, model, data, lambda choice: read_file(path), store)
-    return outcome(trainer, config.objectives)
+    found = outcome(trainer, config.objectives)
+    if job is not None:
+        job.keep(weights, trainer)
+    return found
 
 
 def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
@@ -76,9 +88,8 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
         source, saved = _plain(path, made.keywords)
     else:
         saved = _unpickled(path).get("hyper_parameters", {})
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
-    arguments = {k: value for k, value in made.keywords.items() if k not in saved or f"model.{k}" in given}
+    given = _given()
+    arguments = {k: value for k, value in made.keywords.items() if k not in saved or k in given}
     try:
         with warnings.catch_warnings():
             # A model may build layers later: its weights are loaded again, strictly, when it is quantized.
@@ -89,6 +100,13 @@ def load_model(node: DictConfig, path: Path, weights_only: bool = True) -> Any:
             f"ckpt_path: {path.name!r} does not fit {node._target_} ({error}). Choose the model that saved it, and "
             "give the arguments that it did not save as +model.NAME=VALUE."
         ) from error
+
+
+def _given() -> set[str]:
+    """Return the model's arguments on the command line, which have precedence over those in a checkpoint."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    options = (override.lstrip("+").partition("=")[0] for override in overrides)
+    return {option.removeprefix("model.") for option in options if option.startswith("model.")}
 
 
 def _unpickled(path: Path) -> Any:

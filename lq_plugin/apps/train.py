@@ -15,9 +15,9 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
-from lq_plugin.apps import command, fits, loggers
+from lq_plugin.apps import command, fits, kept_job, loggers
 from lq_plugin.apps.kept_fit import Fit
-from lq_plugin.apps.objectives import check_directions, objectives
+from lq_plugin.apps.objectives import OVER_BUDGET, check_directions, objectives
 from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.callbacks.untrained import without_training
@@ -65,20 +65,26 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
     check_resumed(config, trainer)
     resumed = {"ckpt_path": config.ckpt_path, "weights_only": config.weights_only}
     if not fits.shared(trainer, config.fit):
-        trainer.callbacks.append(RunContext(plain(config)))
+        trainer.callbacks.append(RunContext(plain(config), command=command.again("lq-train")))
         trainer.fit(model, datamodule=data, **resumed)
         return outcome(trainer, config.objectives)
     fit = Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
-    trainer.callbacks.append(RunContext(plain(config), fit.store))
+    trainer.callbacks.append(RunContext(plain(config), fit.store, command.again("lq-train")))
+    job = kept_job.of(config, fit.store) if swept() else None
     with fit.claimed(config.paths.output_dir):
-        if not fit.usable():
+        if trains := not fit.usable():
             note(f"fitting; the fit is cached in {fit.folder}")
             trainer.callbacks.append(fits.KeepFit(fit))
             trainer.fit(model, datamodule=data, **resumed)
-            return outcome(trainer, config.objectives)
-    note(f"the cached fit in {fit.folder} is reused")
-    without_training(trainer, model, data, lambda choice: read_file(fit.checkpoint(choice)), fit.store)
-    return outcome(trainer, config.objectives)
+    if not trains:
+        if job is not None and (known := job.taken_over(fit.weights)):
+            return objectives(known, config.objectives)
+        note(f"the cached fit in {fit.folder} is reused")
+        without_training(trainer, model, data, lambda choice: read_file(fit.checkpoint(choice)), fit.store)
+    found = outcome(trainer, config.objectives)
+    if job is not None:
+        job.keep(fit.weights, trainer)
+    return found
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def check(config: DictConfig) -> None:
         )
     for name, callback in config.callbacks.items():
         if callback and "_target_" not in callback:
-            if _swept():
+            if swept():
                 note(f"this job of the sweep has no callbacks.{name}, so its options are ignored")
                 config.callbacks[name] = None
                 continue
@@ -157,7 +163,7 @@ def _hand_down(config: DictConfig) -> None:
 def _check_applies(group: str, methods: Sequence[str]) -> None:
     """Refuse a group that was chosen and applies to nothing, except in a sweep."""
     missing = f"no {' or '.join(methods)} quantization"
-    if _swept():
+    if swept():
         note(f"this job of the sweep has {missing}, so {group}= is ignored")
         return
     adding = " or ".join(f"quantization={method}" for method in methods)
@@ -174,7 +180,8 @@ def _makes(node: DictConfig, kind: type) -> bool:
     return isinstance(made, type) and issubclass(made, kind)
 
 
-def _swept() -> bool:
+def swept() -> bool:
+    """Whether this is a job of a multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -207,7 +214,8 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
 
     Raises:
         ExportError: no artifact was made.
-        EvaluationError: the artifacts could not be evaluated or judged, or a search found none within the budget.
+        EvaluationError: the artifacts could not be evaluated or judged, or a search found none within the budget, and
+            ``"over_budget"`` is no objective.
     """
     exporters = [callback for callback in trainer.callbacks if isinstance(callback, ArtifactExport)]
     manifest = next((exporter.manifest for exporter in exporters), None)
@@ -224,7 +232,7 @@ def outcome(trainer: Any, names: Sequence[str]) -> float | tuple[float, ...] | N
     for evaluation in trainer.callbacks:
         if isinstance(evaluation, Int8Evaluation) and evaluation.error is not None:
             raise EvaluationError(f"evaluation: the artifacts were made, but not judged. {brief(evaluation.error)}")
-        if isinstance(evaluation, Int8Evaluation) and evaluation.unmet is not None:
+        if isinstance(evaluation, Int8Evaluation) and evaluation.unmet is not None and OVER_BUDGET not in names:
             raise EvaluationError(evaluation.unmet)
     return objectives(manifest, names)
 

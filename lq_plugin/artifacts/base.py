@@ -25,6 +25,7 @@ from lq_plugin import cpu
 from lq_plugin.artifacts import description, onnx, onnx_dynamic, onnx_profile, openvino, pt2, torch_layers
 from lq_plugin.artifacts.description import Artifact as Artifact
 from lq_plugin.coverage import Coverage, Duration, Kernel
+from lq_plugin.durable import put_in_place
 from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError, require, unknown_name
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.signature import Signature
@@ -210,7 +211,7 @@ def export_one(candidate: Candidate, path: Path, format_name: str, threads: int 
         _describe(candidate, coverage, scratch, format_name)
         shutil.rmtree(path, ignore_errors=True)
         scratch.chmod(0o755)
-        scratch.rename(path)
+        put_in_place(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return read(path)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from lq_plugin.noise import muted
+
 ROUND = torch.ops.aten.fake_quantize_per_tensor_affine.default
 
 
@@ -19,7 +21,8 @@ def rounding_at_once(module: fx.GraphModule) -> fx.GraphModule:
     operator the lowest value (torch 2.13, x86). torch computes a pair as seven operators over the whole tensor, which
     took half of ResNet-18's time (3x224x224, batch 50: 3.3 s a batch on one core of an AMD EPYC).
     """
-    made = fx.GraphModule(module, copy.deepcopy(module.graph))
+    with muted():
+        made = fx.GraphModule(module, copy.deepcopy(module.graph))
     for node in list(made.graph.nodes):
         users = list(node.users)
         if _is_pair(node, users):

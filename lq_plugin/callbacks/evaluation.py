@@ -10,6 +10,7 @@ from typing import Any
 from torchmetrics import Metric
 
 from lq_plugin import selection
+from lq_plugin.callbacks import bars
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.export import ArtifactExport
 from lq_plugin.callbacks.finishing import FinishingCallback, Origin, is_of_a_command
@@ -17,7 +18,8 @@ from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Protocol
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import SPLITS
-from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.plan import Finished, Plan
+from lq_plugin.printing import counted
 from lq_plugin.report import manifest, table
 from lq_plugin.report.manifest import Manifest
 from lq_plugin.search.mixed_precision import Search
@@ -115,17 +117,19 @@ class Int8Evaluation(FinishingCallback):
                 "search: no artifact is within the budget, and nothing could be tried: only static candidates with "
                 "several operators in INT8 can be searched, within time_limit. Raise the budget or time_limit."
             )
+        tried = counted(len(self.manifest.trials), "trial")
         return (
-            f"search: none of {len(self.manifest.trials)} trials with more float operators is within the budget. "
+            f"search: none of {tried} with more float operators is within the budget. "
             f"Raise max_trials or the budget's max_drop. {manifest.FILE} lists all trials."
         )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Print the table, now that no progress bar writes to the terminal any more, and warn of an unmet budget."""
+        """Print the table, and warn of an unmet budget."""
         if stage == "fit" and self.manifest is not None:
             folder = _exporter(trainer).folder
             assert folder is not None
             try:
+                bars.end(trainer)
                 table.show(self.manifest, folder)
             except Exception:  # training is over, and all of it is in the manifest
                 logger.exception("the table cannot be shown; see %s", folder / manifest.FILE)

@@ -13,7 +13,7 @@ from lq_plugin.callbacks.finishing import FinishingCallback, Origin
 from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation.placing import check_placement
-from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.report.manifest import Manifest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,15 @@ from lightning.pytorch.callbacks import Callback
 
 from lq_plugin import pipeline
 from lq_plugin.callbacks import checkpoint as checkpoints
+from lq_plugin.callbacks.bars import display_of
 from lq_plugin.callbacks.publishing import publish
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation.loaders import data_of
 from lq_plugin.evaluation.loop import Data
-from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.interruption import account
+from lq_plugin.plan import Finished, Plan
+from lq_plugin.progress import note, shown_on
 from lq_plugin.report.manifest import Config
 from lq_plugin.source import Source
 from lq_plugin.steps import say
@@ -59,11 +62,13 @@ class RunContext(Callback):
     Args:
         config: builtins stored in the manifest as the configuration of the whole run.
         store: where finished steps are kept; below the Trainer's ``default_root_dir`` by default.
+        command: how to call it again, word by word.
     """
 
-    def __init__(self, config: Mapping[str, Any], store: Store | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], store: Store | None = None, command: Sequence[str] = ()) -> None:
         self.config = config
         self.store = store
+        self.command = tuple(command)
 
 
 class FinishingCallback(Callback):
@@ -85,6 +90,12 @@ class FinishingCallback(Callback):
             with after_training(trainer) as works:
                 if works:
                     finish(trainer, origin_of(trainer, pl_module))
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Say what was made before Ctrl+C: Lightning ends the process without a traceback."""
+        ours = trainer.state.fn == "fit" and trainer.is_global_zero and finishing(trainer)[0] is self
+        if ours and isinstance(exception, KeyboardInterrupt):
+            note(account(exception))
 
     @abstractmethod
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
@@ -122,12 +133,17 @@ def finish(trainer: Any, origin: Origin, trained: bool = True) -> None:
     Args:
         trainer: whose callbacks and loggers these are; it need not have fitted anything.
         origin: where weights and batches come from.
-        trained: see :class:`~lq_plugin.pipeline.Plan`.
+        trained: see :class:`~lq_plugin.plan.Plan`.
     """
+    with shown_on(display_of(trainer)):
+        _finish(trainer, origin, trained)
+
+
+def _finish(trainer: Any, origin: Origin, trained: bool) -> None:
     seed = os.environ.get("PL_GLOBAL_SEED", "")
     plan = Plan(
         seed=int(seed) if seed.lstrip("-").isdecimal() else None,
-        config=Config(run=context_of(trainer).config),
+        config=Config(run=context_of(trainer).config, command=context_of(trainer).command),
         trained=trained,
     )
     for callback in finishing(trainer):

@@ -22,7 +22,7 @@ from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
-from lq_plugin.pipeline import Finished, Plan
+from lq_plugin.plan import Finished, Plan
 from lq_plugin.progress import begin_run
 from lq_plugin.scheme import AUTO, Scheme, as_dict
 from lq_plugin.source import Source
@@ -112,7 +112,7 @@ class QuantizingCallback(FinishingCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what depends on the module, now that its own ``setup`` and ``configure_model`` have built it."""
-        ranks.meet()
+        ranks.meet(trainer)
         target = resolve_target(pl_module, self.path)
         patterns.check_modules(self.scheme, module_names(target))
         check_inputs(self.dynamic_dims, target.forward)
@@ -131,6 +131,7 @@ class QuantizingCallback(FinishingCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching when a run is interrupted."""
+        super().on_exception(trainer, pl_module, exception)
         self.auto.seen()
 
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from lq_plugin.errors import ConfigError, ExportError
+from lq_plugin.errors import CalibrationError, ConfigError, ExportError
 from lq_plugin.evaluation.loop import random_state_kept
 
 logger = logging.getLogger("lq_plugin")
@@ -29,23 +29,28 @@ _PAUSE = 0.1  # seconds
 _groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-def meet() -> None:
+def meet(trainer: Any) -> None:
     """Make the group in which processes wait for each other; all of them call this when a fit starts.
 
     Every process has to take part, so this cannot wait for the end of fit, when one of them may be hours behind.
 
+    Args:
+        trainer: of this process.
+
     Raises:
+        CalibrationError: another process has ended.
         ConfigError: the processes cannot connect.
     """
     training = _training_group()
     if training is None or training in _groups or not torch.distributed.is_gloo_available():
         return
+    of_every_process(trainer, None)  # what follows waits for one that has ended as long as for work: 24 hours
     try:
         _groups[training] = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     except RuntimeError as error:
         raise ConfigError(
             f"strategy: the processes of this fit cannot connect through gloo, which they use to wait for each other "
-            f"when fit ends ({error}). Set GLOO_SOCKET_IFNAME to the network interface that connects them."
+            f"when fit ends ({_line(error)}). Set GLOO_SOCKET_IFNAME to the network interface that connects them."
         ) from error
 
 
@@ -70,6 +75,29 @@ def on_one_process(trainer: Any) -> Iterator[bool]:
             _wait(group, works=trainer.is_global_zero)
 
 
+def of_every_process(trainer: Any, own: Any) -> list[Any]:
+    """Return what each process of a fit has, in the order of their ranks; all of them call this at the same place.
+
+    Args:
+        trainer: of this process.
+        own: what this process has; it is pickled for the others.
+
+    Raises:
+        CalibrationError: another process has ended, or did not come here within the timeout of the training's group.
+    """
+    if trainer.world_size == 1:
+        return [own]
+    values = [own] * trainer.world_size
+    try:
+        torch.distributed.all_gather_object(values, own)
+    except RuntimeError as error:
+        raise CalibrationError(
+            f"strategy: a process of this fit ended, or did not come as far as this one in time ({_line(error)}). "
+            "The output of that process says what happened."
+        ) from error
+    return values
+
+
 def _training_group() -> Any:
     return torch.distributed.group.WORLD if torch.distributed.is_available() else None
 
@@ -82,9 +110,13 @@ def _wait(group: Any, works: bool) -> None:
         work.wait()
     except RuntimeError as error:
         if works:  # its work is done and stored
-            logger.error("another process of this fit ended early, while process 0 worked: %s", error)
+            logger.error("another process of this fit ended early, while process 0 worked: %s", _line(error))
             return
         raise ExportError(
             "process 0, which exports and evaluates when fit ends, or another process ended too early "
-            f"({error}). Training was complete; the output of process 0 says what happened."
+            f"({_line(error)}). Training was complete; the output of process 0 says what happened."
         ) from error
+
+
+def _line(error: RuntimeError) -> str:
+    return " ".join(str(error).split())

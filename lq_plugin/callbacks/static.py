@@ -7,10 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lq_plugin.callbacks import sanity
 from lq_plugin.callbacks.quantizing import QuantizingCallback
+from lq_plugin.callbacks.ranks import of_every_process
 from lq_plugin.errors import CalibrationError, ConfigError, UnsupportedError, as_calibration_error
 from lq_plugin.evaluation.loaders import numbers_of_batches
 from lq_plugin.graph.calibration import Calibration
@@ -138,8 +137,13 @@ class StaticQuantization(QuantizingCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only the loaders know."""
-        if trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0:
-            raise ConfigError("val_dataloaders: the validation loader is empty, so there is nothing to calibrate on.")
+        empty = trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0
+        found = [rank for rank, each in enumerate(of_every_process(trainer, empty)) if each]
+        if found:  # such a process never validates, and the others would wait for its statistics
+            where = f" in process {found[0]} of {trainer.world_size}" if trainer.world_size > 1 else ""
+            raise ConfigError(
+                f"val_dataloaders: the validation loader is empty{where}, so there is nothing to calibrate on."
+            )
         super().on_train_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -165,13 +169,17 @@ class StaticQuantization(QuantizingCallback):
         if observation is not None:
             self.failure = observation.failure
             self._decide(trainer, pl_module, observation, calls)
-            if trainer.sanity_checking and self.failure is None and not (observation.called or self.auto.choice):
-                own = type(self).__name__
-                self.failure = UnsupportedError(never_called(pl_module, self.path, "validation_step", own))
         if not trainer.sanity_checking:
             self._merge(trainer, calibration, observation is not None and observation.incomplete)
             if known is None and self.failure is not None and trainer.is_global_zero:
                 sanity.say(self)
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        """Agree with the other processes, before training, on whether the target can be observed."""
+        parts = self._exchange(trainer)
+        if self.failure is None and all(part.varying is None for part in parts):  # the share of one may be empty
+            own = type(self).__name__
+            self.failure = UnsupportedError(never_called(pl_module, self.path, "validation_step", own))
 
     def _decide(self, trainer: Any, model: Any, observation: Observation, calls: Sequence[tuple[str, Call]]) -> None:
         """Decide what ``target="auto"`` takes, after the first pass in which the model or a part of it was called."""
@@ -220,15 +228,21 @@ class StaticQuantization(QuantizingCallback):
 
     def _merge(self, trainer: Any, calibration: Calibration | None, incomplete: bool) -> None:
         """Keep what all processes observed in this pass, unless one of them failed or could not observe all of it."""
-        failure, example = "" if self.failure is None else str(self.failure), self._tracked.example
-        parts = _of_every_process(
-            trainer, _Part(calibration, failure, incomplete, example.varying if example else None)
-        )
-        self._tracked.widen([part.varying for part in parts if part.varying])
-        self.failure = self.failure or _failed_elsewhere(parts)
+        parts = self._exchange(trainer, calibration, incomplete)
         found = [part.calibration for part in parts if part.calibration is not None]
         if found and self.failure is None and not any(part.incomplete for part in parts):
             self.calibration = merged(self.plan, found, trainer.global_step)
+
+    def _exchange(
+        self, trainer: Any, calibration: Calibration | None = None, incomplete: bool = False
+    ) -> Sequence[_Part]:
+        """Return what every process observed; take over why one could not, and in which dimensions calls differed."""
+        failure, example = "" if self.failure is None else str(self.failure), self._tracked.example
+        own = _Part(calibration, failure, incomplete, example.varying if example else None)
+        parts: list[_Part] = of_every_process(trainer, own)
+        self._tracked.widen([part.varying for part in parts if part.varying])
+        self.failure = self.failure or _failed_elsewhere(parts)
+        return parts
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics of the last validation pass, and in which dimensions calls differed.
@@ -266,20 +280,12 @@ class StaticQuantization(QuantizingCallback):
 
 @dataclass(frozen=True)
 class _Part:
-    """What one process observed, why it could not, and in which dimensions its calls differed."""
+    """What one process observed, why it could not, and in which dimensions its calls differed (none: no call yet)."""
 
     calibration: Calibration | None
     failure: str
     incomplete: bool
     varying: Dims | None
-
-
-def _of_every_process(trainer: Any, own: _Part) -> list[_Part]:
-    if trainer.world_size == 1:
-        return [own]
-    values = [own] * trainer.world_size
-    torch.distributed.all_gather_object(values, own)
-    return values
 
 
 def _failed_elsewhere(parts: Sequence[_Part]) -> CalibrationError | None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torchmetrics import Metric
 
 from lq_plugin.artifacts.base import FORMATS, ArtifactModule, load
 from lq_plugin.candidate import Candidate
-from lq_plugin.evaluation import kernels
+from lq_plugin.evaluation import kernels, remembered
 from lq_plugin.evaluation.fidelity import SQNR_SAMPLES, FloatOutputs, max_difference
 from lq_plugin.evaluation.latency import Latency, Starting, Timing
 from lq_plugin.evaluation.loop import Data, splits_of
@@ -22,6 +23,9 @@ from lq_plugin.evaluation.metrics import Scores, scores
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.copying import detached_copy
 from lq_plugin.graph.nesting import batch_size
+from lq_plugin.kept import NOTHING_KEPT, Results, once
+from lq_plugin.printing import counted
+from lq_plugin.progress import doing, note
 from lq_plugin.report.manifest import EAGER, Entry, Fp32, LatencyRecord
 from lq_plugin.targets import resolve_target
 
@@ -133,32 +137,47 @@ class Timed:
         return self.timings[name].median if name in self.timings else None
 
 
-def timed(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -> Timed:
-    """Measure latencies as a protocol says.
+def timed(subject: Subject, protocol: Protocol, results: Results = NOTHING_KEPT) -> Timed:
+    """Measure latencies as a protocol says, unless a run that was interrupted has measured all of them.
 
     This comes before all evaluation, which opens sessions whose threads would disturb it.
     """
-    if protocol.latency is None:
+    if (options := protocol.latency) is None:
         return Timed(_example(subject))
-    note(f"measuring the latency of {len(subject.entries)} artifacts and of FP32 on the same runtimes …")
-    inputs = _inputs(subject, protocol.latency.batch_size)
-    return Timed(inputs, _time(subject, inputs, protocol.latency))
+    inputs = _inputs(subject, options.batch_size)
+
+    def measured() -> dict[str, Timing]:
+        artifacts = counted(len(subject.entries), "artifact")
+        with doing(f"measuring the latency of {artifacts}, and of FP32 on the same runtimes"):
+            return _time(subject, inputs, options)
+
+    target = resolve_target(subject.model, subject.target)
+    digest = remembered.latencies_digest(target, subject.entries, inputs.flat, options)
+    timings, known = once(results, digest, measured, remembered.write_timings, remembered.read_timings)
+    if known:
+        note(f"the latencies of {subject.labels} and of FP32 are those of a run that was interrupted")
+    return Timed(inputs, timings)
 
 
-def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None], known: Timed) -> Comparison:
+def compare(
+    subject: Subject,
+    protocol: Protocol,
+    known: Timed,
+    results: Results = NOTHING_KEPT,
+) -> Comparison:
     """Measure a float model and its artifacts.
 
     Args:
         subject: what is compared.
         protocol: which splits and metrics, and how latency was measured.
-        note: called with a line of text at each step.
         known: their latencies.
+        results: scores that a run that was interrupted has found.
     """
     labels = [entry.label for entry in subject.entries]
     inputs, timings = known.inputs, known.timings
-    note("evaluating FP32 …")
     floats = {split: FloatOutputs() for split in protocol.splits}
-    baseline = _score(subject, protocol, None, floats)
+    with doing("evaluating FP32"):
+        baseline = _score(subject, protocol, None, floats)
     lanes = {name: timing for name, timing in timings.items() if name not in labels}
     fp32 = Fp32(
         _merged(baseline),
@@ -168,9 +187,10 @@ def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None], k
     )
     measured = []
     for entry in subject.entries:
-        note(f"evaluating {entry.label} …")
         timing = timings.get(entry.label)
-        measured.append(_measured(subject, entry, fp32, protocol, floats, inputs, timing))
+        score = partial(_scored, subject, protocol, floats, remembered.scores_digest(entry, fp32, floats), results)
+        with doing(f"evaluating {entry.label}"):
+            measured.append(_measured(subject, entry, fp32, protocol, score, inputs, timing))
     judged_by = baseline.get("validate", Scores({}, None)).metrics
     return Comparison(fp32, measured, tuple(judged_by))
 
@@ -196,14 +216,14 @@ def _measured(
     entry: Entry,
     fp32: Fp32,
     protocol: Protocol,
-    floats: Mapping[str, FloatOutputs],
+    score: Callable[[nn.Module], Mapping[str, Scores]],
     inputs: Inputs,
     timing: Timing | None,
 ) -> Entry:
     entry = replace(entry, fp32=fp32)
     try:
         module = subject.load(entry)
-        found = _score(subject, protocol, module, floats)
+        found = score(module)
     except Exception as error:
         return replace(entry, error=f"{type(error).__name__}: {error}")
     entry = replace(
@@ -279,6 +299,24 @@ def _time(subject: Subject, inputs: Inputs, options: Latency) -> dict[str, Timin
 def _is_ready_soon(entry: Entry) -> bool:
     """Whether a runtime is ready at once; those that compile are not, so they start first."""
     return FORMATS[entry.format].module is None
+
+
+def _scored(
+    subject: Subject,
+    protocol: Protocol,
+    floats: Mapping[str, FloatOutputs],
+    digest: str | None,
+    results: Results,
+    module: nn.Module,
+) -> Mapping[str, Scores]:
+    """Evaluate an artifact, unless a run that was interrupted has."""
+
+    def score() -> dict[str, Scores]:
+        return _score(subject, protocol, module, floats)
+
+    if digest is None:
+        return score()
+    return once(results, digest, score, remembered.write_scores, remembered.read_scores)[0]
 
 
 def _score(

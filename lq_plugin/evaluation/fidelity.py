@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -68,6 +69,7 @@ class FloatOutputs:
         self._known: dict[tuple[int, str], Any] = {}
         self._bytes = 0
         self._refused = False
+        self._inputs: Any = hashlib.sha256()
 
     def keep(self, key: tuple[int, str] | None, output: Any) -> None:
         """Keep a copy of an output, as long as there is room; the caller may change it in place.
@@ -82,6 +84,17 @@ class FloatOutputs:
         with suppress(Exception):  # a class that cannot be made again; the target will run beside artifacts
             self._known[key] = mapped(lambda tensor: tensor.detach().clone(), output)
             self._bytes += size
+
+    def see(self, key: tuple[int, str] | None) -> None:
+        """Take note of a call, whose output may be kept or not; ``None`` where it cannot be told from others."""
+        self._inputs = None if self._inputs is None or key is None else self._inputs
+        if self._inputs is not None:
+            self._inputs.update(str(key).encode())
+
+    @property
+    def inputs(self) -> str | None:
+        """Digest of all calls so far; ``None`` if it is not known."""
+        return None if self._inputs is None else str(self._inputs.hexdigest())
 
     def refuse(self) -> None:
         """Keep nothing, now or later: a call of the target does more than return an output."""

@@ -6,13 +6,14 @@ batches come from one loader after the other or from all of them at once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
 from torch import nn
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from lq_plugin.evaluation.loop import ChosenBatches, Data, Enough, Observed, run
 from lq_plugin.graph.observation import Begin
@@ -88,7 +89,18 @@ def _unsharded(combined: Any) -> Any:
 
 
 def _whole(loader: Any) -> Any:
-    """Undo the split of the data among processes."""
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, DistributedSampler):
+    """Undo the split of the data among processes, and nothing else: a loader may have a sampler of the user's own."""
+    if not isinstance(loader, DataLoader):
         return loader
-    return DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
+    batches = copy.copy(loader.batch_sampler)
+    sampler = getattr(batches, "sampler", loader.sampler)
+    if not isinstance(sampler, DistributedSampler):
+        return loader
+    data: Any = loader.dataset
+    wrapped = getattr(sampler.dataset, "_sampler", None)  # by Lightning, around any but a sequential or random one
+    whole = SequentialSampler(data) if wrapped is None else wrapped
+    if batches is not None:
+        batches.sampler = whole  # type: ignore[attr-defined]
+    made = copy.copy(loader)
+    vars(made).update(sampler=whole, batch_sampler=batches, _iterator=None)  # which __setattr__ forbids
+    return made

@@ -6,9 +6,10 @@ import copy
 import functools
 import importlib
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,7 @@ def run(
     _settle(module, set_up=split in (data.loaders or {}) or data.datamodule is not None)
     limit = (data.limits or {}).get(split, 1.0)
     with ExitStack() as stack:
+        stack.enter_context(_interruptible())
         stack.enter_context(_quiet())
         stack.enter_context(random_state_kept())
         stack.enter_context(process_group_hidden())
@@ -247,6 +249,20 @@ def _settle(owner: Any, set_up: bool) -> None:
     owner.on_exception = lambda exception: None
     if set_up:
         owner.setup = lambda stage=None: None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl+C through: a Trainer makes the end of the process of it, and ignores it from then on."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        with suppress(ValueError):  # this is not the main thread, so nothing was changed
+            signal.signal(signal.SIGINT, before)
+        raise error.__context__ from None
 
 
 @contextmanager

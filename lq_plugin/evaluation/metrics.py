@@ -131,11 +131,15 @@ class _Fidelity:
     def kept(self, original: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the float target returns; keep it, unless a call leaves more behind than its output."""
         floats, target = self._floats, getattr(original, "__self__", None)
-        if floats is None or floats.refused or not isinstance(target, nn.Module) or self._seen >= self._samples:
+        if floats is None:
             return original(*args, **kwargs)
-        number = self._calls
-        key, before = call_key(number, args, kwargs), state_of(target)
+        number, sampled = self._calls, self._seen < self._samples
+        key = call_key(number, args, kwargs)
+        floats.see(key)
         self._count(args, kwargs)
+        if floats.refused or not isinstance(target, nn.Module) or not sampled:
+            return original(*args, **kwargs)
+        before = state_of(target)
         output = original(*args, **kwargs)
         if state_of(target).is_as(before) and call_key(number, args, kwargs) == key:
             floats.keep(key, output)

@@ -28,7 +28,8 @@ from lq_plugin.errors import EvaluationError, UnsupportedError, unknown_name
 from lq_plugin.evaluation import latency
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.profiling import profiled
-from lq_plugin.progress import note
+from lq_plugin.printing import counted
+from lq_plugin.progress import doing, note
 from lq_plugin.search.placements import charged, kind, proposals, sources
 
 PLACEMENTS = ("auto", "runtime")
@@ -106,11 +107,11 @@ class MeasuredPlacement:
             times = dict(zip(lanes, before, strict=True)) if before else self._times(candidate, format_name, lanes)
             chosen: dict[str, frozenset[str]] = {}
             if times[_FLOAT] < LEAST_SPEEDUP * times[_AS_PLACED]:
-                note(f"{candidate.name}/{format_name}: INT8 is no faster than FP32, looking for a faster placement …")
-                saved = self._saved(candidate, format_name, lanes[_FLOAT], folder, keys)
-                chosen = self._proposed(candidate, format_name, saved, lanes, Path(scratch))
-                if chosen:
-                    times = self._times(candidate, format_name, lanes)
+                with doing(f"{candidate.name}/{format_name} is no faster than FP32: looking for a faster placement"):
+                    saved = self._saved(candidate, format_name, lanes[_FLOAT], folder, keys)
+                    chosen = self._proposed(candidate, format_name, saved, lanes, Path(scratch))
+                    if chosen:
+                        times = self._times(candidate, format_name, lanes)
         self.decisions[keys.placement] = decision = _decision(times, chosen, self.options)
         note(f"{candidate.name}/{format_name}: {decision.reason}")
         return placed_as(candidate, format_name, decision)
@@ -215,7 +216,8 @@ def _decision(times: Mapping[str, float], chosen: Mapping[str, frozenset[str]], 
     after = times[best] if gained else before
     figures = f"FP32 takes {floats:.3f} ms a call (threads: {options.number_of_threads})"
     if gained:
-        reason = f"measured here, {after:.3f} ms with {len(chosen[best])} operators in float, {before:.3f} without"
+        left = counted(len(chosen[best]), "operator")
+        reason = f"measured here, {after:.3f} ms with {left} in float, {before:.3f} without"
     elif floats >= LEAST_SPEEDUP * before:
         reason = f"measured here, {before:.3f} ms"
     else:

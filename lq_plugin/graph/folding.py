@@ -130,10 +130,10 @@ def share_equal(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node) -> fx.Node:
+def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node, node_name: str | None = None) -> fx.Node:
     """Insert a node that reads ``value``, described like the node it stands in for."""
     module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
-    node = module.graph.get_attr(name)
+    node = module.graph.create_node("get_attr", name, name=node_name)
     fake = next(n.meta["val"].fake_mode for n in module.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
     node.meta = {**like.meta, "val": fake.from_tensor(value, static_shapes=True)}
     return node

@@ -202,7 +202,8 @@ def merged(plan: ObservationPlan, parts: Sequence[Calibration], global_step: int
 
     Args:
         plan: the plan of all parts.
-        parts: at least one. Where they are of different graphs, the result fits none.
+        parts: at least one. Where they are of different graphs or weights, such as running statistics of a BatchNorm
+            that processes do not share, the result fits none.
         global_step: optimizer steps at which the pass was run.
     """
     names = dict.fromkeys(name for part in parts for name in part.statistics)
@@ -217,7 +218,7 @@ def merged(plan: ObservationPlan, parts: Sequence[Calibration], global_step: int
         global_step=global_step,
         samples=sum(part.samples for part in provenances),
         batches=sum(part.batches for part in provenances),
-        digest=first.digest if len({part.structure for part in provenances}) == 1 else "",
+        digest=first.digest if len({part.digest for part in provenances}) == 1 else "",
     )
     return Calibration(statistics, provenance)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lq_plugin import selection
 from lq_plugin.report.manifest import EAGER, Entry, Fp32, LatencyRecord, Manifest, Speedup, computable
 from lq_plugin.selection import Budget
 
@@ -175,6 +176,51 @@ def reference(fp32: Fp32, runtime: str) -> Entry:
         speedup=fp32.speedup(fp32.latency_ms[runtime]),
         status=REFERENCE,
     )
+
+
+def rows_of(
+    run: str, overrides: tuple[str, ...], content: Manifest, artifacts: Iterable[tuple[Entry, str | None]]
+) -> Iterator[Row]:
+    """Return the rows of one manifest: FP32 on every runtime, and every artifact.
+
+    Args:
+        run: its name.
+        overrides: what Hydra was given for it.
+        content: the manifest.
+        artifacts: its entries, each with what is known of its files; see :class:`Row`.
+    """
+    timed = next((entry.latency_ms for entry in content.artifacts if entry.latency_ms), None)
+    batch_size, threads = (timed.batch_size, timed.threads) if timed else (None, None)
+    for runtime in content.fp32.latency_ms:
+        yield Row(run, overrides, content, reference(content.fp32, runtime), batch_size, threads)
+    for entry, state in artifacts:
+        shown = replace(entry, sqnr_db=computable(entry.sqnr_db))
+        yield Row(run, overrides, content, shown, batch_size, threads, files=state)
+
+
+def marked(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with the Pareto front and the winner marked among those of each setting."""
+    front: set[int] = set()
+    winners: set[int | None] = set()
+    for setting in {row.setting for row in rows}:
+        group = [n for n, row in enumerate(rows) if row.setting == setting]
+        measured = {n: point for n in group if (point := rows[n].objectives) and rows[n].entry.status != "failed"}
+        front |= {list(measured)[n] for n in selection.pareto_front(list(measured.values()))}
+        best = selection.fastest([(rows[n].entry.status, rows[n].entry.median) for n in group])
+        winners.add(None if best is None else group[best])
+    return [replace(row, pareto=n in front, winner=n in winners) for n, row in enumerate(rows)]
+
+
+def groups(manifest: Manifest) -> list[tuple[Fp32, list[Entry]]]:
+    """Return every FP32 model with the artifacts that are compared with it: those of the same target and weights."""
+    found: list[tuple[Fp32, list[Entry]]] = [(manifest.fp32, [])]
+    for entry in manifest.artifacts:
+        fp32 = manifest.fp32_of(entry)
+        entries = next((entries for known, entries in found if known == fp32), None)
+        if entries is None:
+            found.append((fp32, entries := []))
+        entries.append(entry)
+    return found
 
 
 def columns(row: Row) -> dict[str, Any]:

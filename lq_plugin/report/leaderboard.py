@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lq_plugin import selection
-from lq_plugin.printing import plain
-from lq_plugin.report import page
-from lq_plugin.report.board import Leaderboard, Row, columns
+from lq_plugin.printing import counted, plain
+from lq_plugin.report import board_page
+from lq_plugin.report.board import Leaderboard, Row, columns, marked
 from lq_plugin.report.decoder import encode
 from lq_plugin.report.details import Section, sections
 from lq_plugin.report.files import MISSING
@@ -42,7 +41,7 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
     runs = {name: read(name, folder) for name, folder in found.runs.items()}
     differing = _differing({name: run.options for name, run in runs.items()})
     rows = [replace(row, config=differing[row.run]) for run in runs.values() for row in run.rows]
-    artifacts = _marked([row for row in rows if not row.is_fp32])
+    artifacts = marked([row for row in rows if not row.is_fp32])
     return Leaderboard(
         tuple(artifacts),
         fp32=tuple(row for row in rows if row.is_fp32),
@@ -94,7 +93,7 @@ def save(board: Leaderboard, out: str | os.PathLike[str]) -> Path:
     }
     replace_file(base.with_suffix(".json"), json.dumps(encode(content), indent=1, allow_nan=False))
     replace_file(base.with_suffix(".csv"), _csv(board.artifacts))
-    return replace_file(base.with_suffix(".html"), page.render(board, distinctions(board), details(board)))
+    return replace_file(base.with_suffix(".html"), board_page.render(board, distinctions(board), details(board)))
 
 
 def _differing(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -113,19 +112,6 @@ def _short(value: Any) -> Any:
     """A list of ten thousand names would stand in every row of its run."""
     text = str(value)
     return value if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
-
-
-def _marked(rows: Sequence[Row]) -> list[Row]:
-    """Mark the Pareto front and the winner among the rows of each setting."""
-    front: set[int] = set()
-    winners: set[int | None] = set()
-    for setting in {row.setting for row in rows}:
-        group = [n for n, row in enumerate(rows) if row.setting == setting]
-        measured = {n: point for n in group if (point := rows[n].objectives) and rows[n].entry.status != "failed"}
-        front |= {list(measured)[n] for n in selection.pareto_front(list(measured.values()))}
-        best = selection.fastest([(rows[n].entry.status, rows[n].entry.median) for n in group])
-        winners.add(None if best is None else group[best])
-    return [replace(row, pareto=n in front, winner=n in winners) for n, row in enumerate(rows)]
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
@@ -151,7 +137,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     missing = [f"{row.label} of run {row.run}" for row in rows if row.files == MISSING]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        yield f"The files of {len(missing)} artifacts are gone; only their figures are left: {named}."
+        yield f"The files of {counted(len(missing), 'artifact')} are gone; only their figures are left: {named}."
     if not any(row.winner for row in rows):
         yield "No artifact was both timed and within its budget, so there is no winner."
 
@@ -159,7 +145,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 def _hidden(folders: Sequence[Path]) -> Iterator[str]:
     if folders:
         named = ", ".join(map(plain, folders[:3])) + (", …" if len(folders) > 3 else "")
-        yield f"{len(folders)} folders cannot be read, and may hold more runs: {named}."
+        yield f"{counted(len(folders), 'folder')} cannot be read, and may hold more runs: {named}."
 
 
 def _csv(rows: Sequence[Row]) -> str:

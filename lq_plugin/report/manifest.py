@@ -7,14 +7,14 @@ Lightning.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial
+from lq_plugin.durable import write_whole
+from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial, ValueRange
 from lq_plugin.report.decoder import REQUIRED, decode, encode
 from lq_plugin.report.limits import (
     Below,
@@ -261,12 +261,18 @@ class Environment:
 
 @dataclass(frozen=True)
 class Config:
-    """The options of a run: of each callback, and of the whole run where it was configured as one."""
+    """The options of a run: of each callback, of the whole run where it was configured as one, and its command."""
 
     quantization: Mapping[str, Any] = field(default_factory=dict)
     export: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = field(default_factory=dict)
+    command: Annotated[tuple[str, ...], not_many] = ()
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Those of the whole run, which include all the others, or else those of the callbacks."""
+        return self.run or {"quantization": self.quantization, "export": self.export, "evaluation": self.evaluation}
 
     @property
     def model(self) -> str:
@@ -293,6 +299,7 @@ class Manifest:
         steps: every algorithm that was requested, in the order in which they ran.
         sensitivity: what each INT8 operator costs at the outputs, the most costly one first, by the candidate's name;
             for static candidates that are over the budget or that algorithms ran for.
+        ranges: of every value that a static candidate quantizes, those that clip most first, by its name.
         trials: all trials of a search for mixed precision, in the order in which they ran.
         environment: what all of it was measured with.
         seed: the one given to Lightning.
@@ -311,6 +318,7 @@ class Manifest:
     notes: Table[Annotated[tuple[Sentence, ...], not_many]] = field(default_factory=dict)
     steps: Annotated[tuple[AlgorithmStep, ...], not_many] = ()
     sensitivity: Table[tuple[Sensitivity, ...]] = field(default_factory=dict)
+    ranges: Table[Annotated[tuple[ValueRange, ...], not_many]] = field(default_factory=dict)
     trials: Annotated[tuple[Trial, ...], not_many] = ()
     environment: Environment
     seed: int | None = None
@@ -379,11 +387,5 @@ def replace_file(file: Path, text: str) -> Path:
     """Write a file in one step: a reader sees the old one or the new one."""
     for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
         left.unlink(missing_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with scratch.open("x", encoding="utf-8", newline="") as stream:  # not through a link that may lie there
-            stream.write(text)
-        return scratch.replace(file)
-    except OSError:  # a full disk has no place for half a file either
-        scratch.unlink(missing_ok=True)
-        raise
+    write_whole(file, text.encode())
+    return file

@@ -76,18 +76,18 @@ def bars(given: Sequence[Bar], title: str, description: str) -> str:
         >>> "42.0 %" in bars([Bar("net.0.conv2d", 0.42, "it costs most")], "Operators", "One operator.")
         True
     """
-    svg = _svg(ROW * len(given) + 8, title, description)
+    svg = canvas("plot", WIDTH, ROW * len(given) + 8, title, description)
     longest = max((bar.share for bar in given if _is_share(bar.share)), default=0.0)
     room = WIDTH - LABELS - 60  # beside the longest bar stands its figure
     for number, bar in enumerate(given):
         length = round(room * bar.share / longest, 1) if _is_share(bar.share) and longest > 0 else 0.0
         top, base = 4 + ROW * number, 4 + ROW * number + 11.5
         group = SubElement(svg, "g")
-        _text(group, "title", bar.told)
-        _text(group, "text", _shortened(bar.label), x=LABELS - 8, y=base, text_anchor="end")
-        _drawn(group, "rect", "bar", x=LABELS, y=top, width=max(length, 1), height=BAR)
-        _text(group, "text", figure(bar.share, ".1f", 100, " %"), x=LABELS + length + 6, y=base)
-    _drawn(svg, "line", "grid", x1=LABELS, x2=LABELS, y1=0, y2=ROW * len(given) + 4)
+        write(group, "title", bar.told)
+        write(group, "text", _shortened(bar.label), x=LABELS - 8, y=base, text_anchor="end")
+        draw(group, "rect", "bar", x=LABELS, y=top, width=max(length, 1), height=BAR)
+        write(group, "text", figure(bar.share, ".1f", 100, " %"), x=LABELS + length + 6, y=base)
+    draw(svg, "line", "grid", x1=LABELS, x2=LABELS, y1=0, y2=ROW * len(given) + 4)
     return tostring(svg, encoding="unicode")
 
 
@@ -104,19 +104,19 @@ def curve(
         title: of the plot, for a screen reader.
         description: what it shows, for a screen reader.
     """
-    svg = _svg(CURVE_HEIGHT, title, description)
+    svg = canvas("plot", WIDTH, CURVE_HEIGHT, title, description)
     across = Axis([*(point.x for point in points), 1.0], LEFT, WIDTH - RIGHT)
     up = Axis([*(point.y for point in points), limit, 0.0], CURVE_HEIGHT - BOTTOM, TOP)
     _grid(svg, across, up, percent)
-    _text(svg, "text", axes[0], x=across.end, y=up.start + 36, text_anchor="end")
-    _text(svg, "text", axes[1], x=across.start, y=TOP - 14)
-    _drawn(svg, "line", "limit", x1=across.start, x2=across.end, y1=up.at(limit), y2=up.at(limit))
-    _text(svg, "text", "budget", x=across.start + 4, y=up.at(limit) - 5)
+    write(svg, "text", axes[0], x=across.end, y=up.start + 36, text_anchor="end")
+    write(svg, "text", axes[1], x=across.start, y=TOP - 14)
+    draw(svg, "line", "limit", x1=across.start, x2=across.end, y1=up.at(limit), y2=up.at(limit))
+    write(svg, "text", "budget", x=across.start + 4, y=up.at(limit) - 5)
     lowest = {x: min(point.y for point in points if point.x == x) for x in sorted({point.x for point in points})}
-    _drawn(svg, "polyline", "joined", points=" ".join(f"{across.at(x)},{up.at(y)}" for x, y in lowest.items()))
+    draw(svg, "polyline", "joined", points=" ".join(f"{across.at(x)},{up.at(y)}" for x, y in lowest.items()))
     for point in sorted(points, key=lambda point: point.kind == "winner"):  # which nothing else hides
-        mark = _drawn(svg, "circle", point.kind, cx=across.at(point.x), cy=up.at(point.y), r=5)
-        _text(mark, "title", point.told)
+        mark = draw(svg, "circle", point.kind, cx=across.at(point.x), cy=up.at(point.y), r=5)
+        write(mark, "title", point.told)
     return tostring(svg, encoding="unicode")
 
 
@@ -153,37 +153,48 @@ def steps(low: float, high: float) -> list[float]:
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def canvas(kind: str, width: int, height: int, title: str, description: str = "") -> Element:
+    """Return an empty SVG that says what it shows.
+
+    Args:
+        kind: its class.
+        width: in pixels.
+        height: in pixels.
+        title: for a screen reader, and for who points at it.
+        description: more, for a screen reader.
+    """
+    box = {"viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height)}
+    svg = Element("svg", {"class": kind, "role": "img", **box})
+    write(svg, "title", title)
+    if description:
+        write(svg, "desc", description)
+    return svg
+
+
+def draw(parent: Element, shape: str, kind: str, **places: object) -> Element:
+    """Add a shape of a class."""
+    return SubElement(parent, shape, {"class": kind, **{name: str(place) for name, place in places.items()}})
+
+
+def write(parent: Element, tag: str, text: str, **places: object) -> None:
+    """Add an element with a text, whatever is in it."""
+    attributes = {name.replace("_", "-"): str(place) for name, place in places.items()}
+    SubElement(parent, tag, attributes).text = line(text)
+
+
 def _is_share(value: float) -> bool:
     return 0 <= value <= 1
-
-
-def _svg(height: int, title: str, description: str) -> Element:
-    box = {"viewBox": f"0 0 {WIDTH} {height}", "width": str(WIDTH), "height": str(height)}
-    svg = Element("svg", {"class": "plot", "role": "img", **box})
-    _text(svg, "title", title)
-    _text(svg, "desc", description)
-    return svg
 
 
 def _grid(svg: Element, across: Axis, up: Axis, percent: bool) -> None:
     """Lines and labels at round numbers."""
     for share in steps(across.low, min(across.high, 1.0)):
-        _drawn(svg, "line", "grid", x1=across.at(share), x2=across.at(share), y1=up.end, y2=up.start)
-        _text(svg, "text", f"{100 * share:g} %", x=across.at(share), y=up.start + 16, text_anchor="middle")
+        draw(svg, "line", "grid", x1=across.at(share), x2=across.at(share), y1=up.end, y2=up.start)
+        write(svg, "text", f"{100 * share:g} %", x=across.at(share), y=up.start + 16, text_anchor="middle")
     for value in steps(up.low, up.high):
         label = f"{100 * value:g} %" if percent else f"{value:g}"
-        _drawn(svg, "line", "grid", x1=across.start, x2=across.end, y1=up.at(value), y2=up.at(value))
-        _text(svg, "text", label, x=across.start - 6, y=up.at(value) + 4, text_anchor="end")
-
-
-def _drawn(parent: Element, shape: str, kind: str, **places: object) -> Element:
-    return SubElement(parent, shape, {"class": kind, **{name: str(place) for name, place in places.items()}})
-
-
-def _text(parent: Element, tag: str, text: str, **places: object) -> None:
-    """Add an element with a text, whatever is in it."""
-    attributes = {name.replace("_", "-"): str(place) for name, place in places.items()}
-    SubElement(parent, tag, attributes).text = line(text)
+        draw(svg, "line", "grid", x1=across.start, x2=across.end, y1=up.at(value), y2=up.at(value))
+        write(svg, "text", label, x=across.start - 6, y=up.at(value) + 4, text_anchor="end")
 
 
 def _shortened(label: str) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from lq_plugin.errors import ConfigError
-from lq_plugin.printing import line, plain
+from lq_plugin.printing import counted, line, plain
 from lq_plugin.report import files, manifest
-from lq_plugin.report.board import Failed, Row, reference
+from lq_plugin.report.board import Failed, Row, rows_of
 from lq_plugin.report.limits import ContentError
-from lq_plugin.report.manifest import Config, Manifest, computable
+from lq_plugin.report.manifest import Config, Entry, Manifest
 from lq_plugin.untrusted import read_bytes, read_json
 
 FAILURE = "failure.json"
@@ -68,7 +68,7 @@ def find(folders: Sequence[Path]) -> Found:
     runs = {file.parent.parent for file in found if file.name == manifest.FILE and file.parent.name == QUANTIZED}
     runs |= {file.parent for file in found if file.name == FAILURE}
     if not runs:
-        hidden = f" {len(unreadable)} folders cannot be read." if unreadable else ""
+        hidden = f" {counted(len(unreadable), 'folder')} cannot be read." if unreadable else ""
         raise ConfigError(
             f"{', '.join(map(str, folders))}: there is no run below. A run is a folder with "
             f"{QUANTIZED}/{manifest.FILE}, which ArtifactExport writes.{hidden}"
@@ -125,7 +125,9 @@ def read(name: str, folder: Path) -> Run:
         if file.parent.is_symlink():
             raise ValueError(f"is below a link; put the folder {QUANTIZED} itself in its place")
         content = manifest.read(file)
-        return Run(tuple(_rows(name, overrides, content, file.parent)), failed, _options(content.config))
+        return Run(
+            tuple(rows_of(name, overrides, content, _entries(content, file.parent))), failed, _options(content.config)
+        )
     except FileNotFoundError:
         return Run((), failed)
     except Exception as error:
@@ -190,20 +192,14 @@ def _unreadable(file: Path, error: Exception) -> str:
     return line(f"{file.name} cannot be read ({type(error).__name__}: {error})")
 
 
-def _rows(run: str, overrides: tuple[str, ...], content: Manifest, folder: Path) -> Iterator[Row]:
-    """The rows of one manifest: FP32 on every runtime, and every artifact."""
-    timed = next((entry.latency_ms for entry in content.artifacts if entry.latency_ms), None)
-    batch_size, threads = (timed.batch_size, timed.threads) if timed else (None, None)
-    for runtime in content.fp32.latency_ms:
-        yield Row(run, overrides, content, reference(content.fp32, runtime), batch_size, threads)
+def _entries(content: Manifest, folder: Path) -> Iterator[tuple[Entry, str | None]]:
+    """Every artifact of a manifest with what its files are; one whose files were changed has failed."""
     for entry, (state, wrong) in zip(content.artifacts, files.compared(folder, content.artifacts), strict=True):
         status = "failed" if state == files.CHANGED else entry.status
         error = " ".join(filter(None, (entry.error, wrong))) or None
-        shown = replace(entry, status=status, error=error, sqnr_db=computable(entry.sqnr_db))
-        yield Row(run, overrides, content, shown, batch_size, threads, files=state)
+        yield replace(entry, status=status, error=error), state
 
 
 def _options(config: Config) -> dict[str, Any]:
-    """The options of a run; the configuration of the whole run, where there is one, includes all the others."""
-    options = flat(config.run or vars(config))
+    options = flat(config.options)
     return {key: value for key, value in options.items() if not key.endswith(PLACES)}

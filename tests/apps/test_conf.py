@@ -85,7 +85,6 @@ def test_every_option_composes_and_instantiates(
             assert type(instantiate(node)).__name__ == node._target_.rpartition(".")[2], section
 
 
-@pytest.mark.filterwarnings("ignore:The ``declarative_base")  # Optuna 2.10 on SQLAlchemy 2.1
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep"])
 def test_every_sweep_composes_and_instantiates(option: str) -> None:
     config = compose("train", ["recipe=mnist_cnn", f"sweep={option}"], return_hydra_config=True)

@@ -248,7 +248,7 @@ def test_what_was_calibrated_once_is_kept_beside_the_fit(kept: Fit, tmp_path: Pa
 
     for extra_pass in (True, False):
         callback = StaticQuantization(samples=8)  # of which no checkpoint holds a calibration
-        made = trainer(tmp_path, callback)
+        made = trainer(tmp_path, callback, enable_progress_bar=True)
         without_training(made, Tiny(), Images(), read, Fit(kept.folder).store)
         assert ("calibrating 'static' in a separate validation pass" in said()) == extra_pass
         assert callback.candidate is not None

@@ -53,6 +53,26 @@ def test_the_fastest_within_the_budget_stands_in_where_fp32_is_faster() -> None:
     assert objectives(replace(MANIFEST, artifacts=fit, selected=None), ["latency_ms"]) == 1.5
 
 
+def judged(form: str, accuracy: float, status: str) -> Entry:
+    return replace(entry(form, accuracy, 1.0), status=status, delta={"val/acc": round(accuracy - 0.5, 6)})
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "expected"),
+    [
+        ([judged("onnx", 0.45, "over_budget"), judged("pt2", 0.4, "over_budget")], (0.45, pytest.approx(0.09))),
+        ([judged("onnx", 0.45, "over_budget"), judged("pt2", 0.496, "ok")], (0.496, pytest.approx(-0.002))),
+        ([judged("pt2", 0.495 - 1e-8, "ok")], (pytest.approx(0.495), 0.0)),  # its drop is .01 but for rounding
+        ([judged("pt2", 0.5, "failed")], None),
+    ],
+)
+def test_what_is_over_the_budget_has_figures_where_that_is_a_constraint(artifacts: list[Entry], expected: Any) -> None:
+    manifest = replace(MANIFEST, artifacts=tuple(artifacts), selected=None)
+    assert objectives(manifest, ["metric", "over_budget"]) == expected
+    if not any(made.status == "ok" for made in artifacts):
+        assert objectives(manifest, ["metric"]) is None
+
+
 def test_an_unknown_objective_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"objectives: 'latency' is unknown\. Did you mean 'latency_ms'"):
         objectives(MANIFEST, ["latency"])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import commands
 import pytest
+
+from lq_plugin import find_results
 
 QUICK = ("recipe=mnist_cnn", "data.samples=30", "trainer.max_epochs=1", "callbacks.progress=null", "export=pt2")
 PLAIN = ("quantization=none", "export=none", "evaluation=none")
@@ -18,14 +22,40 @@ TIMED = (
     "callbacks.evaluation.latency.seconds=0.01",
     "callbacks.export.placement=runtime",
 )
+SWEEP = (
+    *("-m", "model._target_=mine.Mine", "algorithms=none"),
+    *("observer=minmax,percentile", "callbacks.static.weight_granularity=per_channel,per_tensor"),
+)
+# Kills the process of a sweep while it calibrates or evaluates, once so many jobs have finished.
+KILLED = """
+import os, pathlib, signal
+from lq_plugin.recipes.mnist_cnn.model import MnistCnn
+class Mine(MnistCnn):
+    def validation_step(self, batch, batch_idx):
+        finished = len(list(pathlib.Path("fits").glob("*.store/jobs/*")))
+        if str(finished) == os.environ.get("KILL"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().validation_step(batch, batch_idx)
+"""
+Whole = tuple[Path, subprocess.CompletedProcess[str]]
 
 
 def run(
-    folder: Path, *arguments: str, command: str = "lq-train", evaluated: tuple[str, ...] = UNTIMED
+    folder: Path, *arguments: str, command: str = "lq-train", evaluated: tuple[str, ...] = UNTIMED, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     flags = [argument for argument in arguments if argument == "-m"]  # has to come first
     overrides = [argument for argument in arguments if argument not in flags]
-    return commands.run(command, *flags, *QUICK, *evaluated, *overrides, cwd=folder)
+    return commands.run(command, *flags, *QUICK, *evaluated, *overrides, cwd=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A sweep that nobody interrupts: its working folder, and how it ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "mine.py").write_text(KILLED)
+    done = run(folder, *SWEEP)
+    assert done.returncode == 0, done.stderr
+    return folder, done
 
 
 def board(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -33,19 +63,40 @@ def board(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads(file.read_text()))
 
 
+def without_paths(file: Path) -> Any:
+    """What a leaderboard says, without where its runs were."""
+    return json.loads(file.read_text().replace(str(file.parent), ""))
+
+
 def count(done: subprocess.CompletedProcess[str], text: str) -> int:
     return sum(line.startswith(f"lq_plugin: {text}") for line in done.stdout.splitlines())
 
 
-def test_a_sweep_fits_once_and_calibrates_once_for_each_observer(tmp_path: Path) -> None:
-    sweep = ("-m", "observer=minmax,percentile", "callbacks.static.weight_granularity=per_channel,per_tensor")
-    done = run(tmp_path, *sweep)
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_fits_once_and_calibrates_once_for_each_observer(whole: Whole) -> None:
+    folder, done = whole
     assert (count(done, "fitting"), count(done, "the cached fit")) == (1, 3)
     assert count(done, "calibrating") == 1  # minmax was observed while the model was fitted
     assert count(done, "reusing the calibration of 'static'") == 2
-    assert len(board(tmp_path)["artifacts"]) == 4
-    assert not board(tmp_path)["failed"]
+    assert len(board(folder)["artifacts"]) == 4
+    assert not board(folder)["failed"]
+
+
+def test_a_killed_sweep_that_is_started_again_skips_what_finished(whole: Whole, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(KILLED)
+    first, second = (f"hydra.sweep.dir=multirun/2026-01-0{day}/12-00-00" for day in (1, 2))
+    killed = run(tmp_path, *SWEEP, first, environment={"KILL": "2"})
+    assert killed.returncode == -signal.SIGKILL
+    left = set(tmp_path.glob("fits/*.store/jobs/*"))
+    done = run(tmp_path, *SWEEP, second)
+    assert done.returncode == 0, done.stderr
+    assert count(done, "this job finished earlier") == len(left) == 2
+    assert (count(done, "fitting"), count(done, "the cached fit")) == (0, 2)
+    records = set(tmp_path.glob("fits/*.store/jobs/*"))
+    assert len(records) == 4
+    assert left < records
+    (board_file,) = tmp_path.glob("multirun/2026-01-02/*/leaderboard.json")
+    assert without_paths(board_file) == without_paths(*whole[0].glob("multirun/*/*/leaderboard.json"))
+    assert len(find_results(board_file.parent)) == 4
 
 
 def test_a_fit_is_reused_without_what_trained_it_and_without_unpickling(tmp_path: Path) -> None:
@@ -124,12 +175,13 @@ def test_nothing_that_could_be_made_is_an_error(tmp_path: Path) -> None:
     assert "lq-train: target: nothing in it can be quantized" in done.stderr
 
 
-def test_optuna_optimizes_two_objectives(tmp_path: Path) -> None:
+def test_optuna_optimizes_two_objectives_within_the_budget(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "export=onnx", evaluated=TIMED)
     assert done.returncode == 0, done.stderr
     assert count(done, "fitting") == 1
-    (results,) = tmp_path.glob("multirun/*/*/optimization_results.yaml")
-    assert "solutions" in results.read_text()
+    assert (tmp_path / "fits" / "studies.journal").is_file()
+    best = [line for line in done.stdout.splitlines() if line.startswith("lq_plugin:   trial")]
+    assert re.match(r".*trial \d: metric [\d.]+, latency_ms [\d.]+, over_budget -?[\d.]+ with observer=minmax", best[0])
     assert [row["latency_ms"] > 0 for row in board(tmp_path)["artifacts"]] == [True, True]
 
 

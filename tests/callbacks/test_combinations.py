@@ -343,14 +343,11 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("strategy", "samples", "batches"), [("ddp", 31, 4), ("ddp_spawn", 33, 5)])
-def test_two_processes_finish_with_one_manifest_and_merged_statistics(
-    strategy: str, samples: int, batches: int, tmp_path: Path
-) -> None:
-    """The sampler repeats one sample: as one of the last batch, or as a batch of its own."""
+def test_two_processes_finish_with_one_manifest_and_merged_statistics(tmp_path: Path) -> None:
+    """The sampler repeats one sample, as a batch of its own."""
     script = tmp_path / "script.py"
     here = str(Path(__file__).parents[1])
-    script.write_text(SCRIPT.format(tests=here, folder=str(tmp_path), strategy=strategy, samples=samples))
+    script.write_text(SCRIPT.format(tests=here, folder=str(tmp_path), strategy="ddp_spawn", samples=33))
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
@@ -363,12 +360,12 @@ def test_two_processes_finish_with_one_manifest_and_merged_statistics(
         "quantized/manifest.json"
     ]
     provenance = manifest(tmp_path)["calibration"]["static"]
-    assert (provenance["samples"], provenance["batches"], provenance["extra_pass"]) == (samples, batches, False)
+    assert (provenance["samples"], provenance["batches"], provenance["extra_pass"]) == (33, 5, False)
     saved = torch.load((tmp_path / "checkpoint").read_text(), weights_only=True)
     model = Tiny()
     model.load_state_dict(saved["state_dict"])
     model.eval()
-    loader = Images(val_samples=samples).val_dataloader()
+    loader = Images(val_samples=33).val_dataloader()
     for name, observer in (("static", "minmax"), ("counted", "histogram")):
         expected = lq_plugin.calibrate(model, [x for x, _ in loader], lq_plugin.Scheme(observer=observer))
         statistics = saved["callbacks"][f"StaticQuantization[{name}]"]["calibration"]["statistics"]

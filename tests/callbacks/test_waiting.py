@@ -1,38 +1,48 @@
-"""While one process works at the end of fit the others wait, for longer than the training's process group would."""
+"""Waiting for the process that works at the end of fit, and what becomes of the others where one of them ends."""
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import two_processes
 from tiny import trainer
 
 from lq_plugin.callbacks import ranks
 
-# Two fits in two processes whose process group gives up after 4 s. In the first, process 0 works for 6 s; in the
-# second, it is killed while it works.
-SCRIPT = """
-import os, signal, sys, time
+# What a fit of two processes begins with; their process group gives up after 4 s.
+FIT = """
+import time
 from datetime import timedelta
+from pathlib import Path
 
-import lightning as L
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.callbacks import Callback
 
-from tiny import Images, Tiny
+from shares import Mean, Shares, fit_of
 from lq_plugin import ArtifactExport, StaticQuantization
 from lq_plugin.jobs import StaticJob
 
 
+def fit(*callbacks):
+    data, folder = Shares([[(8, 8)] * 2] * 2), Path(type(callbacks[0]).__name__)
+    fit_of(folder, Mean(), data, *callbacks, timeout=timedelta(seconds=4), num_sanity_val_steps=0)
+    print("ended well", flush=True)
+"""
+
+# In the first fit, process 1 comes 6 s late to the end of fit; in the second, process 0 works there for 6 s; in the
+# third, it is killed while it works.
+SLOW = """
 class SlowJob(StaticJob):
     def candidate(self, store):
         time.sleep(6)
         return super().candidate(store)
+
+
+class Late(Callback):
+    def on_fit_end(self, trainer, pl_module):
+        time.sleep(6 * rank)
 
 
 class Slow(StaticQuantization):
@@ -42,57 +52,55 @@ class Slow(StaticQuantization):
 
 class Killed(StaticQuantization):
     def job(self, source):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), 9)
 
 
-for name, callbacks in {"slow": [Slow(), ArtifactExport(["pt2"])], "killed": [Killed()]}.items():
-    trainer = L.Trainer(
-        default_root_dir=f"{sys.argv[1]}/{name}", accelerator="cpu", devices=2, max_epochs=1, logger=False,
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=4)),
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, callbacks=callbacks,
-    )
-    trainer.fit(Tiny(), datamodule=Images())
-    print(f"{name} ended well", flush=True)
+fit(Late(), StaticQuantization())
+fit(Slow(algorithms=()), ArtifactExport(["pt2"]))
+fit(Killed())
 """
 
-
-def two_processes(script: str, *arguments: str) -> list[tuple[int, str, str]]:
-    """Exit status, stdout and stderr of two processes that form one group."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    paths = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | shared | {"LOCAL_RANK": str(rank), "RANK": str(rank), "PYTHONPATH": paths},
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-        return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
+ENDED = """
+class Ending(Callback):
+    def {hook}(self, trainer, pl_module, *_):
+        if rank == 1:
+            {ending}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no process can be killed there as SIGKILL does")
+fit(Ending(), StaticQuantization(algorithms=()), ArtifactExport(["pt2"]))
+"""
+KILLED = "os.kill(os.getpid(), 9)"
+EARLY = "CalibrationError: strategy: a process of this fit ended, or did not come as far as this one in time"
+
+
 def test_others_wait_beyond_the_process_groups_timeout_and_no_longer_than_the_worker_lives(tmp_path: Path) -> None:
-    (worker, *_), (waiting, said, error) = two_processes(SCRIPT, str(tmp_path))
-    assert said == "slow ended well\n", error
-    assert (tmp_path / "slow" / "quantized" / "static" / "pt2" / "artifact.json").is_file()
+    (worker, *_), (waiting, said, error) = two_processes(FIT + SLOW, tmp_path)
+    assert said == "ended well\nended well\n", error
+    assert (tmp_path / "Slow" / "quantized" / "static" / "pt2" / "artifact.json").is_file()
     assert (worker, waiting) == (-signal.SIGKILL, 1)
     assert "ExportError: process 0, which exports and evaluates when fit ends, or another process ended" in error
 
 
+@pytest.mark.parametrize(
+    ("hook", "ending", "code", "said"),
+    [
+        ("on_fit_start", KILLED, 1, EARLY),
+        ("on_validation_batch_end", "raise ZeroDivisionError", 1, EARLY),
+        ("on_fit_end", KILLED, 0, "another process of this fit ended early, while process 0 worked"),
+    ],
+)
+def test_a_process_says_so_where_another_one_ends_and_its_own_work_is_kept(
+    hook: str, ending: str, code: int, said: str, tmp_path: Path
+) -> None:
+    first, second = two_processes(FIT + ENDED.format(hook=hook, ending=ending), tmp_path)
+    assert (first.code, second.code) == (code, -signal.SIGKILL if ending == KILLED else 1)
+    assert said in first.stderr
+    assert len(list(tmp_path.rglob("manifest.json"))) == (hook == "on_fit_end")
+
+
 def test_alone_the_work_leaves_the_random_state_and_the_mode_and_raises_what_it_raises(tmp_path: Path) -> None:
     alone = trainer(tmp_path)
-    ranks.meet()
+    ranks.meet(alone)
     before = torch.get_rng_state()
     seen = []
 

@@ -153,7 +153,7 @@ class FormatContract:
         command = [sys.executable, "-c", code, artifact.path, tmp_path / "calls.pt", tmp_path / "results.pt"]
         command.append(str(self.needs_the_class))
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         module = self.load(artifact.path, threads=1)
         results = torch.load(tmp_path / "results.pt", weights_only=True)
         for ((batch,), _), result in zip(calls, results, strict=True):

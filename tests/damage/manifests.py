@@ -21,8 +21,8 @@ from rich.console import Console
 
 from lq_plugin.apps.report import show, show_section
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial
-from lq_plugin.report import manifest
+from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial, ValueRange
+from lq_plugin.report import manifest, run_page
 from lq_plugin.report.environment import environment
 from lq_plugin.report.leaderboard import details, leaderboard, save
 from lq_plugin.report.manifest import Config, Entry, Fp32, Kernels, LatencyRecord, Manifest, Speedup
@@ -90,9 +90,13 @@ def read(folder: Path) -> None:
     assert [row.label for row in board.artifacts if row.run == GOOD] == ["static/onnx", "static/pt2"]
     assert len({job.run for job in board.jobs}) > 1
     json.loads(page.with_suffix(".json").read_text("utf-8"), parse_constant=_refuse)
-    for text in (printed.getvalue(), page.read_text("utf-8"), page.with_suffix(".csv").read_text("utf-8")):
+    pages = [
+        page.read_text("utf-8"),
+        *(run_page.render(content) for run, content in board.manifests.items() if run != GOOD),
+    ]
+    for text in (printed.getvalue(), *pages, page.with_suffix(".csv").read_text("utf-8")):
         assert all(character.isprintable() or character in "\n\t" for character in text)
-    assert "<script" not in page.read_text("utf-8")
+    assert all(each.count("<script") == 1 for each in pages)
 
 
 @cache
@@ -134,6 +138,7 @@ def good() -> dict[str, Any]:
         notes={"static": ("the check of data in model.py:1 is left out of the graph",)},
         steps=(AlgorithmStep("static", "smoothing", "refused", "too little", {"torch": 9.0}, {"torch": 9.1}),),
         sensitivity={"static": (Sensitivity("net.0", "conv2d", "conv2d", 0.1, 0.9),)},
+        ranges={"static": (ValueRange("net_0", -1.0, 2.0, -1.5, 2.5, 0.125, (1, 0, 7), ("onnxruntime",)),)},
         trials=(Trial("static", ("net.0",), 0.5, 0.02, True, 1.5),),
         environment=environment(),
         seed=0,

@@ -20,6 +20,7 @@ from lq_plugin.artifacts.base import export_one
 from lq_plugin.evaluation import compare as comparing
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, timed
 from lq_plugin.evaluation.loop import Data, run
+from lq_plugin.progress import Display, shown_on
 from lq_plugin.report.manifest import Entry, Speedup
 
 DATA = Data(Images())
@@ -30,9 +31,9 @@ def batches() -> list[Any]:
     return [x for x, _ in Images().val_dataloader()]
 
 
-def compare(subject: Subject, protocol: Protocol, note: Callable[[str], None]) -> Comparison:
+def compare(subject: Subject, protocol: Protocol) -> Comparison:
     """Latencies first, as in a run."""
-    return comparing.compare(subject, protocol, note, timed(subject, protocol, note))
+    return comparing.compare(subject, protocol, timed(subject, protocol))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,8 @@ def notes() -> list[str]:
 def comparison(subject: Subject, notes: list[str]) -> Comparison:
     """Of both splits, without latency."""
     metrics = {"given": MulticlassAccuracy(CLASSES, average="micro")}
-    return compare(subject, Protocol(("test", "validate"), metrics, latency=None), notes.append)
+    with shown_on(Display(notes.append)):
+        return compare(subject, Protocol(("test", "validate"), metrics, latency=None))
 
 
 def test_fp32_is_what_the_float_model_logs(subject: Subject, comparison: Comparison) -> None:
@@ -89,8 +91,8 @@ def test_measurements_are_those_of_the_artifacts_in_their_order(subject: Subject
 def test_a_budget_is_about_validation_alone(subject: Subject, comparison: Comparison) -> None:
     assert set(comparison.judged_by) == {"val/loss", "val/acc", "validate/given"}
     bare = replace(subject, entries=())
-    assert compare(bare, Protocol(("test",), latency=None), lambda note: None).judged_by == ()
-    nothing = compare(replace(bare, data=Data()), Protocol(("validate", "test"), latency=None), lambda note: None)
+    assert compare(bare, Protocol(("test",), latency=None)).judged_by == ()
+    nothing = compare(replace(bare, data=Data()), Protocol(("validate", "test"), latency=None))
     assert (nothing.judged_by, nothing.fp32.metrics) == ((), {})
 
 
@@ -104,12 +106,13 @@ class WithExtraState(Tiny):
 
 def test_the_size_is_that_of_tensors(subject: Subject) -> None:
     extra = replace(subject, model=WithExtraState(), entries=())
-    size = compare(replace(extra, data=Data()), Protocol((), latency=None), lambda note: None).fp32.size_bytes
+    size = compare(replace(extra, data=Data()), Protocol((), latency=None)).fp32.size_bytes
     assert size == sum(tensor.nbytes for tensor in subject.model.state_dict().values())
 
 
 def test_what_is_going_on_is_told(comparison: Comparison, notes: list[str]) -> None:
-    assert notes == ["evaluating FP32 …", "evaluating static/pt2 …", "evaluating dynamic/torch …"]
+    what = [note.rpartition(":")[0] for note in notes]
+    assert what == [f"lq_plugin: evaluating {name}" for name in ("FP32", "static/pt2", "dynamic/torch")]
 
 
 def test_the_model_stays_as_it_is(subject: Subject, comparison: Comparison) -> None:
@@ -135,7 +138,7 @@ def test_a_damaged_artifact_says_why_and_costs_no_other(
 ) -> None:
     copied = replace(subject, folder=shutil.copytree(subject.folder, tmp_path / "copied"))
     damage(copied.path(copied.entries[0]))
-    made = compare(copied, Protocol(("validate",), latency=None), lambda note: None).entries
+    made = compare(copied, Protocol(("validate",), latency=None)).entries
     assert made[0].error is not None
     assert made[0].error.startswith("ArtifactError: path: ")
     assert said in made[0].error
@@ -147,9 +150,10 @@ def test_a_damaged_artifact_says_why_and_costs_no_other(
 def test_a_lane_without_latency_keeps_its_metrics(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")  # no worker can be started
     notes: list[str] = []
-    made = compare(subject, Protocol(("validate",), latency=QUICK), notes.append)
+    with shown_on(Display(notes.append)):
+        made = compare(subject, Protocol(("validate",), latency=QUICK))
     static, dynamic = made.entries
-    assert notes[0] == "measuring the latency of 2 artifacts and of FP32 on the same runtimes …"
+    assert notes[0].startswith("lq_plugin: measuring the latency of 2 artifacts, and of FP32 on the same runtimes: ")
     reason = "the worker process could not be started"
     assert (static.error or "").startswith(reason)
     assert (static.latency_ms, static.speedup, static.reload_max_difference) == (None, None, None)
@@ -172,6 +176,6 @@ def test_a_lane_without_latency_keeps_its_metrics(subject: Subject, monkeypatch:
 
 def test_without_a_graph_the_example_is_what_is_timed(subject: Subject) -> None:
     alone = replace(subject, entries=subject.entries[1:])
-    (made,) = compare(replace(alone, data=Data()), Protocol((), latency=QUICK), lambda note: None).entries
+    (made,) = compare(replace(alone, data=Data()), Protocol((), latency=QUICK)).entries
     assert made.latency_ms is not None
     assert made.latency_ms.batch_size == 8

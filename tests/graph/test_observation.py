@@ -245,7 +245,7 @@ def test_a_pass_of_its_own_gives_a_calibration() -> None:
         calibrate_pass(run, plan(scheme=Scheme(observer=Broken())))
 
 
-def test_what_processes_observed_is_merged_and_fits_no_graph_if_they_had_different_ones() -> None:
+def test_what_processes_observed_is_merged_and_fits_no_graph_if_their_graphs_or_weights_differed() -> None:
     target = Net()
     first, second = (observe(plan(), target, given, [1]) for given in (batches(1), list(batches(2))[1:]))
     together = merged(plan(), [first, second], 5)
@@ -255,5 +255,5 @@ def test_what_processes_observed_is_merged_and_fits_no_graph_if_they_had_differe
     assert plan().fits(together, digest)
     assert not plan(seed=1).fits(together, digest)
     assert not plan().fits(together, "another")
-    other = replace(second, provenance=replace(second.provenance, structure="another"))
+    other = replace(second, provenance=replace(second.provenance, digest="another"))
     assert not plan().fits(merged(plan(), [first, other]), digest)

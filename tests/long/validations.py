@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 from tiny import Images, Tiny, fit
 
-from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
+from lq_plugin import ArtifactExport, Budget, DynamicQuantization, Int8Evaluation, Search, StaticQuantization
 
 VALIDATIONS, SETTLED = 400, 100
 MOST_GROWTH = 16 << 20  # bytes; a leak of one graph in each validation would be ten times that
@@ -23,15 +23,21 @@ class Watching(Callback):
         self.seen: list[tuple[int, int, int]] = []
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        descriptors = len(os.listdir("/proc/self/fd"))
-        self.seen.append((pages * os.sysconf("SC_PAGE_SIZE"), descriptors, threading.active_count()))
+        self.seen.append(now())
+
+
+def now() -> tuple[int, int, int]:
+    """Bytes of memory, open descriptors, and threads of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
 def test_nothing_grows_over_hundreds_of_validations(tmp_path: Path) -> None:
-    watching, static = Watching(), StaticQuantization()
-    callbacks = [static, DynamicQuantization(), ArtifactExport(["pt2"]), Int8Evaluation(latency=None), watching]
-    data = Images(samples=8 * VALIDATIONS)
+    watching, static = Watching(), StaticQuantization(algorithms=["ranges", "sequential"])
+    budget = Budget("val/loss", 0.0, relative=False, mode="min")
+    evaluation = Int8Evaluation(latency=None, budget=budget, search=Search(max_trials=1))
+    callbacks = [static, DynamicQuantization(), ArtifactExport(["pt2"]), evaluation, watching]
+    data = Images(samples=8 * VALIDATIONS, val_samples=64)
     fit(tmp_path, Tiny(), *callbacks, data=data, val_check_interval=1, enable_checkpointing=False)
     assert len(watching.seen) >= VALIDATIONS
     memory, descriptors, threads = zip(*watching.seen[SETTLED:], strict=True)
@@ -39,4 +45,6 @@ def test_nothing_grows_over_hundreds_of_validations(tmp_path: Path) -> None:
     assert max(memory) - memory[0] < MOST_GROWTH
     assert len(set(descriptors)) == len(set(threads)) == 1
     assert static.calibration is not None
-    assert static.calibration.provenance.samples == 16
+    assert static.calibration.provenance.samples == 64
+    assert evaluation.manifest is not None
+    assert [step.outcome for step in evaluation.manifest.steps if step.outcome == "not_tried"] == []

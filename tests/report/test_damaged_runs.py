@@ -247,7 +247,7 @@ def test_a_folder_may_have_any_name(name: bytes, tmp_path: Path, capsys: pytest.
     assert {row["run"] for row in found["artifacts"]} == {f"named/{shown}", GOOD}
     with (tmp_path / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
         assert {line["run"] for line in csv.DictReader(file)} == {f"named/{shown}", GOOD}
-    assert "<script" not in (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
+    assert (tmp_path / "leaderboard.html").read_text(encoding="utf-8").count("<script") == 1
 
 
 def test_two_folders_that_are_printed_alike_are_both_listed(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_tree_deeper_than_a_path_can_be_is_noted(tmp_path: Path) -> None:
             os.rmdir(name)
         os.chdir(here)
     assert [job.run for job in board.failed] == [BAD]
-    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
+    assert board.notes[-1].startswith("1 folder cannot be read, and may hold more runs: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every folder")
@@ -301,7 +301,7 @@ def test_a_folder_that_cannot_be_looked_into_is_noted(tmp_path: Path) -> None:
     (tmp_path / BAD / "quantized" / "manifest.json").chmod(0)
     board = reported(tmp_path)
     assert [job.error for job in board.failed] == ["manifest.json cannot be read (Permission denied)"]
-    assert board.notes[-1].startswith("1 folders cannot be read, and may hold more runs: ")
+    assert board.notes[-1].startswith("1 folder cannot be read, and may hold more runs: ")
 
 
 def test_a_file_that_was_laid_in_the_way_is_not_written_to(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_no_name_becomes_a_tag_of_the_page_or_a_formula_of_the_table(key: str, t
         (tmp_path / BAD / "failure.json").write_text(json.dumps({"error": NASTY}))
     reported(tmp_path)
     page, table = ((tmp_path / "out" / f"leaderboard.{name}").read_text("utf-8") for name in ("html", "csv"))
-    assert "<script" not in page
+    assert page.count("<script") == 1  # ours
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert all(character.isprintable() or character in "\n\t" for character in page + table)
     cells = [cell for line in csv.reader(io.StringIO(table)) for cell in line]

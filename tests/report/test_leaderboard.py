@@ -116,6 +116,17 @@ def test_a_row_says_what_the_manifest_says(real: Path, content: dict[str, Any]) 
     assert board.failed == ()
 
 
+def test_the_manifest_holds_what_was_observed_of_every_quantized_value(content: dict[str, Any]) -> None:
+    assert content["ranges"].keys() == {"static", "minmax"}
+    for made in content["ranges"]["static"]:
+        assert made["lowest"] <= made["high"] <= made["highest"]
+        assert 0 <= made["clipped"] < 0.5
+        assert 1 <= len(made["bins"]) <= 32
+        assert "onnxruntime" in made["runtimes"]
+    assert {made["name"] for made in content["ranges"]["minmax"]} == {m["name"] for m in content["ranges"]["static"]}
+    assert all((made["bins"], made["clipped"]) == ([], None) for made in content["ranges"]["minmax"])
+
+
 def test_the_front_is_of_accuracy_latency_and_size(tmp_path: Path, content: dict[str, Any]) -> None:
     put(
         tmp_path / "run",
@@ -271,7 +282,7 @@ def test_a_failed_job_is_listed_with_its_reason(tmp_path: Path) -> None:
     ]
     assert board.failed[1].overrides == ("overrides.yaml is not a list of overrides",)
     page = write(tmp_path).read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1  # ours
     assert "&lt;script&gt;alert(1)" in page
     assert "<svg" not in page
 
@@ -355,7 +366,7 @@ def test_an_artifact_that_is_gone_keeps_its_figures_and_is_named(real: Path, tmp
     shutil.rmtree(run / "quantized" / "minmax")
     board = leaderboard(run)
     assert {row.entry.candidate: row.files for row in board.artifacts} == {"static": "as measured", "minmax": "missing"}
-    assert "The files of 1 artifacts are gone; only their figures are left: minmax/onnx of run run." in board.notes
+    assert "The files of 1 artifact are gone; only their figures are left: minmax/onnx of run run." in board.notes
 
 
 @pytest.mark.parametrize("path", ["../real/quantized/static/onnx", "/etc", "static/../../x", "", "a\\b", "c:x", 7])
@@ -398,7 +409,7 @@ class Balanced(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta",):
+        if tag not in ("meta", "input"):
             self.stack.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -422,22 +433,22 @@ def test_the_page_needs_nothing_else_and_marks_the_front(tmp_path: Path, content
     page = Balanced()
     page.feed(text)
     assert page.stack == []
-    assert not {"script", "link", "img", "iframe", "i"} & {tag for tag, _ in page.seen}
-    assert not any(key in ("src", "href", "onload") for _, attributes in page.seen for key in attributes)
-    assert "http" not in text
+    assert not {"link", "img", "iframe", "i"} & {tag for tag, _ in page.seen}
+    assert not any(key in ("src", "style") or key.startswith("on") for _, attributes in page.seen for key in attributes)
+    assert "://" not in text
     assert "a&amp;&lt;b&gt;" in text
     plot = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
     assert sorted(circle.attrib["class"] for circle in plot.iter("circle")) == ["front", "rest", "winner"]
-    assert len(list(plot.iter("rect"))) == len(content["fp32"]["latency_ms"])
+    assert 1 <= len(list(plot.iter("rect"))) <= len(content["fp32"]["latency_ms"])  # near ones are one
     best, fast = (
         next(c for c in plot.iter("circle") if (c.findtext("title") or "").startswith(f"a&<b>: {name}/"))
         for name in ("accurate", "fast")
     )
     assert float(best.attrib["cy"]) < float(fast.attrib["cy"])
     assert float(best.attrib["cx"]) > float(fast.attrib["cx"])
-    assert all(72 <= float(c.attrib["cx"]) <= 696 and 20 <= float(c.attrib["cy"]) <= 312 for c in plot.iter("circle"))
+    assert all(64 <= float(c.attrib["cx"]) <= 936 and 36 <= float(c.attrib["cy"]) <= 348 for c in plot.iter("circle"))
     labels = [label.text for label in plot.iter("text")]
-    assert {"1", "10", "100", "0.8"} <= set(labels)
+    assert {"1", "10", "100", "0.5", "budget"} <= set(labels)
 
 
 def test_the_json_holds_everything(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -73,15 +73,17 @@ def test_an_artifact_is_compared_with_its_own_fp32(content: Manifest) -> None:
 
 def test_operators_that_fell_back_to_float_are_told(content: Manifest) -> None:
     entry = content.artifacts[0]
-    assert "static/onnx: 1 operators in INT8; float: 1 gelu (no kernel); runs in float on onnxruntime: 1 conv2d\n" in (
+    assert "static/onnx: 1 operator in INT8; float: 1 gelu (no kernel); runs in float on onnxruntime: 1 conv2d\n" in (
         printed(content)
     )
     for kernels in (None, Kernels({}, {"MatMul": ("a product that was left in float",)})):
         assert "runs in float" not in printed(changed(content, replace(entry, kernels=kernels)))
 
 
-def test_the_last_line_leads_to_the_manifest(content: Manifest) -> None:
-    assert printed(content).splitlines()[-1] == "Manifest: run[/x]/manifest.json"
+def test_the_last_lines_lead_to_the_manifest_and_to_what_was_selected(content: Manifest) -> None:
+    place = "There is no manifest: run[/x]/manifest.json could not be written"
+    assert printed(content).splitlines()[-2:] == [place, "Use it: lq_plugin.load('run[/x]/static/onnx')"]
+    assert printed(replace(content, selected=None)).splitlines()[-1] == place
 
 
 @pytest.mark.parametrize(

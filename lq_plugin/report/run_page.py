@@ -1,0 +1,81 @@
+"""``report.html``: everything that a manifest says about one run, as a page that needs nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lq_plugin.printing import line
+from lq_plugin.report import repeating
+from lq_plugin.report.board import Row
+from lq_plugin.report.compared import MOST, compared, rows
+from lq_plugin.report.details import sections
+from lq_plugin.report.manifest import Manifest, replace_file
+from lq_plugin.report.operators import fallen_back, kernels, operator_tables
+from lq_plugin.report.page import rendered
+from lq_plugin.report.scatter import scatters
+from lq_plugin.report.value_ranges import range_tables
+from lq_plugin.report.verdict import verdict
+
+FILE = "report.html"
+TEMPLATE = "run.html"
+
+
+def render(manifest: Manifest) -> str:
+    """Return the page of a run.
+
+    Args:
+        manifest: of the run, from anywhere: nothing in it is trusted.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    shown = rows(manifest)
+    artifacts = [row for row in shown if not row.is_fp32]
+    placements = [f"{row.label}: {row.entry.placement}" for row in artifacts if row.entry.placement]
+    return rendered(
+        TEMPLATE,
+        "The report's page",
+        manifest=manifest,
+        model=line(manifest.config.model.rpartition(".")[2]),
+        verdict=verdict(manifest),
+        metric=manifest.budget.metric if manifest.budget else None,
+        judged=any(row.drop is not None for row in artifacts),
+        timed=next((row.entry.latency_ms for row in artifacts if row.entry.latency_ms), None),
+        compared=compared(shown, manifest),
+        left_out=max(len(manifest.artifacts) - MOST, 0),
+        scatters=scatters(
+            [(row.label, row) for row in artifacts],
+            [(row.label, row) for row in shown if row.is_fp32],
+        ),
+        metrics=list(dict.fromkeys(name for row in shown for name in row.entry.metrics)),
+        measured=_measured(shown),
+        tables=operator_tables(manifest),
+        kernels=kernels(manifest),
+        remarks=[*fallen_back(manifest), *placements],
+        details=sections(manifest),
+        ranges=range_tables(manifest),
+        loading=repeating.loading(manifest),
+        command=repeating.command(manifest),
+        configuration=repeating.configuration(manifest),
+        provenance=repeating.provenance(manifest),
+        environment=repeating.environment(manifest),
+    )
+
+
+def write(folder: Path, manifest: Manifest) -> Path:
+    """Write the page beside the manifest in one step.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    return replace_file(folder / FILE, render(manifest))
+
+
+def _measured(shown: list[Row]) -> list[Row]:
+    """The rows with metrics; those of FP32 are the same on every runtime, so one is enough for each model."""
+    found: list[Row] = []
+    for row in shown:
+        known = any(row.is_fp32 and other.is_fp32 and other.entry.fp32 == row.entry.fp32 for other in found)
+        if row.entry.metrics and not known:
+            found.append(row)
+    return found

@@ -6,7 +6,7 @@ interrupted continues by running again. A step that fails is recorded, and only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,12 +43,13 @@ UNJUDGED = (
 )
 
 
-def finish(plan: Plan, store: Store) -> Finished:
+def finish(plan: Plan, store: Store, publish: Callable[[Manifest, Path], None] | None = None) -> Finished:
     """Make candidates, export them, evaluate the artifacts, select one, and write the manifest after each of these.
 
     Args:
         plan: what is to be done.
         store: steps that earlier runs have finished.
+        publish: sends the complete manifest and its folder elsewhere, before another run may write to that folder.
 
     Raises:
         LqError: a user error, or the reason why there is no candidate; only where nothing was trained.
@@ -63,6 +64,8 @@ def finish(plan: Plan, store: Store) -> Finished:
                 finished = _delivered(run)
                 if finished.manifest is not None:
                     write_page(plan.folder, finished.manifest)
+                    if publish is not None:
+                        publish(finished.manifest, plan.folder)
     store.complete()
     return finished
 

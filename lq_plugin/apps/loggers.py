@@ -22,7 +22,7 @@ def made(section: DictConfig) -> list[Any] | bool:
     """Make the loggers of a configuration.
 
     Args:
-        section: a logger, or loggers by their names.
+        section: loggers by their names, or one alone, as a file without ``@package`` in a user's own group has it.
 
     Returns:
         The loggers; ``False`` for none, because a Trainer takes an empty list for its default logger.
@@ -31,7 +31,16 @@ def made(section: DictConfig) -> list[Any] | bool:
         os.environ.setdefault(name, value)
     _end_run_of_an_earlier_job()
     nodes = [section] if "_target_" in section else list(section.values())
-    return [instantiate(node) for node in nodes if node] or False
+    return [_instantiated(node) for node in nodes if node] or False
+
+
+def _instantiated(node: DictConfig) -> Any:
+    logger = instantiate(node)
+    # Lightning hands W&B a setting that has no effect any more, even where nobody gives it, and W&B warns of it.
+    settings = getattr(logger, "_wandb_init", {})
+    if settings.get("anonymous", "given") is None:
+        del settings["anonymous"]
+    return logger
 
 
 def _end_run_of_an_earlier_job() -> None:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,9 @@ def _finish(trainer: Any, origin: Origin, trained: bool) -> None:
     )
     for callback in finishing(trainer):
         plan = callback.ask(trainer, origin, plan)
-    finished = pipeline.finish(plan, origin.store)
+    finished = pipeline.finish(plan, origin.store, partial(publish, trainer))
     for callback in finishing(trainer):
         callback.receive(finished)
-    if finished.manifest is not None and plan.folder is not None:
-        publish(trainer, finished.manifest, plan.folder)
 
 
 @contextmanager

@@ -17,14 +17,14 @@ from lq_plugin.artifacts.onnx import FILE as ONNX
 from lq_plugin.errors import require
 from lq_plugin.noise import muted
 from lq_plugin.printing import figure, line
-from lq_plugin.report import manifest
+from lq_plugin.report import manifest, run_page
 from lq_plugin.report.details import sections
 from lq_plugin.report.manifest import Manifest
 from lq_plugin.steps import attempt
 
-REPORT = "report.html"  # beside the manifest, where there is one
 EXTRA = "loggers"
 FOLDER = "quantized"  # in what a logger holds
+MODEL = "quantized_model"  # not FOLDER: MLflow would give the files of both for either
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class Published:
     @property
     def report(self) -> Path | None:
         """The report, if the run has one."""
-        return self.folder / REPORT if (self.folder / REPORT).is_file() else None
+        page = self.folder / run_page.FILE
+        return page if page.is_file() else None
 
     def files(self) -> Iterator[Path]:
         """Yield every file that this run has made; others in the folder may be of earlier runs."""
-        pages = (self.folder / manifest.FILE, self.folder / REPORT)
+        pages = (self.folder / manifest.FILE, self.folder / run_page.FILE)
         yield from (page for page in pages if page.is_file())
         for entry in self.manifest.artifacts:
             if entry.path is not None:
@@ -169,7 +170,7 @@ def _model_to_mlflow(logger: Any, published: Published) -> None:
     mlflow.set_tracking_uri(client.tracking_uri)  # another logger may have changed it since
     # Made here, because Model.log would make it in whatever experiment is active, which is not the logger's.
     described = tags(published.manifest) | {"lq_plugin.artifact": entry.label}
-    made = client.create_logged_model(logger.experiment_id, FOLDER, source_run_id=logger.run_id, tags=described)
+    made = client.create_logged_model(logger.experiment_id, MODEL, source_run_id=logger.run_id, tags=described)
     model = onnx.load(published.folder / entry.path / ONNX)
     mlflow.models.Model.log(
         None,  # what was the name before version 3

@@ -191,6 +191,7 @@ def test_what_is_not_chosen_is_the_callbacks_default() -> None:
             "callbacks.static.observer.percentile=99",
             "callbacks.static.observer.percentile: this option was moved. Write observer.percentile=VALUE.",
         ),
+        ("logger.save_dir=mine", "logger.save_dir: this option was moved. Write logger.csv.save_dir=VALUE."),
     ],
 )
 def test_an_old_name_is_an_error_with_the_new_one(override: str, said: str) -> None:

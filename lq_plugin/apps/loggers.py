@@ -37,8 +37,8 @@ def made(section: DictConfig) -> list[Any] | bool:
 def _instantiated(node: DictConfig) -> Any:
     logger = instantiate(node)
     # Lightning hands W&B a setting that has no effect any more, even where nobody gives it, and W&B warns of it.
-    settings = getattr(logger, "_wandb_init", {})
-    if settings.get("anonymous", "given") is None:
+    settings = vars(logger).get("_wandb_init")
+    if isinstance(settings, dict) and settings.get("anonymous", "given") is None:
         del settings["anonymous"]
     return logger
 

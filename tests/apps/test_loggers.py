@@ -253,18 +253,6 @@ def test_a_logger_that_fails_stops_neither_its_other_sends_nor_other_loggers(
     assert "| static/onnx | " in texts(tmp_path / "board")
 
 
-def test_lq_quantize_sends_what_lq_train_does(swept: Swept) -> None:
-    pytest.importorskip("tensorboard")
-    (checkpoint,) = (swept.job(0) / "checkpoints").glob("*.ckpt")
-    given = (f"ckpt_path='{checkpoint}'", "quantization=dynamic", "export=pt2", "logger=tensorboard")
-    done = commands.run("lq-quantize", *QUICK, *given, "hydra.run.dir=again", cwd=swept.folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    known = swept.figures(1)
-    expected = {name: known[name] for name in known if name.startswith("quantized/dynamic/torch/")}
-    assert expected
-    assert last(scalars(swept.folder / "again" / "tensorboard")) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("chosen", ["logger=none", "~logger", "logger=[]"])
 def test_no_logger_is_none_and_not_the_trainers_default(chosen: str) -> None:
     with initialize_config_module("lq_plugin.conf", version_base="1.3"):

@@ -33,7 +33,7 @@ test: lint
 
 # What takes long by its nature; docs/reliability.md holds its results.
 test-long: venv
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -rA tests/long/kills.py tests/long/validations.py tests/long/placements.py tests/long/benchmarks.py
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -rA $(wildcard tests/long/*.py)
 
 # Third-party packages that train with Lightning, each in an environment of its own; writes docs/compatibility.md.
 # They stay in build/foreign (several GB), so that another run starts at once.

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +45,16 @@ def structure_digest(module: fx.GraphModule) -> str:
 def weights_digest(module: nn.Module) -> str:
     """Return a sha256 of a module's parameters and buffers, with their names."""
     return tensors_digest(state_tensors(module))
+
+
+def code_digest(classes: Iterable[type]) -> str:
+    """Return a sha256 of the source files that define classes; one without a file, as in a notebook, counts by name."""
+    total = hashlib.sha256()
+    names = {each.__module__ for each in classes}
+    for name in sorted(names):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        total.update(Path(file).read_bytes() if file and Path(file).is_file() else name.encode())
+    return total.hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

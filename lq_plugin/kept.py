@@ -41,7 +41,7 @@ def once(
         except Exception:  # it has another form, however that shows
             pass
     made = make()
-    with suppress(ValueError):
+    with suppress(Exception):  # a step that cannot be kept is done all the same
         results[digest] = write(made)
     return made, False
 

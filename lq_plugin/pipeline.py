@@ -160,6 +160,8 @@ def _evaluated(run: _Run, protocol: Protocol, finished: Finished) -> Finished:
             measured |= {entry.label: replace(entry, error=step.reason) for entry in subject.entries}
         else:
             comparisons.append(step.result)
+            under = dict.fromkeys((entry.candidate for entry in subject.entries), step.result.conditions)
+            finished = replace(finished, conditions={**finished.conditions, **under})
             measured |= {entry.label: entry for entry in step.result.entries}
     entries = [measured.get(entry.label, entry) for entry in finished.entries]
     if not comparisons:
@@ -232,7 +234,17 @@ def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished)
     made, winners = list[Trial](), dict[str, Step[Candidate]]()
     for job in run.plan.jobs:
         candidate = finished.candidates[job.name].result
-        trials = trials_for(job, candidate, known, run.folder, protocol, run.store, run.plan.threads, run.placing)
+        trials = trials_for(
+            job,
+            candidate,
+            known,
+            run.folder,
+            protocol,
+            run.store,
+            finished.conditions.get(job.name),
+            run.plan.threads,
+            run.placing,
+        )
         if trials is not None:
             step = attempt(f"the search for {job.name!r} failed", partial(trials.winner, search))
             made += trials.made

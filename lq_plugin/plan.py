@@ -66,6 +66,7 @@ class Finished:
         unjudged: the user error or failure that kept every artifact from being evaluated or judged, if any.
         sensitivity: what each operator costs in INT8, by candidate.
         trials: the trials of all searches.
+        conditions: digest of what scores depend on besides an artifact, by candidate.
     """
 
     candidates: Mapping[str, Step[Candidate]]
@@ -74,6 +75,7 @@ class Finished:
     unjudged: str | None = None
     sensitivity: Mapping[str, Sequence[Sensitivity]] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
+    conditions: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def entries(self) -> Sequence[Entry]:

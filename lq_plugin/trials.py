@@ -18,9 +18,8 @@ from lq_plugin.evaluation.compare import Protocol, Subject, validated
 from lq_plugin.evaluation.judging import judged
 from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.graph.sampling import Samples
-from lq_plugin.identity import tensors_digest
 from lq_plugin.jobs import Job, StaticJob
-from lq_plugin.kept import Results, figures, once
+from lq_plugin.kept import NOTHING_KEPT, Results, figures, once
 from lq_plugin.learning import Sensitivity, Trial
 from lq_plugin.progress import doing, note
 from lq_plugin.refinement import repeated
@@ -48,6 +47,7 @@ class Trials:
         protocol: how artifacts are evaluated.
         budget: how much of which metric may be dropped.
         store: keeps the results of trials, so that an interrupted search continues.
+        conditions: digest of what scores depend on besides an artifact; ``None``: results of trials are not kept.
         threads: number of threads that runtimes use.
         placing: says how much time INT8 saves in each operator; ``None`` where that is not to be measured, and
             multiplications are counted instead.
@@ -65,6 +65,7 @@ class Trials:
     protocol: Protocol
     budget: Budget
     store: Store
+    conditions: str | None = None
     threads: int | None = None
     placing: MeasuredPlacement | None = None
     made: list[Trial] = field(default_factory=list)
@@ -137,14 +138,13 @@ class Trials:
                 made = self.entry.exported(artifact, Path(scratch))
                 return validated(replace(self.subject, folder=Path(scratch)), made, self.protocol)
 
-        metrics, _ = once(self.store.results("trials"), digest, measured, dict, figures)
+        results = NOTHING_KEPT if self.conditions is None else self.store.results("trials")
+        metrics, _ = once(results, digest, measured, dict, figures)
         return judged(replace(self.entry.compared(metrics, self.fp32), error=None), self.budget)
 
     def _digest(self, candidate: StaticCandidate) -> str:
         """A digest of what a trial's result depends on: the artifact, and the data, known by FP32's metrics on them."""
-        example = tensors_digest({str(number): tensor for number, tensor in enumerate(candidate.reference.example)})
-        artifact = artifact_digest(candidate, self.entry.format, self.threads)
-        return checksums.of_json([artifact, example, sorted(self.fp32.metrics.items())])
+        return checksums.of_json([artifact_digest(candidate, self.entry.format, self.threads), self.conditions])
 
 
 def trials_for(
@@ -154,6 +154,7 @@ def trials_for(
     folder: Path,
     protocol: Protocol,
     store: Store,
+    conditions: str | None,
     threads: int | None,
     placing: MeasuredPlacement | None = None,
 ) -> Trials | None:
@@ -166,6 +167,7 @@ def trials_for(
         folder: of the run.
         protocol: how artifacts are evaluated.
         store: keeps the results of trials.
+        conditions: digest of what scores depend on besides an artifact.
         threads: number of threads that runtimes use.
         placing: measures what operators cost, if that is to be measured.
     """
@@ -184,6 +186,7 @@ def trials_for(
         protocol,
         known.budget,
         store,
+        conditions,
         threads,
         placing,
     )

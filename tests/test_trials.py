@@ -204,8 +204,8 @@ def test_no_winner_is_an_outcome(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     evaluation = Int8Evaluation(search=Search())
     for trials_made, unmet, said in (
         (made.trials, "none of 1 trial", "1 trial found no artifact"),
-        ((), "nothing could be tried", "would try to leave such operators float"),
-        ((replace(made.trials[0], within=True),), "none of 1 trial", "in the format of its trials alone"),
+        ((), "nothing could be tried", "would look for operators to leave float"),
+        ((replace(made.trials[0], within=True),), "none of 1 trial", "only in the format that it tried"),
     ):
         evaluation.manifest = replace(made, trials=trials_made)
         assert unmet in str(evaluation.unmet)

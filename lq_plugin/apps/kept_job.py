@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,7 +39,8 @@ from lq_plugin.store import STALE, Store, copy_folder, inside, put_aside, remove
 from lq_plugin.untrusted import naming, read_json
 
 AGAIN = "fit.skip_finished=false runs it again"
-_UNDECISIVE = ("fit", "objectives", "paths")  # sections of a configuration that change no result of a job
+_THREADS = torch.get_num_threads()  # before any job of this process sets them
+_UNDECISIVE = ("fit", "paths")  # sections of a configuration that change no result of a job
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,7 @@ def digest(config: DictConfig) -> str:
     content = {
         "config": fits.without_folder(decisive, config.paths.output_dir),
         "code": sources.versions([KeptJob, *map(get_object, fits.targets(decisive))]),
-        # Not the threads of this moment, which earlier jobs of the process may have set.
-        "environment": encode(replace(environment(), threads=None)),
+        "environment": encode(replace(environment(), threads=_THREADS)),
     }
     return checksums.of_json(content, default=str)[:16]
 

@@ -8,9 +8,11 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object, instantiate, to_absolute_path
 from omegaconf import OmegaConf, open_dict
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -23,6 +25,8 @@ from lq_plugin.apps.optuna_study import SharedStudy, opened
 from lq_plugin.errors import ConfigError, EvaluationError, unknown_name
 from lq_plugin.printing import figure
 from lq_plugin.progress import note, note_once
+from lq_plugin.report.decoder import encode
+from lq_plugin.report.environment import environment
 from lq_plugin.selection import pareto_front
 
 _DIRECTIONS = ("maximize", "minimize")
@@ -82,18 +86,21 @@ def _check(options: Options) -> None:
 
 def _digest(composed: Composed, space: Space, directions: Sequence[str]) -> str:
     """Compose jobs in which every value occurs, so that a wrong one is found now; return what identifies them all."""
-    configs = []
+    configs: list[Any] = []
     for params in space.samples():
         config = composed.loader.load_sweep_config(composed.config, [*space.job(params)])
         with open_dict(config):
             del config["hydra"]
         configs.append(OmegaConf.to_container(config))
+    files = {Path(to_absolute_path(config["ckpt_path"])) for config in configs if config.get("ckpt_path")}
     targets = set(re.findall(r'"_target_": "([^"]+)"', json.dumps(configs, default=str)))
     content = {
         "configs": configs,
         "space": {key: str(distribution) for key, distribution in space.distributions.items()},
         "directions": directions,
         "code": sources.versions(map(get_object, sorted(targets))),
+        "checkpoints": [checksums.of_file(file) for file in sorted(files) if file.is_file()],
+        "environment": encode(replace(environment(), threads=None)),
     }
     return checksums.of_json(content, default=str)[:12]
 

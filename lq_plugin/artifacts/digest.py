@@ -70,7 +70,7 @@ def _content(candidate: Candidate) -> dict[str, Any]:
         "candidate": [candidate.name, as_dict(candidate.scheme)],
         "graph": [graph.digest, graph.signature.to_json(), [list(tensor.shape) for tensor in graph.example]],
         "names": [graph.modules, [node.name for node in graph.module.graph.nodes]],  # which patterns mean
-        "code": [_own_code(), *(_version(name) for name in ("torch", "torchao"))],
+        "code": [own_code(), *(_version(name) for name in ("torch", "torchao"))],
         "machine": cpu.fingerprint(),
     }
     if isinstance(candidate, DynamicCandidate):
@@ -95,8 +95,8 @@ def _version(package: str) -> str:
 
 
 @functools.cache
-def _own_code() -> str:
-    """Digest of this package's source; a version says nothing about a working copy."""
+def own_code() -> str:
+    """Return a digest of this package's source; a version says nothing about a working copy."""
     total = hashlib.sha256()
     for file in sorted(Path(lq_plugin.__file__).parent.rglob("*.py")):
         total.update(file.read_bytes())

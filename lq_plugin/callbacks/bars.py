@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,8 @@ def display_of(trainer: Any) -> Display:
 def end(trainer: Any) -> None:
     """Stop drawing a bar. Whatever is printed below a bar that is being drawn is overwritten."""
     if (drawn := _drawn(trainer.progress_bar_callback)) is not None:
-        drawn.stop()
+        with suppress(Exception):  # a column of the user's may fail; the results are shown all the same
+            drawn.stop()
 
 
 def _drawn(bar: Any) -> Any:
@@ -58,12 +59,17 @@ def _write(write: Callable[[str], None], text: str) -> None:
 
 @contextmanager
 def _running_in(progress: Any, what: str) -> Iterator[None]:
-    task = progress.add_task(escape(line(what)), total=float("inf"))  # which Lightning's columns draw as a pulse
+    """Whatever a column of the user's does with a task that has no end, the step is done."""
+    before = set(progress.task_ids)
+    with suppress(Exception):
+        progress.add_task(escape(line(what)), total=float("inf"))  # which Lightning's columns draw as a pulse
     try:
         yield
     finally:
-        progress.remove_task(task)
-        progress.refresh()
+        with suppress(Exception):
+            for task in set(progress.task_ids) - before:
+                progress.remove_task(task)
+            progress.refresh()
 
 
 @contextmanager

@@ -113,11 +113,13 @@ class Comparison:
         entries: the artifacts with what was measured, in order.
         judged_by: names of the metrics that a budget may be about: those of validation, none where it was not
             evaluated. To choose by the test split would make its figures optimistic.
+        conditions: digest of what scores depend on besides an artifact; ``None`` where that is not known.
     """
 
     fp32: Fp32
     entries: Sequence[Entry]
     judged_by: Sequence[str]
+    conditions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,14 +187,15 @@ def compare(
         {name: timing.median for name, timing in lanes.items() if timing.median is not None},
         {name: timing.error for name, timing in lanes.items() if timing.error is not None},
     )
+    under = remembered.conditions(subject.model, protocol.metrics, protocol.label, fp32, floats)
     measured = []
     for entry in subject.entries:
         timing = timings.get(entry.label)
-        score = partial(_scored, subject, protocol, floats, remembered.scores_digest(entry, fp32, floats), results)
+        score = partial(_scored, subject, protocol, floats, remembered.scores_digest(entry, under), results)
         with doing(f"evaluating {entry.label}"):
             measured.append(_measured(subject, entry, fp32, protocol, score, inputs, timing))
     judged_by = baseline.get("validate", Scores({}, None)).metrics
-    return Comparison(fp32, measured, tuple(judged_by))
+    return Comparison(fp32, measured, tuple(judged_by), under)
 
 
 def validated(subject: Subject, entry: Entry, protocol: Protocol) -> Mapping[str, float]:

@@ -261,7 +261,7 @@ def _interruptible() -> Iterator[None]:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
         with suppress(ValueError):  # this is not the main thread, so nothing was changed
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
         raise error.__context__ from None
 
 

@@ -11,12 +11,14 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lq_plugin import checksums
+from lq_plugin.artifacts.digest import own_code
 from lq_plugin.evaluation.fidelity import FloatOutputs
 from lq_plugin.evaluation.latency import Latency, Timing
 from lq_plugin.evaluation.metrics import Scores
-from lq_plugin.identity import tensors_digest, weights_digest
+from lq_plugin.identity import code_digest, tensors_digest, weights_digest
 from lq_plugin.report.decoder import encode
 from lq_plugin.report.environment import environment
 from lq_plugin.report.manifest import Entry, Fp32
@@ -34,7 +36,8 @@ def latencies_digest(target: nn.Module, entries: Sequence[Entry], inputs: Sequen
     made = [[entry.label, dict(entry.sha256)] for entry in entries]
     call = tensors_digest({str(place): tensor for place, tensor in enumerate(inputs)})
     how = [asdict(options), options.number_of_threads]
-    return checksums.of_json([made, weights_digest(target), call, how, encode(environment())])
+    code = [own_code(), code_digest(map(type, target.modules()))]
+    return checksums.of_json([made, weights_digest(target), code, call, how, encode(environment())])
 
 
 def write_timings(timings: Mapping[str, Timing]) -> Any:
@@ -64,19 +67,38 @@ def read_timings(content: Any) -> dict[str, Timing]:
     return timings
 
 
-def scores_digest(entry: Entry, fp32: Fp32, floats: Mapping[str, FloatOutputs]) -> str | None:
-    """Return a sha256 of what an artifact's scores depend on; ``None`` where the inputs of FP32 are not known.
+def conditions(
+    model: nn.Module, metrics: Mapping[str, Metric], label: Any, fp32: Fp32, floats: Mapping[str, FloatOutputs]
+) -> str | None:
+    """Return a sha256 of what scores depend on besides the artifact; ``None`` where the inputs of FP32 are not known.
+
+    Equal metrics of FP32 are not enough: they may be perfect by two measures of which INT8 meets one.
 
     Args:
-        entry: the artifact.
+        model: the whole LightningModule, whose steps compute the metrics.
+        metrics: those that are given by name.
+        label: where a batch holds the labels.
         fp32: the figures of the float model.
         floats: what the float model was given, by split.
     """
     inputs = {split: outputs.inputs for split, outputs in floats.items()}
     if None in inputs.values():
         return None
-    metrics = {name: float(value).hex() for name, value in fp32.metrics.items()}
-    return checksums.of_json([entry.format, dict(entry.sha256), metrics, inputs, encode(environment())])
+    given = {name: [type(metric).__qualname__, _options(metric)] for name, metric in metrics.items()}
+    code = [own_code(), code_digest(map(type, (*model.modules(), *metrics.values())))]
+    found = {name: float(value).hex() for name, value in fp32.metrics.items()}
+    content = [given, str(label), code, weights_digest(model), found, inputs, encode(environment())]
+    return checksums.of_json(content)
+
+
+def scores_digest(entry: Entry, under: str | None) -> str | None:
+    """Return a sha256 of what an artifact's scores depend on; ``None`` where that is not known.
+
+    Args:
+        entry: the artifact.
+        under: see :func:`conditions`.
+    """
+    return None if under is None else checksums.of_json([entry.format, dict(entry.sha256), under])
 
 
 def write_scores(found: Mapping[str, Scores]) -> Any:
@@ -96,3 +118,8 @@ def read_scores(content: Any) -> dict[str, Scores]:
         )
         for split, (metrics, sqnr) in content.items()
     }
+
+
+def _options(metric: Metric) -> dict[str, Any]:
+    """The plain attributes of a metric, such as its ``top_k``."""
+    return {name: value for name, value in sorted(vars(metric).items()) if isinstance(value, str | bool | int | float)}

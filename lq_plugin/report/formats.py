@@ -13,8 +13,14 @@ def metric(value: float | None) -> str:
 
 
 def change(value: float | None) -> str:
-    """Return a difference from FP32, with its sign."""
-    return figure(value, "+.4f")
+    """Return a difference from FP32, with its sign unless nothing is left of it.
+
+    Example:
+        >>> change(0.00012), change(-0.00001)
+        ('+0.0001', '0.0000')
+    """
+    text = figure(value, "+.4f")
+    return text[1:] if text in ("+0.0000", "-0.0000") else text
 
 
 def milliseconds(value: float | None) -> str:

@@ -123,7 +123,11 @@ def _reason(formats: Sequence[str], reasons: Sequence[str | None]) -> str:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """``net.2`` before ``net.10``."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [
+        (0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ]
 
 
 def kernels(manifest: Manifest) -> list[KernelRow]:

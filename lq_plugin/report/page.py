@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 from lq_plugin.errors import require
-from lq_plugin.printing import MISSING, brief, plain
+from lq_plugin.printing import MISSING, brief, line, plain
 from lq_plugin.report.formats import FORMATS
 from lq_plugin.report.plots import STYLE
 
+LONGEST = 100_000  # characters of one text on a page
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -61,14 +62,19 @@ def _environment(jinja2: ModuleType, markup: Callable[[str], Any]) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"brief": brief, "markup": markup, "shown": partial(_shown, markup), "zip": zip}
+    environment.filters |= {
+        "brief": lambda text: line(brief(text)),
+        "markup": markup,
+        "shown": partial(_shown, markup),
+        "zip": zip,
+    }
     return environment
 
 
 def _text(value: Any) -> Any:
     """Every text as it is: a browser, too, obeys characters that change the direction of writing."""
     is_markup = hasattr(value, "__html__")  # made by us: an SVG
-    return plain(value, keep="\n\t") if isinstance(value, str) and not is_markup else value
+    return plain(value[:LONGEST], keep="\n\t") if isinstance(value, str) and not is_markup else value
 
 
 def _shown(markup: Any, value: float | None, form: str, *options: Any) -> Any:

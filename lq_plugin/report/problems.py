@@ -52,7 +52,7 @@ def _over_budget(manifest: Manifest) -> list[str]:
 def _searched(trials: Sequence[Trial]) -> str:
     """What a search has done about it, or would do."""
     if not trials:
-        return "Int8Evaluation(search=Search()) would try to leave such operators float"
+        return "Int8Evaluation(search=Search()) would look for operators to leave float"
     if any(trial.within for trial in trials):
-        return "what a search has found is within it in the format of its trials alone"
+        return "a search found an artifact within the budget, but only in the format that it tried"
     return f"{counted(len(trials), 'trial')} found no artifact within the budget"

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.printing import plain
 from lq_plugin.report.decoder import encode
 from lq_plugin.report.limits import LONGEST_VALUE
 from lq_plugin.report.manifest import Entry, Manifest
+from lq_plugin.report.page import LONGEST
 from lq_plugin.report.runs import QUANTIZED, flat
-
-LONGEST = 100_000  # characters of a configuration on a page
 
 
 def loading(manifest: Manifest) -> dict[str, str]:
@@ -24,7 +24,8 @@ def loading(manifest: Manifest) -> dict[str, str]:
 
 def _loading(entry: Entry, manifest: Manifest) -> str:
     place = repr(f"{QUANTIZED}/{entry.path}")
-    if entry.format != "torch":  # whose layers stand in the user's class
+    known_format = FORMATS.get(entry.format)
+    if known_format is None or known_format.rebuild is None:  # it holds a graph, and needs no class of the user's
         return f"import lq_plugin\n\nmodel = lq_plugin.load({place})"
     module, _, name = manifest.config.model.rpartition(".")
     known = all(part.isidentifier() for part in (*module.split("."), name))
@@ -39,8 +40,9 @@ def command(manifest: Manifest) -> str:
 
 def configuration(manifest: Manifest) -> str:
     """Return the options of the run as YAML: all of them where it was configured as a whole, else the callbacks'."""
-    text = yaml.safe_dump(encode(manifest.config.options), sort_keys=False, allow_unicode=True, width=100)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\n# … the rest is in the manifest"
+    text: str = yaml.safe_dump(encode(manifest.config.options), sort_keys=False, allow_unicode=True, width=100)
+    rest = "\n# … the rest is in the manifest"
+    return text if len(text) <= LONGEST else text[: LONGEST - len(rest)] + rest
 
 
 def provenance(manifest: Manifest) -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lq_plugin.printing import line
@@ -41,6 +42,7 @@ def render(manifest: Manifest) -> str:
         metric=manifest.budget.metric if manifest.budget else None,
         judged=any(row.drop is not None for row in artifacts),
         timed=next((row.entry.latency_ms for row in artifacts if row.entry.latency_ms), None),
+        calls=_calls(artifacts),
         compared=compared(shown, manifest),
         left_out=max(len(manifest.artifacts) - MOST, 0),
         scatters=scatters(
@@ -69,6 +71,14 @@ def write(folder: Path, manifest: Manifest) -> Path:
         MissingExtraError: jinja2 is not installed.
     """
     return replace_file(folder / FILE, render(manifest))
+
+
+def _calls(artifacts: Sequence[Row]) -> str:
+    """How many calls were timed, from the artifact with the fewest to the one with the most."""
+    counts = [row.entry.latency_ms.calls for row in artifacts if row.entry.latency_ms and row.entry.latency_ms.calls]
+    if not counts:
+        return "all"
+    return f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def _measured(shown: list[Row]) -> list[Row]:

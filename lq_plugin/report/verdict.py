@@ -57,6 +57,8 @@ def verdict(manifest: Manifest) -> Verdict:
     made = len(manifest.artifacts) - statuses["failed"] - statuses["unsupported"]
     if not made:
         return Verdict("Keep FP32: no artifact could be made.", "bad", reasons)
+    if statuses["ok"] and manifest.unselected:
+        return Verdict("Keep FP32: it is faster than every artifact within the budget.", "open", reasons)
     if statuses["ok"]:
         return Verdict("Keep FP32: no artifact within the budget was selected.", "open", reasons)
     if statuses["over_budget"]:
@@ -76,17 +78,20 @@ def _chosen(entry: Entry, manifest: Manifest) -> str:
     if speedup is not None:
         said.append(f"{formats.times(speedup)} as fast as the fastest FP32, and")
     metric = manifest.budget.metric if manifest.budget else None
-    return " ".join([*said, f"{metric} is within the budget." if metric else "within the budget."])
+    return " ".join([*said, f"{metric} is within the budget." if metric else "not judged by a budget."])
 
 
 def _budget(budget: Budget | None) -> Iterator[str]:
     if budget is None or budget.metric is None:
         yield "Nothing was judged by a budget."
         return
-    better = {"max": "; more is better", "min": "; less is better"}.get(budget.mode or "", ", in either direction")
     of = " of FP32’s value" if budget.relative else ""
     allowed = formats.drop(budget.max_drop, budget.relative)
-    yield f"Budget: on validation, {budget.metric} may get worse by {allowed}{of}{better}."
+    if budget.mode is None:
+        yield f"Budget: on validation, {budget.metric} may change by {allowed}{of}, up or down: its mode is not known."
+        return
+    better = "more" if budget.mode == "max" else "less"
+    yield f"Budget: on validation, {budget.metric} may get worse by {allowed}{of}; {better} is better."
 
 
 def _facts(entry: Entry, manifest: Manifest) -> Iterator[Fact]:

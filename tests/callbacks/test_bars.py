@@ -6,10 +6,12 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rich
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from rich.progress import MofNCompleteColumn
 from tiny import Images, Tiny, fit
 
 from lq_plugin import ArtifactExport, Int8Evaluation, StaticQuantization
@@ -46,6 +48,21 @@ def test_each_step_is_one_line_above_a_rich_bar_which_ends_before_the_table(
     for what in STEPS:
         assert len(re.findall(rf"lq_plugin: {what}: \d+\.\d s\n", shown)) == 1
         assert re.search(rf"lq_plugin: {what} +\S*━+", shown)  # while it ran
+
+
+class Counting(RichProgressBar):
+    """Has a column that cannot draw a task without an end."""
+
+    def configure_columns(self, trainer: Any) -> list[Any]:
+        return [MofNCompleteColumn()]
+
+
+def test_a_column_that_cannot_draw_a_step_costs_nothing(
+    tmp_path: Path, console: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted(tmp_path, Counting(console_kwargs={"file": console, "force_terminal": True, "width": 150}))
+    assert "static/pt2" in capsys.readouterr().out  # the table
+    assert (tmp_path / "quantized" / "static" / "pt2").is_dir()
 
 
 def test_without_bars_steps_are_not_shown_but_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,20 @@ def test_the_size_is_that_of_tensors(subject: Subject) -> None:
     assert size == sum(tensor.nbytes for tensor in subject.model.state_dict().values())
 
 
+def test_scores_are_reused_only_for_the_same_metric_and_model(subject: Subject, comparison: Comparison) -> None:
+    def found(top_k: int, model: Any = subject.model) -> str | None:
+        metrics = {"given": MulticlassAccuracy(CLASSES, top_k=top_k)}
+        return compare(
+            replace(subject, model=model, entries=()), Protocol(("validate",), metrics, latency=None)
+        ).conditions
+
+    first = found(1)
+    assert first is not None
+    assert found(1) == first
+    other = Tiny().eval()
+    assert len({first, found(2), found(1, other)}) == 3
+
+
 def test_what_is_going_on_is_told(comparison: Comparison, notes: list[str]) -> None:
     what = [note.rpartition(":")[0] for note in notes]
     assert what == [f"lq_plugin: evaluating {name}" for name in ("FP32", "static/pt2", "dynamic/torch")]

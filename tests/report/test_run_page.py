@@ -94,7 +94,8 @@ def test_the_page_says_what_came_out(content: Manifest) -> None:
         ({"artifacts": failed, "selected": None}, "Keep FP32: no artifact could be made."),
         ({"artifacts": over, "selected": None}, "Keep FP32: no artifact is within the budget."),
         ({"artifacts": unjudged, "selected": None, "budget": None}, "1 artifact was made, but it was not judged."),
-        ({"selected": None}, "Keep FP32: no artifact within the budget was selected."),
+        ({"selected": None, "unselected": None}, "Keep FP32: no artifact within the budget was selected."),
+        ({"selected": None, "unselected": "FP32 is faster"}, "Keep FP32: it is faster than every artifact within"),
     ):
         assert said in page_of(replace(content, **change)).text  # type: ignore[arg-type]
 

@@ -87,7 +87,7 @@ def test_the_last_lines_lead_to_the_manifest_and_to_what_was_selected(content: M
 
 
 @pytest.mark.parametrize(
-    ("other", "then"), [("ok", "; within it: "), ("failed", "; Int8Evaluation(search=Search()) would try")]
+    ("other", "then"), [("ok", "; within it: "), ("failed", "; Int8Evaluation(search=Search()) would look")]
 )
 def test_a_search_is_offered_where_no_format_is_within_the_budget(other: str, then: str, content: Manifest) -> None:
     entry = replace(content.artifacts[0], candidate="static", status="over_budget")

@@ -1,87 +1,90 @@
-"""What loggers hold after a command, read as their users read it; every store lies in a temporary folder."""
+"""What loggers hold after a job, read as their users read it; every store lies in a temporary folder."""
 
 from __future__ import annotations
 
 import csv
 import json
 import logging
-import os
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import commands
 import numpy as np
 import pytest
 import tiny
 from damage.manifests import good
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lq_plugin.apps import loggers
+from lq_plugin.apps.train import train
 from lq_plugin.callbacks.publishing import publish
 from lq_plugin.checksums import of_file
 from lq_plugin.report import manifest
+from lq_plugin.report.manifest import Manifest
 
 INSTALLED = [name for name in ("tensorboard", "mlflow", "wandb") if find_spec(name)]
 TINY = ("model._target_=tiny.Tiny", "data._target_=tiny.Images", "algorithms=none", "callbacks.evaluation.latency=null")
 QUICK = (*TINY, "callbacks.evaluation.budget.max_drop=1", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
-STORE = "sqlite:///mlflow.db"
-LABELS = ("static/onnx", "dynamic/onnx")  # of the jobs 0, which fits, and 1, which reuses that fit
+LABEL = "static/onnx"
 
 
 @dataclass(frozen=True)
-class Swept:
-    """Two jobs with every logger that is installed."""
+class Job:
+    """A job with every logger that is installed."""
 
     folder: Path
-    done: subprocess.CompletedProcess[str]
+    store: str
+    printed: str
 
-    def job(self, number: int) -> Path:
-        return self.folder / "sweep" / str(number)
+    @property
+    def quantized(self) -> Path:
+        return self.folder / "quantized"
 
-    def manifest(self, number: int) -> Any:
-        return json.loads((self.job(number) / "quantized" / "manifest.json").read_text())
+    @property
+    def manifest(self) -> Manifest:
+        return manifest.read(self.quantized / manifest.FILE)
 
-    def figures(self, number: int) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """What every logger has to hold."""
-        found: dict[str, float] = {}
-        for entry in self.manifest(number)["artifacts"]:
-            values = {**entry["metrics"], "size_bytes": entry["size_bytes"], "sqnr_db": entry["sqnr_db"]}
-            found |= {f"quantized/{entry['candidate']}/{entry['format']}/{name}": values[name] for name in values}
-        assert f"quantized/{LABELS[number]}/val/acc" in found
-        return found
+        (entry,) = self.manifest.artifacts
+        values = {**entry.metrics, "size_bytes": entry.size_bytes, "sqnr_db": entry.sqnr_db}
+        assert "val/acc" in values
+        return {f"quantized/{LABEL}/{name}": float(value) for name, value in values.items() if value is not None}
 
-    def files(self, number: int) -> set[str]:
+    def files(self) -> set[str]:
         """What loggers with files have to hold."""
-        quantized = self.job(number) / "quantized"
-        return {file.relative_to(quantized.parent).as_posix() for file in quantized.rglob("*") if file.is_file()}
+        return {file.relative_to(self.folder).as_posix() for file in self.quantized.rglob("*") if file.is_file()}
+
+
+def composed(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_module("lq_plugin.conf", version_base="1.3"):
+        return compose("train", [*overrides, f"paths.output_dir={folder}"])
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
-    """One sweep; the working folder stays there, because a store below it is named by a relative path."""
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     folder = tmp_path_factory.mktemp("loggers")
-    shutil.copy(tiny.__file__, folder)
-    given = (
-        "export=onnx",
-        "quantization=static,dynamic",
-        "hydra.sweep.dir=sweep",
-        f"logger=[{','.join(['csv', *INSTALLED])}]",
-    )
+    (folder / "job").mkdir()
+    store = (folder / "store").as_uri()  # a folder of files: making MLflow's database takes 2.7 s
     places = {f"WANDB_{kind}_DIR": str(folder / "of_wandb") for kind in ("DATA", "CACHE", "CONFIG")}
-    done = commands.run("lq-train", "-m", *QUICK, *given, cwd=folder, environment=places)
-    assert done.returncode == 0, done.stderr
-    here = Path.cwd()
-    os.chdir(folder)
-    yield Swept(folder, done)
-    os.chdir(here)
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as printed:
+        patch.chdir(folder)
+        for name, value in {**places, "MLFLOW_TRACKING_URI": store, "MLFLOW_ALLOW_FILE_STORE": "true"}.items():
+            patch.setenv(name, value)
+        train(
+            composed(
+                folder / "job", *QUICK, "fit.reuse=false", "export=onnx", f"logger=[{','.join(['csv', *INSTALLED])}]"
+            )
+        )
+        loggers.made(OmegaConf.create())  # as the next job of this process does, which ends W&B's run
+        yield Job(folder / "job", store, printed.getvalue())
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
@@ -105,19 +108,17 @@ def texts(folder: Path) -> str:
     return "\n".join(event.tensor_proto.string_val[0].decode() for tag in tags for event in found.Tensors(tag))
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_csv_holds_the_figures(swept: Swept, number: int) -> None:
-    rows = list(csv.DictReader((swept.job(number) / "metrics.csv").read_text().splitlines()))
+def test_csv_holds_the_figures(job: Job) -> None:
+    rows = list(csv.DictReader((job.folder / "metrics.csv").read_text().splitlines()))
     logged = {name: float(text) for name, text in rows[-1].items() if name.startswith("quantized/")}
-    assert logged == pytest.approx(swept.figures(number))
+    assert logged == pytest.approx(job.figures())
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_tensorboard_holds_the_figures_and_the_summary(swept: Swept, number: int) -> None:
-    assert last(scalars(swept.job(number) / "tensorboard")) == pytest.approx(swept.figures(number))  # float32
-    said = texts(swept.job(number) / "tensorboard")
+def test_tensorboard_holds_the_figures_and_the_summary(job: Job) -> None:
+    assert last(scalars(job.folder / "tensorboard")) == pytest.approx(job.figures())  # float32
+    said = texts(job.folder / "tensorboard")
     assert "| FP32 | " in said
-    assert f"| {LABELS[number]} | " in said
+    assert f"| {LABEL} | " in said
 
 
 def test_tensorboard_holds_the_tables_and_the_curves(tmp_path: Path) -> None:
@@ -140,36 +141,33 @@ def test_tensorboard_holds_the_tables_and_the_curves(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint", "ignore::DeprecationWarning")  # MLflow reading its own store
-@pytest.mark.parametrize("number", [0, 1])
-def test_mlflow_holds_tags_files_and_a_model(swept: Swept, number: int) -> None:
+def test_mlflow_holds_tags_files_and_a_model(job: Job) -> None:
     mlflow, tracking = pytest.importorskip("mlflow"), pytest.importorskip("mlflow.tracking")
     ort = pytest.importorskip("onnxruntime")
-    client = tracking.MlflowClient(STORE)
+    client = tracking.MlflowClient(job.store)
     (experiment,) = client.search_experiments(filter_string="name = 'lightning_logs'")
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert runs.keys() == {str(swept.job(0)), str(swept.job(1))}
-    run, made = runs[str(swept.job(number))], swept.manifest(number)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == str(job.folder)
     assert run.info.status == "FINISHED"
-    assert {n: v for n, v in run.data.metrics.items() if n.startswith("quantized/")} == swept.figures(number)
+    assert {n: v for n, v in run.data.metrics.items() if n.startswith("quantized/")} == job.figures()
     assert run.data.tags["lq_plugin.selected"] == "none"
     assert run.data.tags["lq_plugin.formats"].split(", ")[0] == "onnx"
-    assert run.data.tags["lq_plugin.version.torch"] == made["environment"]["versions"]["torch"]
+    assert run.data.tags["lq_plugin.version.torch"] == job.manifest.environment.versions["torch"]
 
-    mlflow.set_tracking_uri(STORE)
+    mlflow.set_tracking_uri(job.store)
     kept = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="quantized"))
-    assert {f"quantized/{file.relative_to(kept)}" for file in kept.rglob("*") if file.is_file()} == swept.files(number)
+    assert {f"quantized/{file.relative_to(kept)}" for file in kept.rglob("*") if file.is_file()} == job.files()
     sent = manifest.read(kept / "manifest.json")
     for entry in sent.artifacts:
         assert {name: of_file(kept / str(entry.path) / name) for name in entry.sha256} == entry.sha256
 
-    (model,) = (
-        m for m in client.search_logged_models([experiment.experiment_id]) if m.source_run_id == run.info.run_id
-    )
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert model.source_run_id == run.info.run_id
     loaded = mlflow.pyfunc.load_model(model.model_uri)
     (given,) = loaded.metadata.signature.inputs.inputs
     assert (given.type, given.shape[1:]) == (np.dtype("float32"), (1, tiny.SIDE, tiny.SIDE))
     batch = tiny.images(4).tensors[0].numpy()
-    session = ort.InferenceSession(swept.job(number) / "quantized" / LABELS[number] / "model.onnx")
+    session = ort.InferenceSession(job.quantized / LABEL / "model.onnx")
     (expected,) = session.run(None, {session.get_inputs()[0].name: batch})
     (answer,) = loaded.predict({given.name: batch}).values()
     np.testing.assert_array_equal(answer, expected)
@@ -192,34 +190,33 @@ def records(file: Path) -> Iterator[Any]:
             whole = b""
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_wandb_holds_the_figures_the_report_and_all_files(swept: Swept, number: int) -> None:
+def test_wandb_holds_the_figures_the_report_and_all_files(job: Job) -> None:
     pytest.importorskip("wandb")
-    (file,) = (swept.job(number) / "wandb").glob("offline-run-*/run-*.wandb")
+    (file,) = (job.folder / "wandb").glob("offline-run-*/run-*.wandb")
     found = list(records(file))
     logged: dict[str, Any] = {}
     for record in found:
         items = record.history.item if record.WhichOneof("record_type") == "history" else ()
         logged |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
-    figures = swept.figures(number)
+    figures = job.figures()
     assert {name: logged[name] for name in figures} == pytest.approx(figures)
     page = file.parent / "files" / logged["quantized/report/path"]
-    assert page.read_bytes() == (swept.job(number) / "quantized" / "report.html").read_bytes()
+    assert page.read_bytes() == (job.quantized / "report.html").read_bytes()
     (kept,) = (record.artifact for record in found if record.WhichOneof("record_type") == "artifact")
-    assert {entry.path for entry in kept.manifest.contents} == swept.files(number)
+    assert {entry.path for entry in kept.manifest.contents} == job.files()
     assert all(Path(entry.local_path).is_file() for entry in kept.manifest.contents)  # which wandb sync reads
     assert json.loads(kept.metadata)["lq_plugin.formats"].startswith("onnx")
     (ended,) = (record.exit for record in found if record.WhichOneof("record_type") == "exit")
     assert ended.exit_code == 0
 
 
-def test_nothing_is_printed_that_no_user_can_act_on(swept: Swept) -> None:
-    for line in filter(None, swept.done.stderr.splitlines()):
+def test_nothing_is_printed_that_no_user_can_act_on(job: Job) -> None:
+    for line in filter(None, job.printed.splitlines()):
         assert line.startswith(("wandb: W&B syncing is set", "wandb: Run data is saved", "wandb: View this run")), line
 
 
 def test_a_logger_that_fails_stops_neither_its_other_sends_nor_other_loggers(
-    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("tensorboard")
@@ -232,10 +229,9 @@ def test_a_logger_that_fails_stops_neither_its_other_sends_nor_other_loggers(
     failing = MLFlowLogger("failing", tracking_uri=store, artifact_location=str(full / "artifacts"))
     working = MLFlowLogger("working", tracking_uri=store)
     board = TensorBoardLogger(str(tmp_path), "board", "")  # of the other namespace
-    made = manifest.read(swept.job(0) / "quantized" / "manifest.json")
     with caplog.at_level(logging.ERROR, "lq_plugin"):
-        publish(SimpleNamespace(loggers=[failing, working, board], global_step=3), made, swept.job(0) / "quantized")
-    figures = swept.figures(0)
+        publish(SimpleNamespace(loggers=[failing, working, board], global_step=3), job.manifest, job.quantized)
+    figures = job.figures()
     said = [record.getMessage() for record in caplog.records if record.name == "lq_plugin"]
     assert [text.partition(". ")[0] for text in said] == [
         "MLFlowLogger could not take the files of the run",
@@ -246,17 +242,16 @@ def test_a_logger_that_fails_stops_neither_its_other_sends_nor_other_loggers(
         assert client.get_run(used.run_id).data.metrics == pytest.approx(figures)
         assert client.get_run(used.run_id).data.tags["lq_plugin.formats"] == "onnx"
     kept = Path(client.download_artifacts(working.run_id, "quantized"))
-    assert {f"quantized/{file.relative_to(kept)}" for file in kept.rglob("*") if file.is_file()} == swept.files(0)
+    assert {f"quantized/{file.relative_to(kept)}" for file in kept.rglob("*") if file.is_file()} == job.files()
     (model,) = client.search_logged_models([working.experiment_id])
     assert model.status == "READY"
     assert last(scalars(tmp_path / "board")) == pytest.approx(figures)
     assert "| static/onnx | " in texts(tmp_path / "board")
 
 
-@pytest.mark.parametrize("chosen", ["logger=none", "~logger", "logger=[]"])
-def test_no_logger_is_none_and_not_the_trainers_default(chosen: str) -> None:
-    with initialize_config_module("lq_plugin.conf", version_base="1.3"):
-        assert loggers.made(compose("train", [chosen]).logger) is False
+@pytest.mark.parametrize("section", [{}, {"csv": None}])  # logger=none, logger.csv=null
+def test_no_logger_is_none_and_not_the_trainers_default(section: Any) -> None:
+    assert loggers.made(OmegaConf.create(section)) is False
 
 
 def test_a_users_own_group_may_hold_one_logger_without_a_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lq_plugin.errors import MissingExtraError
 from lq_plugin.progress import note
 from lq_plugin.report import manifest, run_page
 from lq_plugin.report.manifest import Entry, Manifest
-from lq_plugin.steps import attempt
+from lq_plugin.steps import attempt, say
 
 
 def remove_manifest(folder: Path) -> Sequence[Entry]:
@@ -65,8 +65,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 def write_page(folder: Path, content: Manifest) -> None:
     """Write the page of a run beside its manifest; why there is none is said in one line."""
-    step = attempt(
-        f"no {run_page.FILE}", partial(run_page.write, folder, content), expected=(MissingExtraError, OSError)
-    )
-    if step.error is not None and isinstance(step.error, MissingExtraError | OSError):
-        note(f"no {run_page.FILE}: {step.error}")
+    try:
+        run_page.write(folder, content)
+    except (MissingExtraError, OSError) as error:
+        note(f"no {run_page.FILE}: {error}")
+    except Exception as error:  # as in every other step after a training: a page must not cost what it describes
+        say(f"no {run_page.FILE}", error)

@@ -30,7 +30,7 @@ from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.limits import LONGEST_VALUE, MOST
-from lq_plugin.report.manifest import Entry, Fp32, Manifest
+from lq_plugin.report.manifest import Entry, Environment, Fp32, Manifest
 from lq_plugin.search.mixed_precision import Search
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt, reason_of
@@ -80,6 +80,17 @@ class _Run:
     placing: MeasuredPlacement | None = None
     told: set[str] = field(default_factory=set)  # see exported
     made: dict[str, Entry] = field(default_factory=dict)  # what is known of the artifacts so far, by label
+    environment: Environment = field(default_factory=environment)
+    ranges: dict[str, tuple[Candidate, tuple[ValueRange, ...]]] = field(default_factory=dict)  # those last listed
+
+    def ranges_of(self, name: str, candidate: Candidate) -> tuple[ValueRange, ...]:
+        """List the ranges of a candidate once: the manifest is written after every step."""
+        known, found = self.ranges.get(name, (None, ()))
+        if known is not candidate:
+            listing = partial(value_ranges, candidate, MOST)
+            found = attempt(f"the ranges of {name!r} cannot be listed", listing).result or ()
+            self.ranges[name] = candidate, found
+        return found
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
         entry = exported(job, candidate, format_name, self.folder, self.store, self.plan.threads, self.told)
@@ -312,9 +323,9 @@ def _with_manifest(
         notes=_notes(run.plan.jobs, candidates),
         steps=tuple(step for learning in learnt for step in learning.steps),
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
-        ranges={name: found for name, candidate in candidates.items() if (found := _ranges(name, candidate))},
+        ranges={name: found for name, candidate in candidates.items() if (found := run.ranges_of(name, candidate))},
         trials=finished.trials,
-        environment=environment(),
+        environment=run.environment,
         seed=run.plan.seed,
         config=replace(run.plan.config, quantization={job.name: job.options for job in run.plan.jobs}),
     )
@@ -330,10 +341,6 @@ def _with_entry(run: _Run, finished: Finished, made: Entry) -> Finished:
     assert known is not None
     entries = [made if entry.label == made.label else entry for entry in known.artifacts]
     return _with_manifest(run, finished, entries, known.fp32, known.budget)
-
-
-def _ranges(name: str, candidate: Candidate) -> tuple[ValueRange, ...]:
-    return attempt(f"the ranges of {name!r} cannot be listed", partial(value_ranges, candidate, MOST)).result or ()
 
 
 def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[str, tuple[str, ...]]:

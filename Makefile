@@ -16,8 +16,8 @@ $(INSTALLED): pyproject.toml setup.cfg constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch (the largest package)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@echo "Installing lq_plugin with all extras"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@echo "Installing lq_plugin with all extras and loggers"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,loggers]'
 	@touch $@
 
 demo: venv

@@ -1,6 +1,7 @@
 """INT8 for PyTorch Lightning: calibrated in the training loop, measured on what ships."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ __all__ = [
     "sensitivity",
     "sign",
 ]
+
+# Since 1.29, onnxruntime's official builds for Linux send names and hashes of each model that is opened to
+# Microsoft, unless this is set before it is imported. A user's own value is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Imported when first used: a process that only loads an artifact needs neither Lightning nor torchao.
 _HOMES = {

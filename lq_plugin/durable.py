@@ -6,18 +6,22 @@ disk. So content is on the disk before the rename, and the rename before anythin
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(file: Path, content: bytes | memoryview) -> None:
+def write_whole(file: Path, content: bytes | memoryview) -> Path:
     """Write a file in one step; what was there before stays if this fails.
 
     Args:
         file: its folder is made where there is none.
         content: all of it.
+
+    Returns:
+        The file.
 
     Raises:
         OSError: it cannot be written; nothing of it is left.
@@ -34,6 +38,22 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
         scratch.unlink(missing_ok=True)
         raise
     _sync_folder(file.parent)
+    return file
+
+
+def replace_file(file: Path, text: str) -> Path:
+    """Write a file that no other process writes at the same time, in one step, and remove what killed ones have left.
+
+    Args:
+        file: see :func:`write_whole`.
+        text: all of it.
+
+    Raises:
+        OSError: see :func:`write_whole`.
+    """
+    for left in file.parent.glob(f".{glob.escape(file.name)}.*"):
+        left.unlink(missing_ok=True)
+    return write_whole(file, text.encode())
 
 
 def put_in_place(scratch: Path, folder: Path) -> None:

@@ -15,17 +15,19 @@ LOGGERS = (
     "onnx_ir",  # optimizer notes
     "torch.export",  # advice on its own exceptions, which are explained in our errors
     "torch.fx",  # symbols of a capture that failed
+    "mlflow",  # progress of what is sent to it
 )
 WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),  # torch copying its own graph
     (DeprecationWarning, r".*"),  # inside torch, onnx and openvino; none of them reaches the user's own code
     (UserWarning, r"The tensor attributes? .* assigned during export.*"),  # caches of masks and positions
+    (UserWarning, r".*Any type hint is inferred as AnyType.*"),  # MLflow importing its own classes
 )
 
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Keep known messages of torch, torchao, onnx and onnxscript from being printed inside the block."""
+    """Keep known messages of torch, torchao, onnx, onnxscript and MLflow from being printed inside the block."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -15,7 +15,7 @@ from lq_plugin.errors import MissingExtraError
 from lq_plugin.progress import note
 from lq_plugin.report import manifest, readme, run_page
 from lq_plugin.report.manifest import Entry, Manifest
-from lq_plugin.steps import attempt
+from lq_plugin.steps import attempt, say
 
 
 def remove_manifest(folder: Path) -> Sequence[Entry]:
@@ -70,11 +70,12 @@ def write_page(folder: Path, content: Manifest) -> None:
     Why there is no page is said in one line.
     """
     attempt(f"no {readme.FILE} in the folders of the artifacts", partial(readme.write, folder, content))
-    step = attempt(
-        f"no {run_page.FILE}", partial(run_page.write, folder, content), expected=(MissingExtraError, OSError)
-    )
-    if step.error is not None and isinstance(step.error, MissingExtraError | OSError):
-        note(f"no {run_page.FILE}: {step.error}")
+    try:
+        run_page.write(folder, content)
+    except (MissingExtraError, OSError) as error:
+        note(f"no {run_page.FILE}: {error}")
+    except Exception as error:  # as in every other step after a training: a page must not cost what it describes
+        say(f"no {run_page.FILE}", error)
 
 
 def sign_artifacts(folder: Path, content: Manifest, key: str) -> None:

@@ -6,7 +6,7 @@ interrupted continues by running again. A step that fails is recorded, and only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
 from lq_plugin.report.limits import LONGEST_VALUE, MOST
-from lq_plugin.report.manifest import Entry, Fp32, Manifest
+from lq_plugin.report.manifest import Entry, Environment, Fp32, Manifest
 from lq_plugin.search.mixed_precision import Search
 from lq_plugin.selection import Budget
 from lq_plugin.steps import Step, attempt, reason_of
@@ -44,12 +44,13 @@ UNJUDGED = (
 )
 
 
-def finish(plan: Plan, store: Store) -> Finished:
+def finish(plan: Plan, store: Store, publish: Callable[[Manifest, Path], None] | None = None) -> Finished:
     """Make candidates, export them, evaluate the artifacts, select one, and write the manifest after each of these.
 
     Args:
         plan: what is to be done.
         store: steps that earlier runs have finished.
+        publish: sends the complete manifest and its folder elsewhere, before another run may write to that folder.
 
     Raises:
         LqError: a user error, or the reason why there is no candidate; only where nothing was trained.
@@ -65,6 +66,8 @@ def finish(plan: Plan, store: Store) -> Finished:
                 if finished.manifest is not None:
                     write_page(plan.folder, finished.manifest)
                     _handed_over(plan, plan.folder, finished.manifest)
+                    if publish is not None:
+                        publish(finished.manifest, plan.folder)
     store.complete()
     return finished
 
@@ -92,6 +95,17 @@ class _Run:
     placing: MeasuredPlacement | None = None
     told: set[str] = field(default_factory=set)  # see exported
     made: dict[str, Entry] = field(default_factory=dict)  # what is known of the artifacts so far, by label
+    environment: Environment = field(default_factory=environment)
+    ranges: dict[str, tuple[Candidate, tuple[ValueRange, ...]]] = field(default_factory=dict)  # those last listed
+
+    def ranges_of(self, name: str, candidate: Candidate) -> tuple[ValueRange, ...]:
+        """List the ranges of a candidate once: the manifest is written after every step."""
+        known, found = self.ranges.get(name, (None, ()))
+        if known is not candidate:
+            listing = partial(value_ranges, candidate, MOST)
+            found = attempt(f"the ranges of {name!r} cannot be listed", listing).result or ()
+            self.ranges[name] = candidate, found
+        return found
 
     def exported(self, job: Job, candidate: Step[Candidate], format_name: str) -> Entry:
         plan = self.plan
@@ -325,9 +339,9 @@ def _with_manifest(
         notes=_notes(run.plan.jobs, candidates),
         steps=tuple(step for learning in learnt for step in learning.steps),
         sensitivity={name: tuple(found) for name, found in finished.sensitivity.items()},
-        ranges={name: found for name, candidate in candidates.items() if (found := _ranges(name, candidate))},
+        ranges={name: found for name, candidate in candidates.items() if (found := run.ranges_of(name, candidate))},
         trials=finished.trials,
-        environment=environment(),
+        environment=run.environment,
         seed=run.plan.seed,
         config=replace(run.plan.config, quantization={job.name: job.options for job in run.plan.jobs}),
     )
@@ -343,10 +357,6 @@ def _with_entry(run: _Run, finished: Finished, made: Entry) -> Finished:
     assert known is not None
     entries = [made if entry.label == made.label else entry for entry in known.artifacts]
     return _with_manifest(run, finished, entries, known.fp32, known.budget)
-
-
-def _ranges(name: str, candidate: Candidate) -> tuple[ValueRange, ...]:
-    return attempt(f"the ranges of {name!r} cannot be listed", partial(value_ranges, candidate, MOST)).result or ()
 
 
 def _notes(jobs: Sequence[Job], candidates: Mapping[str, Candidate]) -> Mapping[str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 OPTIONS: Mapping[str, str] = {"max_loss": "max_drop", "momentum": "averaging_constant"}
 CHOICES: Mapping[str, str] = {"data/mnist_cnn": "data=mnist"}  # files of conf/
-SECTIONS: Mapping[str, str] = {"callbacks.static.observer": "observer"}  # of a configuration
+SECTIONS: Mapping[str, str] = {"callbacks.static.observer": "observer", "logger": "logger.csv"}  # of a configuration
 NAMES: Mapping[str, str] = {
     "Histogram": "HistogramObserver",
     "MinMax": "MinMaxObserver",

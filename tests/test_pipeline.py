@@ -14,6 +14,7 @@ from typing import Any
 import commands
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from tiny import Images, Tiny, images
 from torch.utils.data import DataLoader
 
@@ -31,6 +32,8 @@ from lq_plugin.graph.observation import ObservationPlan
 from lq_plugin.jobs import DynamicJob, Job, StaticJob
 from lq_plugin.pipeline import finish
 from lq_plugin.plan import Plan
+from lq_plugin.report import manifest, run_page
+from lq_plugin.report.manifest import Manifest
 from lq_plugin.source import Source
 from lq_plugin.steps import Step, attempt
 from lq_plugin.store import Store
@@ -232,9 +235,17 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.Captur
     first = exported(tmp_path)
     slow = replace(first, jobs=(Slow(**vars(first.jobs[0])),))
     results: list[Any] = []
+    published: list[Any] = []
+
+    def publish(made: Manifest, folder: Path) -> None:
+        with pytest.raises(Timeout):
+            FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
+        assert manifest.read(folder / manifest.FILE) == made
+        assert (folder / run_page.FILE).is_file()
+        published.append(made)
 
     def run(one: Plan) -> None:
-        results.append(finish(one, Store(tmp_path / "store")))
+        results.append(finish(one, Store(tmp_path / "store"), publish))
 
     runs = [threading.Thread(target=run, args=[one]) for one in (slow, exported(tmp_path, seed=1))]
     runs[0].start()
@@ -251,6 +262,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.Captur
     earlier, later = (result.candidates["static"].result.provenance.digest for result in results)
     assert written(tmp_path)["calibration"]["static"]["digest"] == later != earlier
     assert sums(tmp_path)
+    assert published == [result.manifest for result in results]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

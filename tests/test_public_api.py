@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -59,10 +60,13 @@ def test_every_error_stands_in_the_drawn_tree() -> None:
     assert [kind.__name__ for kind in kinds if kind.__name__ not in (errors.__doc__ or "")] == []
 
 
-def test_importing_the_package_says_nothing_and_starts_no_runtime() -> None:
+def test_importing_the_package_says_nothing_starts_no_runtime_and_turns_telemetry_off() -> None:
     code = (
-        "import sys, lq_plugin;"
-        "print([name for name in ('onnx', 'onnxruntime', 'openvino', 'hydra') if name in sys.modules])"
+        "import os, sys, lq_plugin;"
+        "print([name for name in ('onnx', 'onnxruntime', 'openvino', 'hydra') if name in sys.modules]);"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    unset = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=unset)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n1\n", "")

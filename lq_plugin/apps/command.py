@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lq_plugin import renamed
@@ -204,8 +204,9 @@ def _unknown_option(key: str, parent: DictConfig) -> str:
     options = sorted(str(name) for name in parent if not str(name).startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    if section in renamed.SECTIONS:
-        return f"{key}: this option was moved. Write {renamed.SECTIONS[section]}.{option}=VALUE."
+    moved = renamed.SECTIONS.get(section)
+    if moved is not None and option in (OmegaConf.select(parent._get_root(), moved) or ()):
+        return f"{key}: this option was moved. Write {moved}.{option}=VALUE."
     if renamed.OPTIONS.get(option) in options:
         return line(f"{key}: this option was renamed. Write {section}.{renamed.OPTIONS[option]}=VALUE.")
     return line(f"{key}: there is no such option.{hint} Options of {section or 'the command'}: {', '.join(options)}.")

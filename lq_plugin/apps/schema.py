@@ -24,6 +24,8 @@ TARGETS = (
     "lightning.pytorch.callbacks.ModelCheckpoint",
     "lightning.pytorch.callbacks.RichProgressBar",
     "lightning.pytorch.loggers.CSVLogger",
+    "lightning.pytorch.loggers.MLFlowLogger",
+    "lightning.pytorch.loggers.TensorBoardLogger",
     "lq_plugin.ArtifactExport",
     "lq_plugin.DynamicQuantization",
     "lq_plugin.Int8Evaluation",

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization
-from lq_plugin.apps import command, fits, kept_job
+from lq_plugin.apps import command, fits, kept_job, loggers
 from lq_plugin.apps.kept_fit import Fit
 from lq_plugin.apps.objectives import OVER_BUDGET, check_directions, objectives
 from lq_plugin.callbacks.finishing import RunContext
@@ -107,8 +107,7 @@ def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instanti
     seed_everything(config.seed, workers=True, verbose=False)
     data, model = instantiate(config.data), make_model(config.model)
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    logger = instantiate(config.logger) if config.logger else False
-    trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger)
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers.made(config.logger))
     if HydraConfig.initialized():
         told = cast("dict[str, Any]", OmegaConf.to_container(HydraConfig.get().sweeper, enum_to_str=True))
         for evaluation in callbacks:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lq_plugin import pipeline
 from lq_plugin.callbacks import checkpoint as checkpoints
 from lq_plugin.callbacks.bars import display_of
+from lq_plugin.callbacks.publishing import publish
 from lq_plugin.callbacks.ranks import on_one_process
 from lq_plugin.checkpoints import Checkpoint
 from lq_plugin.evaluation.loaders import data_of
@@ -23,12 +24,11 @@ from lq_plugin.evaluation.loop import Data
 from lq_plugin.interruption import account
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.progress import note, shown_on
-from lq_plugin.report.manifest import Config, Manifest
+from lq_plugin.report.manifest import Config
 from lq_plugin.source import Source
 from lq_plugin.steps import say
 from lq_plugin.store import STORE, Store
 
-logger = logging.getLogger("lq_plugin")
 # The Trainer gives each of its callbacks these methods of the LightningModule, and another Trainer gives its own. With
 # them, a copy of a callback would be a copy of the whole run.
 _OF_THE_MODULE = ("log", "log_dict")
@@ -149,30 +149,9 @@ def _finish(trainer: Any, origin: Origin, trained: bool) -> None:
     )
     for callback in finishing(trainer):
         plan = callback.ask(trainer, origin, plan)
-    finished = pipeline.finish(plan, origin.store)
+    finished = pipeline.finish(plan, origin.store, partial(publish, trainer))
     for callback in finishing(trainer):
         callback.receive(finished)
-    if plan.protocol is not None and finished.manifest is not None:
-        log(trainer, finished.manifest)
-
-
-def log(trainer: Any, manifest: Manifest) -> None:
-    """Send the figures of a manifest to the Trainer's loggers as ``quantized/<candidate>/<format>/<metric>``.
-
-    A logger that fails, because it rejects such names or its server is gone, does not end a finished training.
-    """
-    figures = {
-        f"quantized/{entry.label}/{name}": value
-        for entry in manifest.artifacts
-        for name, value in entry.figures.items()
-        if value is not None
-    }
-    for used in trainer.loggers:
-        try:
-            used.log_metrics(figures, step=trainer.global_step)
-            used.save()
-        except Exception:
-            logger.exception("%s could not log the figures of the artifacts", type(used).__name__)
 
 
 @contextmanager

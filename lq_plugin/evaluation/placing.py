@@ -221,9 +221,8 @@ def _decision(times: Mapping[str, float], chosen: Mapping[str, frozenset[str]], 
     elif floats >= LEAST_SPEEDUP * before:
         reason = f"measured here, {before:.3f} ms"
     else:
-        tried = (
-            f"none of {len(chosen)} other placements is faster" if chosen else "its profile suggests no other placement"
-        )
+        tried = f"in {counted(len(chosen), 'trial')}, " if chosen else "by its profile, "
+        tried += "no operator was faster in float" if chosen else "no operator would be faster in float"
         reason = f"measured here, {before:.3f} ms; {tried}"
     slower = ", so INT8 is slower" if after > floats else ""
     return Measured(after <= floats, f"{reason}; {figures}{slower}", tuple(sorted(chosen[best])) if gained else ())

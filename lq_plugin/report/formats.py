@@ -33,14 +33,14 @@ def seconds(value: float | None) -> str:
     return figure(value, ".1f")
 
 
-def megabytes(value: float | None) -> str:
-    """Return a number of bytes as megabytes.
+def size(value: float | None) -> str:
+    """Return a number of bytes in MB, or in KB below 0.01 MB.
 
     Example:
-        >>> megabytes(152961), megabytes(None)
-        ('0.15', '–')
+        >>> size(152961), size(4321), size(None)
+        ('0.15 MB', '4.3 KB', '–')
     """
-    return figure(value, ".2f", 1e-6)
+    return figure(value, ".1f", 1e-3, " KB") if (value or 0) < 10_000 else figure(value, ".2f", 1e-6, " MB")
 
 
 def times(value: float | None) -> str:
@@ -108,6 +108,6 @@ def drop(value: float | None, relative: bool) -> str:
     return figure(value, ".2f", 100, " %") if relative else figure(value)
 
 
-_OF_NUMBERS = (metric, change, milliseconds, seconds, megabytes, times, decibels, percent, small_percent, whole_percent)
+_OF_NUMBERS = (metric, change, milliseconds, seconds, size, times, decibels, percent, small_percent, whole_percent)
 FORMATS: dict[str, Callable[..., str]] = {each.__name__: each for each in (*_OF_NUMBERS, plain_number, count, drop)}
 """Each of them by its name, as templates use it."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lq_plugin.durable import replace_file
 from lq_plugin.printing import counted, plain
 from lq_plugin.report import board_page
 from lq_plugin.report.board import Leaderboard, Row, columns, marked
@@ -18,7 +19,6 @@ from lq_plugin.report.decoder import encode
 from lq_plugin.report.details import Section, sections
 from lq_plugin.report.files import MISSING
 from lq_plugin.report.limits import LONGEST_VALUE
-from lq_plugin.report.manifest import replace_file
 from lq_plugin.report.runs import find, flat, read, taken_over
 
 FILE = "leaderboard"

@@ -12,6 +12,7 @@ from lq_plugin.checksums import is_sha256
 DEEPEST = 32  # objects and lists inside each other
 LONGEST_NAME = 256
 MOST = 500  # artifacts, which are compared in pairs, and metrics, each of which is a column
+MOST_BINS = 32  # of a histogram
 LONGEST_VALUE = 1000  # characters of an option that are shown
 OPTIONS_LIMIT = 1 << 18  # characters of all options together, which stand in every row
 
@@ -92,6 +93,14 @@ def not_many(value: Any, where: str) -> None:
     """Check that an object or a list has few enough entries for a reader to show them all."""
     if isinstance(value, Mapping | list) and len(value) > MOST:
         raise ContentError(f"{where} has {len(value)} entries; at most {MOST} are read")
+
+
+def few_bins(value: Any, where: str) -> None:
+    """Check that no histogram in a list has more bins than a run writes."""
+    for number, item in enumerate(value if isinstance(value, list) else ()):
+        bins = item.get("bins") if isinstance(item, Mapping) else None
+        if isinstance(bins, list) and len(bins) > MOST_BINS:
+            raise ContentError(f"{where}[{number}].bins has {len(bins)} entries; at most {MOST_BINS} are read")
 
 
 def _shown(value: Any) -> str:

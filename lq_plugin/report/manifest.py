@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lq_plugin.coverage import FloatOp, QuantizedOp
-from lq_plugin.durable import write_whole
+from lq_plugin.durable import replace_file
 from lq_plugin.learning import AlgorithmStep, Sensitivity, Trial, ValueRange
 from lq_plugin.report.decoder import REQUIRED, decode, encode
 from lq_plugin.report.limits import (
@@ -31,6 +31,7 @@ from lq_plugin.report.limits import (
     Version,
     WeightsSize,
     check_tree,
+    few_bins,
     few_options,
     is_a,
     not_many,
@@ -318,7 +319,7 @@ class Manifest:
     notes: Table[Annotated[tuple[Sentence, ...], not_many]] = field(default_factory=dict)
     steps: Annotated[tuple[AlgorithmStep, ...], not_many] = ()
     sensitivity: Table[tuple[Sensitivity, ...]] = field(default_factory=dict)
-    ranges: Table[Annotated[tuple[ValueRange, ...], not_many]] = field(default_factory=dict)
+    ranges: Table[Annotated[tuple[ValueRange, ...], not_many, few_bins]] = field(default_factory=dict)
     trials: Annotated[tuple[Trial, ...], not_many] = ()
     environment: Environment
     seed: int | None = None
@@ -368,7 +369,6 @@ def computable(value: float | None) -> float | None:
 
 def write(folder: Path, manifest: Manifest) -> Path:
     """Write the manifest in one step: a reader sees the old one or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
     return replace_file(folder / FILE, json.dumps(manifest.to_json(), indent=1, allow_nan=False))
 
 
@@ -381,11 +381,3 @@ def read(file: Path) -> Manifest:
         ContentError: it is not a manifest that this version understands.
     """
     return Manifest.from_json(read_json(file))
-
-
-def replace_file(file: Path, text: str) -> Path:
-    """Write a file in one step: a reader sees the old one or the new one."""
-    for left in file.parent.glob(f".{file.name}.*"):  # by a run that was killed
-        left.unlink(missing_ok=True)
-    write_whole(file, text.encode())
-    return file

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lq_plugin.report.manifest import Entry, Manifest
 
-MOST = 400  # operators of a candidate on a page
+MOST = 400  # operators on a page, of all candidates together
 NAMED = 12  # kernels of one type that are named
 
 State = Literal["INT8", "float", "–"]
@@ -84,10 +84,11 @@ def operator_tables(manifest: Manifest) -> list[OperatorTable]:
     for entry in manifest.artifacts:
         if entry.quantized_ops or entry.float_ops:
             made.setdefault(entry.candidate, []).append(entry)
-    return [_table(name, entries, manifest) for name, entries in made.items()]
+    most = MOST // max(len(made), 1)
+    return [_table(name, entries, manifest, most) for name, entries in made.items()]
 
 
-def _table(candidate: str, entries: Sequence[Entry], manifest: Manifest) -> OperatorTable:
+def _table(candidate: str, entries: Sequence[Entry], manifest: Manifest, most: int) -> OperatorTable:
     shares = {each.name: each.share for each in manifest.sensitivity.get(candidate, ())}
     kinds = {op.name: op.op for entry in entries for op in entry.quantized_ops}
     kinds |= {op.name: op.op for entry in entries for op in entry.float_ops}
@@ -102,7 +103,7 @@ def _table(candidate: str, entries: Sequence[Entry], manifest: Manifest) -> Oper
             _reason(formats, [why.get(name) for why in reasons]),
             shares.get(name),
         )
-        for name in sorted(kinds, key=_natural)[:MOST]
+        for name in sorted(kinds, key=_natural)[:most]
     ]
     return OperatorTable(candidate, formats, tuple(operators), len(kinds))
 

@@ -14,11 +14,12 @@ from typing import Any
 from lq_plugin.artifacts import description
 from lq_plugin.artifacts.base import FORMATS, Artifact
 from lq_plugin.artifacts.layout import renamed
+from lq_plugin.durable import replace_file
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import IN_ORDER, Structure, name_of, results_of
 from lq_plugin.printing import counted, line
 from lq_plugin.report import formats, repeating
-from lq_plugin.report.manifest import Entry, Fp32, Manifest, replace_file
+from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.report.page import TEMPLATES
 from lq_plugin.selection import Budget
 

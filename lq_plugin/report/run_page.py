@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from lq_plugin.durable import replace_file
 from lq_plugin.printing import line
 from lq_plugin.report import repeating
 from lq_plugin.report.board import Row
 from lq_plugin.report.compared import MOST, compared, rows
 from lq_plugin.report.details import sections
-from lq_plugin.report.manifest import Manifest, replace_file
+from lq_plugin.report.manifest import Manifest
 from lq_plugin.report.operators import fallen_back, kernels, operator_tables
 from lq_plugin.report.page import rendered
 from lq_plugin.report.scatter import scatters
 from lq_plugin.report.value_ranges import range_tables
 from lq_plugin.report.verdict import verdict
 
+DETAILED = 10  # candidates with tables and plots of their own
 FILE = "report.html"
 TEMPLATE = "run.html"
 
@@ -32,6 +35,7 @@ def render(manifest: Manifest) -> str:
     """
     shown = rows(manifest)
     artifacts = [row for row in shown if not row.is_fp32]
+    detailed = _detailed(manifest)
     placements = [f"{row.label}: {row.entry.placement}" for row in artifacts if row.entry.placement]
     return rendered(
         TEMPLATE,
@@ -50,16 +54,17 @@ def render(manifest: Manifest) -> str:
             [(row.label, row) for row in shown if row.is_fp32],
         ),
         metrics=list(dict.fromkeys(name for row in shown for name in row.entry.metrics)),
-        measured=_measured(shown),
-        tables=operator_tables(manifest),
-        kernels=kernels(manifest),
-        remarks=[*fallen_back(manifest), *placements],
-        details=sections(manifest),
-        ranges=range_tables(manifest),
-        loading=repeating.loading(manifest),
+        with_metrics=_with_metrics(shown),
+        tables=operator_tables(detailed),
+        kernels=kernels(detailed),
+        remarks=[*fallen_back(detailed), *placements],
+        undetailed=len(_candidates(manifest)) - len(_candidates(detailed)),
+        details=sections(detailed),
+        ranges=range_tables(detailed),
+        loading=repeating.loading(detailed),
         command=repeating.command(manifest),
         configuration=repeating.configuration(manifest),
-        provenance=repeating.provenance(manifest),
+        provenance=repeating.provenance(detailed),
         environment=repeating.environment(manifest),
     )
 
@@ -73,6 +78,27 @@ def write(folder: Path, manifest: Manifest) -> Path:
     return replace_file(folder / FILE, render(manifest))
 
 
+def _candidates(manifest: Manifest) -> list[str]:
+    """The candidates, the one of the selected artifact first."""
+    selected = [manifest.chosen.candidate] if manifest.chosen else []
+    return list(dict.fromkeys([*selected, *(entry.candidate for entry in manifest.artifacts)]))
+
+
+def _detailed(manifest: Manifest) -> Manifest:
+    """The manifest of the first candidates only, so that the page of a run with hundreds of them stays small."""
+    names = set(_candidates(manifest)[:DETAILED])
+    return replace(
+        manifest,
+        artifacts=tuple(entry for entry in manifest.artifacts if entry.candidate in names),
+        calibration={name: found for name, found in manifest.calibration.items() if name in names},
+        notes={name: found for name, found in manifest.notes.items() if name in names},
+        steps=tuple(step for step in manifest.steps if step.candidate in names),
+        sensitivity={name: found for name, found in manifest.sensitivity.items() if name in names},
+        ranges={name: found for name, found in manifest.ranges.items() if name in names},
+        trials=tuple(trial for trial in manifest.trials if trial.candidate in names),
+    )
+
+
 def _calls(artifacts: Sequence[Row]) -> str:
     """How many calls were timed, from the artifact with the fewest to the one with the most."""
     counts = [row.entry.latency_ms.calls for row in artifacts if row.entry.latency_ms and row.entry.latency_ms.calls]
@@ -81,7 +107,7 @@ def _calls(artifacts: Sequence[Row]) -> str:
     return f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
 
-def _measured(shown: list[Row]) -> list[Row]:
+def _with_metrics(shown: list[Row]) -> list[Row]:
     """The rows with metrics; those of FP32 are the same on every runtime, so one is enough for each model."""
     found: list[Row] = []
     for row in shown:

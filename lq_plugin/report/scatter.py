@@ -109,7 +109,7 @@ def _kind(row: Row) -> str:
 
 def _told(row: Row) -> str:
     entry, metric = row.entry, row.budget.metric
-    size = "" if entry.size_bytes is None else f", {formats.megabytes(entry.size_bytes)} MB"
+    size = "" if entry.size_bytes is None else f", {formats.size(entry.size_bytes)}"
     value = formats.metric(entry.metrics.get(metric or ""))
     return f"{row.run}: {row.label}, {metric} {value}, {formats.milliseconds(entry.median)} ms{size}".removeprefix(": ")
 

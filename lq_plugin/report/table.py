@@ -64,11 +64,11 @@ def _accuracy(manifest: Manifest) -> Table:
 
 
 def _cost(manifest: Manifest) -> Table:
-    table = _table("Fidelity, size and latency", ("SQNR dB", "MB", "ms", "vs torch", "vs best", "status"))
+    table = _table("Fidelity, size and latency", ("SQNR dB", "size", "ms", "vs torch", "vs best", "status"))
     for fp32, entries in groups(manifest):
         table.add_section()
         for runtime, latency in fp32.latency_ms.items():
-            size = formats.megabytes(fp32.size_bytes) if runtime == EAGER else ""
+            size = formats.size(fp32.size_bytes) if runtime == EAGER else ""
             ratio = formats.times(fp32.speedup(latency).vs_torch_fp32)
             fastest = "fastest FP32" if latency == fp32.best else ""
             add_row(table, f"FP32 {runtime}", "", size, formats.milliseconds(latency), ratio, "", fastest)
@@ -82,7 +82,7 @@ def _measures(entry: Entry) -> list[str]:
     speedup = entry.speedup or Speedup()
     return [
         formats.decibels(entry.sqnr_db),
-        formats.megabytes(entry.size_bytes),
+        formats.size(entry.size_bytes),
         formats.milliseconds(entry.median),
         formats.times(speedup.vs_torch_fp32),
         formats.times(speedup.vs_best_fp32),

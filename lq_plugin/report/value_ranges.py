@@ -10,8 +10,7 @@ from lq_plugin.report import formats
 from lq_plugin.report.manifest import Manifest, computable
 from lq_plugin.report.strips import histogram
 
-MOST = 60  # values of a candidate on a page
-_BINS = 32
+MOST = 60  # values on a page, of all candidates together: a histogram takes about 3.5 KB
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,11 @@ class RangeTable:
 
 def range_tables(manifest: Manifest) -> list[RangeTable]:
     """Return the quantized values of every candidate of which they are known."""
+    known = {name: found for name, found in manifest.ranges.items() if found}
+    most = MOST // max(len(known), 1)
     return [
-        RangeTable(name, [(made, _histogram(made)) for made in found[:MOST]], len(found))
-        for name, found in manifest.ranges.items()
-        if found
+        RangeTable(name, [(made, _histogram(made)) for made in found[:most]], len(found))
+        for name, found in known.items()
     ]
 
 
@@ -44,4 +44,4 @@ def _histogram(made: ValueRange) -> str:
     if not made.bins or lowest is None or highest is None or low is None or high is None:
         return ""
     told = f"{made.name}: {formats.small_percent(made.clipped)} clipped"
-    return histogram(made.bins[:_BINS], (lowest, highest), (low, high), told)
+    return histogram(made.bins, (lowest, highest), (low, high), told)

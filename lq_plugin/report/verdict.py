@@ -106,7 +106,7 @@ def _facts(entry: Entry, manifest: Manifest) -> Iterator[Fact]:
         yield Fact(metric, entry.metrics[metric], "metric", note)
     if entry.size_bytes is not None:
         share = entry.size_bytes / fp32.size_bytes if fp32.size_bytes else None
-        yield Fact("Size in MB", entry.size_bytes, "megabytes", f"{formats.whole_percent(share)} of FP32’s weights")
+        yield Fact("Size", entry.size_bytes, "size", f"{formats.whole_percent(share)} of FP32’s weights")
     if entry.sqnr_db is not None:
         yield Fact("SQNR in dB", entry.sqnr_db, "decibels", "outputs, compared with FP32’s")
     total = len(entry.quantized_ops) + len(entry.float_ops)

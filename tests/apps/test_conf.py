@@ -38,6 +38,7 @@ GROUPS = {
 }
 # What an app that composes quantization=static alone does not import.
 UNUSED = ("lq_plugin.recipes", "lq_plugin.callbacks.evaluation", "lq_plugin.callbacks.export", "lq_plugin.apps.train")
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # of the extra "loggers"
 NEEDS_A_GPU = ("gpu", "fsdp")
 SCHEMA = re.compile(r"^  - /lq_plugin/(\w+)@_here_$", re.MULTILINE)
 
@@ -53,9 +54,8 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def sections(config: DictConfig) -> dict[str, Any]:
-    return {f"callbacks.{name}": node for name, node in config.callbacks.items()} | {
-        name: config[name] for name in ("data", "model", "trainer", "logger")
-    }
+    groups = {f"{group}.{name}": node for group in ("callbacks", "logger") for name, node in config[group].items()}
+    return groups | {name: config[name] for name in ("data", "model", "trainer")}
 
 
 def test_the_groups_are_those_that_were_promised() -> None:
@@ -67,6 +67,9 @@ def test_every_option_composes_and_instantiates(
     group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:9")  # a server's address makes no database
+    if group == "logger" and option in PACKAGES:
+        pytest.importorskip(PACKAGES[option])
     needed = {"data": "mnist", "model": "mnist_cnn"} | {group: option}
     if group in ("observer", "algorithms"):
         needed["quantization"] = "dynamic" if option == "rounding" else "static"
@@ -188,6 +191,7 @@ def test_what_is_not_chosen_is_the_callbacks_default() -> None:
             "callbacks.static.observer.percentile=99",
             "callbacks.static.observer.percentile: this option was moved. Write observer.percentile=VALUE.",
         ),
+        ("logger.save_dir=mine", "logger.save_dir: this option was moved. Write logger.csv.save_dir=VALUE."),
     ],
 )
 def test_an_old_name_is_an_error_with_the_new_one(override: str, said: str) -> None:
@@ -246,7 +250,7 @@ def test_a_configuration_resolves_outside_of_an_app(tmp_path: Path, monkeypatch:
     folders = (resolved["callbacks"]["export"]["output_dir"], resolved["trainer"]["default_root_dir"])
     assert folders == (str(tmp_path), str(tmp_path))
     elsewhere = composed("recipe=mnist_cnn", "paths.output_dir=mine")
-    assert (elsewhere.callbacks.export.output_dir, elsewhere.logger.save_dir) == ("mine", "mine")
+    assert (elsewhere.callbacks.export.output_dir, elsewhere.logger.csv.save_dir) == ("mine", "mine")
 
 
 def test_what_has_to_be_chosen_is_asked_for() -> None:

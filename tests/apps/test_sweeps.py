@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -223,3 +224,6 @@ def test_a_checkpoint_is_quantized_without_training(calibrated: bool, tmp_path: 
     assert manifest["calibration"]["static"]["extra_pass"] is not calibrated
     assert [entry["status"] in ("ok", "over_budget") for entry in manifest["artifacts"]] == [True]
     assert manifest["fp32"]["size_bytes"] < 500_000  # the width is the checkpoint's
+    (logged,) = csv.DictReader((tmp_path / "made" / "metrics.csv").read_text().splitlines())
+    known = {f"quantized/static/pt2/{name}": value for name, value in manifest["artifacts"][0]["metrics"].items()}
+    assert {name: float(logged[name]) for name in known} == pytest.approx(known)

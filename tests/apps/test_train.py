@@ -69,9 +69,27 @@ def test_every_recipe_leaves_artifacts_and_a_manifest(recipe: str, tmp_path: Pat
     assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
 
+TELLING = """
+import os
+from lightning.pytorch.loggers import Logger
+
+class Telling(Logger):  # Lightning's own loggers do nothing in other processes, whoever calls them
+    name = version = ""
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+    def log_metrics(self, metrics, step):
+        with open("sent", "a") as file:
+            file.writelines(f"{os.environ.get('LOCAL_RANK', '0')} {name}\\n" for name in metrics)
+"""
+
+
 def test_two_processes_train_together(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(TELLING)
     # Lightning starts the second process with this one's command line, so this one is started by it too.
     options = (*SMOKE, "trainer=ddp_cpu", "export=pt2", "callbacks.evaluation.latency=null", "hydra.run.dir=run")
+    options = (*options, "logger=none", "+logger.telling._target_=own.Telling")
     command = [sys.executable, "-m", "lq_plugin.apps.train", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -80,7 +98,8 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     assert made["calibration"]["static"]["samples"] == 96
     (artifact,) = made["artifacts"]
     assert artifact["status"] in ("ok", "over_budget")
-    assert artifact["metrics"]
+    sent = [line.split() for line in (tmp_path / "sent").read_text().splitlines() if " quantized/" in line]
+    assert sent == [["0", f"quantized/static/pt2/{name}"] for name in (*artifact["metrics"], "size_bytes", "sqnr_db")]
 
 
 MISTAKES = {

@@ -191,9 +191,14 @@ def test_one_runtimes_decision_leaves_the_others_alone(candidate: StaticCandidat
             (2.0, 3.0),
             (),
             False,
-            "its profile suggests no other placement; FP32 takes 2.000 ms a call .*, so INT8 is slower",
+            "by its profile, no operator would be faster in float; FP32 takes 2.000 ms a call .*, so INT8 is slower",
         ),
-        ((2.0, 3.0, 2.9), (), False, "none of 1 other placements is faster; .* so INT8 is slower"),  # within the noise
+        (
+            (2.0, 3.0, 2.9),
+            (),
+            False,
+            "in 1 trial, no operator was faster in float; .* so INT8 is slower",
+        ),  # within the noise
         ((2.0, 3.0, 2.5), ("a",), False, "2.500 ms with 1 operator in float, 3.000 without; .* so INT8 is slower"),
         ((2.0, 3.0, 2.5, 1.5), ("b", "c"), True, r"1.500 ms with 2 operators in float.*\(threads: 1\)$"),
     ],

@@ -178,8 +178,33 @@ def test_a_large_run_stays_a_small_page(content: Manifest) -> None:
     config = Config(run={"all": "x" * 200_000})
     text = run_page.render(replace(content, artifacts=entries, config=config))
     assert len(text.encode()) < 1_000_000
-    assert "5600 more operators are in the manifest." in text
+    assert text.count("more operators are in the manifest.") == 3
     assert "the rest is in the manifest" in text
+
+
+def test_hundreds_of_candidates_stay_a_small_page_with_the_selected_one(content: Manifest) -> None:
+    (made, *_), ((_, known), *_) = content.artifacts, content.ranges.items()
+    (value, *_), costs = known, next(iter(content.sensitivity.values()))
+    entry = replace(
+        made,
+        quantized_ops=tuple(QuantizedOp(f"layers.{n}.conv2d", "conv2d") for n in range(90)),
+        float_ops=tuple(FloatOp(f"layers.{n}.norm", "layer_norm", "no INT8 form " * 9) for n in range(90)),
+    )
+    values = tuple(replace(value, name=f"conv2d_{n}", bins=(900, 50) * 16) for n in range(90))
+    names = [f"candidate_{n}" for n in range(400)]
+    large = replace(
+        content,
+        artifacts=tuple(replace(entry, candidate=name) for name in names),
+        selected=f"{names[-1]}/onnx",
+        ranges=dict.fromkeys(names, values),
+        sensitivity=dict.fromkeys(names, costs[:1] * 90),
+        calibration=dict.fromkeys(names, content.calibration["static"]),
+    )
+    text = run_page.render(large)
+    assert len(text.encode()) < 1_000_000
+    assert "Of 390 more candidates, details are in the manifest." in text
+    assert f"Operators of {names[-1]}" in text
+    assert text.count("more values are in the manifest.") == 10
 
 
 def test_the_page_lies_beside_the_manifest_and_goes_with_it(tmp_path: Path, content: Manifest) -> None:

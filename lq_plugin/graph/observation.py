@@ -28,6 +28,7 @@ from lq_plugin.observers import Observer
 from lq_plugin.scheme import Scheme, as_dict
 from lq_plugin.targets import Forward, replaced_forward, resolve_target
 
+_VERSION = 2  # of what is observed in a graph: hidden states of LSTMs since 2, so earlier calibrations lack them
 _OF_SCHEME = ("observer", "skip", "only", "embeddings")  # the fields of a scheme that decide what is observed
 
 
@@ -59,6 +60,7 @@ class ObservationPlan:
     def digest(self) -> str:
         """Digest of the options that decide what is observed."""
         options = {
+            "version": _VERSION,
             "target": self.target,
             "samples": self.samples,
             "seed": self.seed,

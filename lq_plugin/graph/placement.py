@@ -111,7 +111,9 @@ def place(
 
     chosen, refused = _choose(nodes, refusal)
     if not any(o.weight is not None or o.name in ("matmul", "bmm", "lstm") for o in chosen.values()):
-        raise _nothing_to_quantize(refused, "convolutions, linear layers, matrix products and embeddings")
+        raise _nothing_to_quantize(
+            refused, "convolutions, linear layers, matrix products, embeddings and, on OpenVINO, LSTMs"
+        )
     inputs = {node: tuple(values_of(node, operator)) for node, operator in chosen.items()}
     outputs, early = grids.quantized_outputs(chosen, inputs, rules), grids.moved_values(chosen, inputs, rules)
     values = {value for given in inputs.values() for value in given} | outputs | early

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from lq_plugin.durable import replace_file
 from lq_plugin.errors import require
 from lq_plugin.report import readme
-from lq_plugin.report.manifest import Entry, Manifest, replace_file
+from lq_plugin.report.manifest import Entry, Manifest
 
 CONFIG = "config.json"
 

@@ -112,8 +112,8 @@ def _measured(entry: Entry, manifest: Manifest) -> Iterator[str]:
 def _costs(entry: Entry, fp32: Fp32) -> Iterator[tuple[str, ...]]:
     speedup = entry.speedup.vs_best_fp32 if entry.speedup else None
     size = entry.size_bytes / fp32.size_bytes if entry.size_bytes and fp32.size_bytes else None
-    shown = (formats.megabytes(fp32.size_bytes), formats.megabytes(entry.size_bytes))
-    yield ("size in MB", *shown, formats.whole_percent(size))
+    shown = (formats.size(fp32.size_bytes), formats.size(entry.size_bytes))
+    yield ("size", *shown, formats.whole_percent(size))
     if entry.median is not None:
         fast = (formats.milliseconds(fp32.best), formats.milliseconds(entry.median), formats.times(speedup))
         yield ("milliseconds for a call, FP32 on its fastest runtime", *fast)

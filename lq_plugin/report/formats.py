@@ -102,10 +102,12 @@ def drop(value: float | None, relative: bool) -> str:
     """Return the drop of a metric as a budget states it: a share of FP32's, or an amount.
 
     Example:
-        >>> drop(0.0125, relative=True), drop(0.0125, relative=False)
-        ('1.25 %', '0.0125')
+        >>> drop(0.0125, relative=True), drop(0.0125, relative=False), drop(0.00002, relative=False)
+        ('1.25 %', '0.0125', '2e-05')
     """
-    return figure(value, ".2f", 100, " %") if relative else figure(value)
+    if relative:
+        return figure(value, ".2f", 100, " %")
+    return figure(value, ".2g" if 0 < abs(value or 0) < 0.00005 else ".4f")
 
 
 _OF_NUMBERS = (metric, change, milliseconds, seconds, size, times, decibels, percent, small_percent, whole_percent)

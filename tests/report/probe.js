@@ -58,9 +58,17 @@
     copies.push([button.textContent, getSelection().toString(), button.parentElement.querySelector("code").textContent]);
   }
 
+  const handed = []; // a browser without a window has no clipboard that a page may write to
+  const clipboard = { writeText: async (text) => { handed.push(text); } };
+  Object.defineProperty(navigator, "clipboard", { value: clipboard });
+  const first = document.querySelector("button.copy");
+  first?.click();
+  await pause(200);
+  const copied = first && [first.textContent, handed, first.parentElement.querySelector("code").textContent];
+
   const root = document.documentElement;
   const answers = {
-    title: document.title, width: innerWidth, content: root.scrollWidth, faint, orders, filters, copies,
+    title: document.title, width: innerWidth, content: root.scrollWidth, faint, orders, filters, copies, copied,
     dark: matchMedia("(prefers-color-scheme: dark)").matches,
     figures: [...document.querySelectorAll("data")].map((each) => each.value),
     wide: [...document.querySelectorAll("table")].filter((each) => !each.closest(".scroll")).length,

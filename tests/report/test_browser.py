@@ -123,3 +123,5 @@ def test_code_is_copied_or_selected_to_be_copied() -> None:
         for said, selected, code in answer["copies"]:
             assert "lq_plugin.load('quantized/static/onnx')" in code
             assert said == "Copied" or (said, selected) == ("Press Ctrl+C", code)
+        said, handed, code = answer["copied"]
+        assert (said, handed) == ("Copied", [code])

@@ -93,6 +93,10 @@ BY_FIELD: dict[str, tuple[Any, str]] = {
         "manifest.json: artifacts is an empty list, not a list of at least one",
     ),
     "null in the list": (changed("artifacts", to=[None]), "manifest.json: artifacts[0] is null, not an object"),
+    "many bins": (
+        changed("ranges", "static", 0, "bins", to=[1] * 33),
+        "ranges['static'][0].bins has 33 entries; at most 32 are read",
+    ),
     "very long list": (changed("artifacts", to=[1] * 10_000), f"artifacts has 10000 entries; at most {MOST} are read"),
     "status": (changed("artifacts", 0, "status", to="great"), "artifacts[0].status is 'great', not one of ok, over"),
     "candidate": (changed("artifacts", 0, "candidate", to=5), "artifacts[0].candidate is 5, not a name of up to"),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
@@ -96,11 +97,24 @@ def _whole(loader: Any) -> Any:
     sampler = getattr(batches, "sampler", loader.sampler)
     if not isinstance(sampler, DistributedSampler):
         return loader
-    data: Any = loader.dataset
-    wrapped = getattr(sampler.dataset, "_sampler", None)  # by Lightning, around any but a sequential or random one
-    whole = SequentialSampler(data) if wrapped is None else wrapped
+    whole = _joined(sampler, loader.dataset)
     if batches is not None:
         batches.sampler = whole  # type: ignore[attr-defined]
     made = copy.copy(loader)
     vars(made).update(sampler=whole, batch_sampler=batches, _iterator=None)  # which __setattr__ forbids
     return made
+
+
+def _joined(sampler: DistributedSampler[Any], data: Any) -> Any:
+    """Return a sampler of what the samplers of all processes choose together."""
+    wrapped = getattr(sampler.dataset, "_sampler", None)  # by Lightning, around any but a sequential or random one
+    if wrapped is not None:
+        return wrapped
+    if type(sampler) in (DistributedSampler, UnrepeatedDistributedSampler) and sampler.dataset is data:
+        return SequentialSampler(data)
+    shares = []
+    for rank in range(sampler.num_replicas):
+        share = copy.copy(sampler)
+        share.rank = rank
+        shares.append(list(share))
+    return list(dict.fromkeys(index for share in shares for index in share))  # some are repeated to make shares equal

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import nn
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lq_plugin.evaluation.loop import ChosenBatches, Data, Enough, Observed, run
 from lq_plugin.graph.observation import Begin
@@ -97,7 +96,7 @@ def _whole(loader: Any) -> Any:
     sampler = getattr(batches, "sampler", loader.sampler)
     if not isinstance(sampler, DistributedSampler):
         return loader
-    whole = _joined(sampler, loader.dataset)
+    whole = _joined(sampler)
     if batches is not None:
         batches.sampler = whole  # type: ignore[attr-defined]
     made = copy.copy(loader)
@@ -105,16 +104,14 @@ def _whole(loader: Any) -> Any:
     return made
 
 
-def _joined(sampler: DistributedSampler[Any], data: Any) -> Any:
-    """Return a sampler of what the samplers of all processes choose together."""
+def _joined(sampler: DistributedSampler[Any]) -> Any:
+    """Return a sampler of what the samplers of all processes choose together, in the order of the data."""
     wrapped = getattr(sampler.dataset, "_sampler", None)  # by Lightning, around any but a sequential or random one
     if wrapped is not None:
         return wrapped
-    if type(sampler) in (DistributedSampler, UnrepeatedDistributedSampler) and sampler.dataset is data:
-        return SequentialSampler(data)
-    shares = []
+    chosen: set[int] = set()  # some indices are repeated to make shares equal
     for rank in range(sampler.num_replicas):
         share = copy.copy(sampler)
         share.rank = rank
-        shares.append(list(share))
-    return list(dict.fromkeys(index for share in shares for index in share))  # some are repeated to make shares equal
+        chosen.update(share)
+    return sorted(chosen)

@@ -96,7 +96,7 @@ def _whole(loader: Any) -> Any:
     sampler = getattr(batches, "sampler", loader.sampler)
     if not isinstance(sampler, DistributedSampler):
         return loader
-    whole = _joined(sampler)
+    whole = _joined(sampler, loader.dataset)
     if batches is not None:
         batches.sampler = whole  # type: ignore[attr-defined]
     made = copy.copy(loader)
@@ -104,11 +104,13 @@ def _whole(loader: Any) -> Any:
     return made
 
 
-def _joined(sampler: DistributedSampler[Any]) -> Any:
+def _joined(sampler: DistributedSampler[Any], data: Any) -> Any:
     """Return a sampler of what the samplers of all processes choose together, in the order of the data."""
     wrapped = getattr(sampler.dataset, "_sampler", None)  # by Lightning, around any but a sequential or random one
     if wrapped is not None:
         return wrapped
+    if type(sampler).__module__.startswith(("torch.", "lightning.", "pytorch_lightning.")) and sampler.dataset is data:
+        return range(len(data))
     chosen: set[int] = set()  # some indices are repeated to make shares equal
     for rank in range(sampler.num_replicas):
         share = copy.copy(sampler)

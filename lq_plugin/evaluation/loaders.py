@@ -109,7 +109,8 @@ def _joined(sampler: DistributedSampler[Any], data: Any) -> Any:
     wrapped = getattr(sampler.dataset, "_sampler", None)  # by Lightning, around any but a sequential or random one
     if wrapped is not None:
         return wrapped
-    if type(sampler).__module__.startswith(("torch.", "lightning.", "pytorch_lightning.")) and sampler.dataset is data:
+    plain, of_all = type(sampler).__module__.startswith(("torch.", "lightning.", "pytorch_")), sampler.dataset is data
+    if plain and of_all:
         return range(len(data))
     chosen: set[int] = set()  # some indices are repeated to make shares equal
     for rank in range(sampler.num_replicas):

@@ -149,11 +149,12 @@ def measure(cell: Cell, folder: Path) -> Result:
         noise = SignalToQuantizationNoise()
         noise.update(lq_plugin.load(artifact.path, threads=torch.get_num_threads())(held_out), wanted)
     learning = candidate.learning
+    kept = {"artifact.json", *artifact.files}
     return {
         "parameters": parameters,
         "steps": meter.steps,
         "sqnr_db": noise.compute().item(),
-        "files": {file.name: file.stat().st_size for file in sorted(artifact.path.iterdir())},
+        "files": {file.name: file.stat().st_size for file in sorted(artifact.path.iterdir()) if file.name in kept},
         "steps_of_algorithms": [asdict(step) for step in learning.steps] if learning else [],
     }
 

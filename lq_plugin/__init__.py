@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lq_plugin.artifacts.base import Artifact, load
+    from lq_plugin.artifacts.signing import sign
     from lq_plugin.callbacks.dynamic import DynamicQuantization
     from lq_plugin.callbacks.evaluation import Int8Evaluation
     from lq_plugin.callbacks.export import ArtifactExport

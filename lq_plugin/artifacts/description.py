@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lq_plugin import checksums
-from lq_plugin.artifacts.layout import SUBFOLDER, layouts, move
+from lq_plugin.artifacts.layout import layouts, move
 from lq_plugin.coverage import Coverage, Measured
 from lq_plugin.durable import write_whole
 from lq_plugin.errors import ArtifactError
@@ -134,7 +134,7 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
     """
     artifact = described(folder, formats)
     for name, expected in artifact.files.items():
-        _check_file(folder / name, expected)
+        _check_file(folder / name, expected, "/" in name)
     chosen = formats[artifact.format]
     for name in sorted(frozenset().union(*layouts((*chosen.files, *chosen.further_files))) - artifact.files.keys()):
         if os.path.lexists(folder / name):  # or the runtime would open it
@@ -246,10 +246,10 @@ def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
         )
 
 
-def _check_file(file: Path, expected: str) -> None:
+def _check_file(file: Path, expected: str, is_below_folder: bool) -> None:
     try:
         with naming(repr(str(file))):
-            if file.parent.name == SUBFOLDER and file.parent.is_symlink():
+            if is_below_folder and file.parent.is_symlink():
                 raise ValueError("lies in a link; put the folder itself in its place")
             found = checksums.of_file(regular_file(file))
     except ValueError as error:

@@ -61,7 +61,7 @@ def private(key: Key, argument: str) -> Any:
     config = _library(argument).signing.Config()
     try:
         return config.use_elliptic_key_signer(private_key=Path(key))
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last where it is of another kind, as RSA
+    except _refused() as error:
         raise ConfigError(
             f"{argument}: {str(key)!r} is no private key to sign with ({error}). Give a PEM file that is not "
             "encrypted, as made by: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
@@ -83,7 +83,7 @@ def check(path: Key, key: Key) -> None:
     library, folder = _library("verify"), Path(path)
     try:
         verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=Path(key))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except _refused() as error:
         raise ConfigError(
             f"verify: {str(key)!r} is no public key ({error}). Give its PEM file, as made by: "
             "openssl ec -in key.pem -pubout -out public.pem"
@@ -102,6 +102,12 @@ def check(path: Key, key: Key) -> None:
             f"path: {str(folder)!r} is not what the owner of {str(key)!r} signed ({reason}). "
             "Do not use it: copy it again from where it was signed, or give the public key of who signed it."
         ) from error
+
+
+def _refused() -> tuple[type[Exception], ...]:
+    """What is raised for files that hold no key, keys of another kind (such as RSA) and curves that are not known."""
+    unknown: type[Exception] = require("cryptography.exceptions", "signing", "sign").UnsupportedAlgorithm
+    return OSError, ValueError, TypeError, AttributeError, unknown
 
 
 def _hashing(library: ModuleType) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +65,7 @@ class ArtifactExport(FinishingCallback):
         self.layout = check_layout(layout)
         if layout == HUGGINGFACE:
             check_installed()
-        self.sign = sign
+        self.sign = None if sign is None else os.path.abspath(sign)  # training may change the working folder
         if sign is not None:
             private(sign, "sign")  # or training would end before it is known that this is no key
         self.folder: Path | None = None

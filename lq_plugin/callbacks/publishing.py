@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.onnx import FILE as ONNX
 from lq_plugin.errors import require
 from lq_plugin.noise import muted
@@ -53,7 +54,7 @@ class Published:
         yield from (page for page in pages if page.is_file())
         for entry in self.manifest.artifacts:
             if entry.path is not None:
-                yield from sorted(file for file in (self.folder / entry.path).iterdir() if file.is_file())
+                yield from sorted(file for file in (self.folder / entry.path).rglob("*") if file.is_file())
 
 
 def publish(trainer: Any, made: Manifest, folder: Path) -> None:
@@ -166,12 +167,11 @@ def _model_to_mlflow(logger: Any, published: Published) -> None:
     onnx = require("onnx", "onnx", "An ONNX model in MLflow")
     mlflow = require("mlflow", EXTRA, "MLFlowLogger")
     flavor = require("mlflow.onnx", EXTRA, "An ONNX model in MLflow")
-    client = logger.experiment
+    client, model = logger.experiment, onnx.load(place(published.folder / entry.path, ONNX))
     mlflow.set_tracking_uri(client.tracking_uri)  # another logger may have changed it since
     # Made here, because Model.log would make it in whatever experiment is active, which is not the logger's.
     described = tags(published.manifest) | {"lq_plugin.artifact": entry.label}
     made = client.create_logged_model(logger.experiment_id, MODEL, source_run_id=logger.run_id, tags=described)
-    model = onnx.load(published.folder / entry.path / ONNX)
     mlflow.models.Model.log(
         None,  # what was the name before version 3
         flavor,

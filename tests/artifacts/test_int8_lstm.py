@@ -185,3 +185,11 @@ def test_a_skipped_lstm_is_not_observed() -> None:
     assert isinstance(candidate, StaticCandidate)
     assert [op.op for op in candidate.united.quantized.values()] == ["linear"]
     assert not [name for name in candidate.statistics if "." in name]
+
+
+def test_three_layers_stay_float_because_openvino_computes_them_wrongly() -> None:
+    torch.manual_seed(0)
+    made = lq_plugin.quantize(Tagger(num_layers=3), [torch.randn(BATCH, LENGTH, INPUTS)], PLAIN)
+    placed = made.placed("openvino")
+    assert "lstm" not in placed.quantized
+    assert "more than 2 layers" in str(placed.float_ops)

@@ -106,7 +106,7 @@ def test_a_run_signs_all_that_is_in_the_folder(quantized: Path, mine: Keys, tmp_
         copy_folder(quantized / "static" / "onnx", folder)
         assert lq_plugin.load(folder, verify=mine.public)
         (folder / name).write_bytes((folder / name).read_bytes() + b" ")
-        with pytest.raises(ArtifactError, match=rf"is not what the owner .* signed \(.*'{name}'"):
+        with pytest.raises(ArtifactError, match=rf"is not what the owner .* signed .*{name}"):
             lq_plugin.load(folder, verify=mine.public)
 
 

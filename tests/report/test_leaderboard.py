@@ -389,7 +389,7 @@ def test_a_path_that_leads_out_of_the_run_is_refused(path: Any, tmp_path: Path, 
     assert "artifacts[0].path is" in board.failed[0].error
 
 
-@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/b", ".."])
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/../../b", ".."])
 def test_a_file_outside_of_its_artifact_is_refused(name: str, tmp_path: Path, content: dict[str, Any]) -> None:
     put(tmp_path / "run", content, {**content["artifacts"][0], "sha256": {name: "0" * 64}})
     assert "a key of artifacts[0].sha256 is" in leaderboard(tmp_path).failed[0].error

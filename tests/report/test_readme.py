@@ -19,7 +19,7 @@ from torch import Tensor
 from lq_plugin.artifacts.base import Artifact
 from lq_plugin.graph.signature import Signature, describe
 from lq_plugin.graph.structure import flatten
-from lq_plugin.report import readme
+from lq_plugin.report import formats, readme
 from lq_plugin.report.manifest import Config, Entry, Manifest
 from lq_plugin.selection import Budget
 
@@ -56,7 +56,7 @@ def test_figures_stand_beside_those_of_fp32() -> None:
     for name, value in entry.metrics.items():
         assert table[name][:2] == [f"{fp32.metrics[name]:.4f}", f"{value:.4f}"]
     assert table["SQNR of the outputs in dB"][1] == f"{entry.sqnr_db:.1f}"
-    assert table["size in MB"][1] == f"{(entry.size_bytes or 0) / 1e6:.2f}"
+    assert table["size"][1] == formats.size(entry.size_bytes)
     assert "Budget: `val/acc` may get worse by" in text
     assert f"Status: `{entry.status}`." in text
 

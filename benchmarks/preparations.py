@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from benchmarks import torchao_x86
 from benchmarks.reference_models import ReferenceModel
 from lq_plugin import cpu
-from lq_plugin.artifacts.base import Artifact, export_one
+from lq_plugin.artifacts.description import Artifact
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.errors import LqError
 from lq_plugin.noise import muted
 

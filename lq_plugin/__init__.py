@@ -5,7 +5,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lq_plugin.artifacts.base import Artifact, load
+    from lq_plugin.artifacts.description import Artifact
+    from lq_plugin.artifacts.loading import load
     from lq_plugin.artifacts.signing import sign
     from lq_plugin.callbacks.dynamic import DynamicQuantization
     from lq_plugin.callbacks.evaluation import Int8Evaluation
@@ -61,7 +62,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Imported when first used: a process that only loads an artifact needs neither Lightning nor torchao.
 _HOMES = {
-    "Artifact": "lq_plugin.artifacts.base",
+    "Artifact": "lq_plugin.artifacts.description",
     "ArtifactExport": "lq_plugin.callbacks.export",
     "Budget": "lq_plugin.selection",
     "Calibration": "lq_plugin.graph.calibration",
@@ -84,7 +85,7 @@ _HOMES = {
     "evaluate": "lq_plugin.evaluation.metrics",
     "export": "lq_plugin.exporting",
     "find_results": "lq_plugin.report.results",
-    "load": "lq_plugin.artifacts.base",
+    "load": "lq_plugin.artifacts.loading",
     "quantize": "lq_plugin.functional",
     "sensitivity": "lq_plugin.search.sensitivity",
     "sign": "lq_plugin.artifacts.signing",

@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read, rearranged
+from lq_plugin.artifacts.base import FORMATS, check_formats, formats_of
+from lq_plugin.artifacts.description import Artifact, read, rearranged
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.artifacts.layout import PLAIN
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedError
 from lq_plugin.evaluation.latency import Latency

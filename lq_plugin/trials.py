@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin import checksums
-from lq_plugin.artifacts.base import FORMATS, export_one
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.artifacts.digest import artifact_digest, learning_digest
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.evaluation.compare import Protocol, Subject, validated
 from lq_plugin.evaluation.judging import judged

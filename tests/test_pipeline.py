@@ -19,7 +19,7 @@ from tiny import Images, Tiny, images
 from torch.utils.data import DataLoader
 
 from lq_plugin import Budget, Scheme, exporting, pipeline
-from lq_plugin.artifacts.base import Artifact
+from lq_plugin.artifacts.description import Artifact
 from lq_plugin.checkpoints import LIVE, Checkpoint
 from lq_plugin.checksums import of_file
 from lq_plugin.coverage import Duration

@@ -19,7 +19,8 @@ import torch
 from tiny import Tiny, images
 
 from lq_plugin import Scheme, exporting, quantize
-from lq_plugin.artifacts.base import Artifact, export_one
+from lq_plugin.artifacts.description import Artifact
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.candidate import StaticCandidate
 from lq_plugin.coverage import Measured
 from lq_plugin.store import RESULTS, Store

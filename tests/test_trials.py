@@ -28,7 +28,7 @@ from lq_plugin import (
     trials,
 )
 from lq_plugin.apps.train import outcome
-from lq_plugin.artifacts import base
+from lq_plugin.artifacts import writing
 from lq_plugin.callbacks.finishing import RunContext
 from lq_plugin.checkpoints import LIVE, Checkpoint
 from lq_plugin.checksums import of_file
@@ -176,7 +176,7 @@ def test_a_killed_search_goes_on_with_the_same_winner(tmp_path: Path, monkeypatc
         exported.append(args[0].name)
         return original(*args, **options)
 
-    original = base.export_one
+    original = writing.export_one
     monkeypatch.setattr(trials, "export_one", export_one)
     keep = Store.complete
     monkeypatch.setattr(Store, "complete", lambda self: None)  # as if it was killed before

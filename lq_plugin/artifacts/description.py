@@ -12,9 +12,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lq_plugin import checksums
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.artifacts.layout import layouts, move
 from lq_plugin.coverage import Coverage, Measured
 from lq_plugin.durable import write_whole
@@ -27,18 +28,6 @@ SCHEMA_VERSION = 1
 _TEXTS = ("candidate", "method", "format", "runtime")
 _DECISION = {"int8": bool, "reason": str, "float_ops": list, "saved": dict}
 _OPERATORS = {"quantized_ops": {"name", "op"}, "float_ops": {"name", "op", "reason"}}
-
-
-class Files(Protocol):
-    """The names of a format's files."""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Those that are always there."""
-
-    @property
-    def further_files(self) -> tuple[str, ...]:
-        """Those that may be there."""
 
 
 @dataclass(frozen=True)
@@ -113,29 +102,27 @@ def write(
     (folder / FILE).write_text(json.dumps(content, indent=1))
 
 
-def rearrange(artifact: Artifact) -> None:
-    """Give the files of an artifact the names that Hugging Face's libraries look for; a reader may find either."""
+def rearranged(artifact: Artifact) -> Artifact:
+    """Return an artifact whose files have the names that Hugging Face's libraries look for; see ``layout.py``."""
     content = json.loads((artifact.path / FILE).read_text())
     moved = move(artifact.path, artifact.files)
     content["files"] = {moved[name]: digest for name, digest in content["files"].items()}
     content["sha256"] = checksums.of_json({key: value for key, value in content.items() if key != "sha256"})
     write_whole(artifact.path / FILE, json.dumps(content, indent=1).encode())
+    return read(artifact.path)
 
 
-def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
+def read(path: str | os.PathLike[str]) -> Artifact:
     """Read an artifact's description and check every file against it.
 
-    Args:
-        folder: the artifact.
-        formats: which files each known format has.
-
     Raises:
-        ArtifactError: it is not an artifact, or a file in it is missing, was changed, or leads out of the folder.
+        ArtifactError: the folder is not an artifact, or a file in it is missing, changed, or leads out of the folder.
     """
-    artifact = described(folder, formats)
+    folder = Path(path)
+    artifact = described(folder)
     for name, expected in artifact.files.items():
         _check_file(folder / name, expected, "/" in name)
-    chosen = formats[artifact.format]
+    chosen = FORMATS[artifact.format]
     for name in sorted(frozenset().union(*layouts((*chosen.files, *chosen.further_files))) - artifact.files.keys()):
         if os.path.lexists(folder / name):  # or the runtime would open it
             raise ArtifactError(
@@ -144,7 +131,7 @@ def read(folder: Path, formats: Mapping[str, Files]) -> Artifact:
     return artifact
 
 
-def described(folder: Path, formats: Mapping[str, Files]) -> Artifact:
+def described(folder: Path) -> Artifact:
     """Read an artifact's description alone, without the files that it describes; see :func:`read`."""
     try:
         content = read_json(folder / FILE)
@@ -159,7 +146,7 @@ def described(folder: Path, formats: Mapping[str, Files]) -> Artifact:
         raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read ({error.strerror}).") from error
     try:
         artifact = _artifact(folder, content)
-        _check_names(artifact, formats)
+        _check_names(artifact)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ArtifactError(f"path: {str(folder / FILE)!r} cannot be read: {reason}. Export again.") from error
@@ -230,11 +217,11 @@ def _is_record(value: Any, fields: set[str]) -> bool:
     return isinstance(value, dict) and value.keys() == fields and all(isinstance(text, str) for text in value.values())
 
 
-def _check_names(artifact: Artifact, formats: Mapping[str, Files]) -> None:
+def _check_names(artifact: Artifact) -> None:
     """Check that the files are those of the format, so that no name leads out of the folder."""
-    if artifact.format not in formats:
-        raise ValueError(f"format {artifact.format!r} is unknown; allowed are {', '.join(map(repr, formats))}")
-    expected = formats[artifact.format]
+    if artifact.format not in FORMATS:
+        raise ValueError(f"format {artifact.format!r} is unknown; allowed are {', '.join(map(repr, FORMATS))}")
+    expected = FORMATS[artifact.format]
     known = zip(layouts(expected.files), layouts((*expected.files, *expected.further_files)), strict=True)
     given = artifact.files.keys()
     wrong = [(sorted(needed - given), sorted(given - allowed)) for needed, allowed in known]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lq_plugin.artifacts.base import FORMATS, ArtifactModule, load
+from lq_plugin.artifacts.base import FORMATS
+from lq_plugin.artifacts.loading import ArtifactModule, load
 from lq_plugin.candidate import Candidate
 from lq_plugin.evaluation import kernels, remembered
 from lq_plugin.evaluation.fidelity import SQNR_SAMPLES, FloatOutputs, max_difference

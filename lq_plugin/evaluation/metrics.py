@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lq_plugin.artifacts.base import Artifact, load
+from lq_plugin.artifacts.description import Artifact
+from lq_plugin.artifacts.loading import load
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation import loop
 from lq_plugin.evaluation.fidelity import (

@@ -19,9 +19,10 @@ from typing import NamedTuple, TypeGuard
 from torch import Tensor
 
 from lq_plugin import checksums
-from lq_plugin.artifacts.base import FORMATS, export_one
+from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.artifacts.onnx_gru import LEAST_SPEEDUP
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.coverage import Measured
 from lq_plugin.errors import EvaluationError, UnsupportedError, unknown_name

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lq_plugin.artifacts import description
-from lq_plugin.artifacts.base import FORMATS, Artifact
+from lq_plugin.artifacts.base import FORMATS
+from lq_plugin.artifacts.description import Artifact
 from lq_plugin.artifacts.layout import renamed
 from lq_plugin.durable import replace_file
 from lq_plugin.graph.signature import Parameter, Signature
@@ -42,7 +43,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     """
     for entry in manifest.artifacts:
         if entry.path is not None:
-            artifact = description.described(folder / entry.path, FORMATS)
+            artifact = description.described(folder / entry.path)
             replace_file(artifact.path / FILE, render(artifact, entry, manifest))
             if FORMATS[artifact.format].code:
                 replace_file(artifact.path / SCRIPT, script(artifact.format))

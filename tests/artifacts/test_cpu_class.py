@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import lq_plugin
 from lq_plugin import DynamicQuantization, Scheme, StaticQuantization, cpu
 from lq_plugin.artifacts import onnx_dynamic, onnx_gru
-from lq_plugin.artifacts.base import read
+from lq_plugin.artifacts.description import read
 from lq_plugin.errors import ConfigError
 
 WITH_VNNI, WITHOUT = ["avx2", "avx512_vnni"], ["avx2"]

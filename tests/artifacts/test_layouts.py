@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import ArtifactExport, Int8Evaluation, Scheme, StaticQuantization
-from lq_plugin.artifacts.base import FORMATS, read, rearranged
+from lq_plugin.artifacts.base import FORMATS
+from lq_plugin.artifacts.description import read, rearranged
 from lq_plugin.errors import ArtifactError, ConfigError, MissingExtraError
 from lq_plugin.hub import configuration
 from lq_plugin.report import files, manifest

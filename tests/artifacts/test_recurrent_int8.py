@@ -22,7 +22,7 @@ from zoo.recurrent import Configuration, Recurrent, covering
 
 import lq_plugin
 from lq_plugin.artifacts import onnx_gru
-from lq_plugin.artifacts.base import export_one
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.coverage import QuantizedOp
 from lq_plugin.errors import ConfigError, UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import lq_plugin
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, StaticQuantization, checksums, exporting
-from lq_plugin.artifacts import base
+from lq_plugin.artifacts import writing
 from lq_plugin.interruption import account, accounted
 from lq_plugin.report import manifest
 from lq_plugin.report.environment import environment
@@ -71,7 +71,7 @@ def test_in_the_export_the_artifacts_that_were_made_are_named(
         if format_name == "torch":
             path.mkdir(parents=True)
             interrupt()
-        return base.export_one(candidate, path, format_name, *threads)
+        return writing.export_one(candidate, path, format_name, *threads)
 
     monkeypatch.setattr(exporting, "export_one", export_one)
     said = interrupted(tmp_path, capsys)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import Artifact, Calibration, Candidate, Scheme
-from lq_plugin.artifacts.base import FORMATS, export_one
+from lq_plugin.artifacts.base import FORMATS
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, LqError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.runtimes import RUNTIMES

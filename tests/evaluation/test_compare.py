@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import lq_plugin
 from lq_plugin import Latency
-from lq_plugin.artifacts.base import export_one
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.evaluation import compare as comparing
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, timed
 from lq_plugin.evaluation.loop import Data, run

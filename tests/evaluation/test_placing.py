@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import lq_plugin
 from lq_plugin import Latency, Scheme, StaticCandidate, exporting
-from lq_plugin.artifacts.base import FORMATS, export_one
+from lq_plugin.artifacts.base import FORMATS
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.coverage import Duration, Measured
 from lq_plugin.errors import ConfigError, EvaluationError
 from lq_plugin.evaluation import latency, placing, profiling

@@ -12,7 +12,7 @@ from zoo.recurrent import Configuration, Recurrent, covering
 
 import lq_plugin
 from lq_plugin.artifacts import onnx
-from lq_plugin.artifacts.base import export_one
+from lq_plugin.artifacts.writing import export_one
 from lq_plugin.errors import UnsupportedError
 from lq_plugin.graph.capture import capture
 from lq_plugin.graph.graph import Graph

@@ -16,7 +16,7 @@ from damage.manifests import NASTY, good
 from markdown_it import MarkdownIt
 from torch import Tensor
 
-from lq_plugin.artifacts.base import Artifact
+from lq_plugin.artifacts.description import Artifact
 from lq_plugin.graph.signature import Signature, describe
 from lq_plugin.graph.structure import flatten
 from lq_plugin.report import formats, readme

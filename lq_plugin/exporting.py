@@ -52,19 +52,20 @@ def export(
 
     Returns:
         The artifacts by format. A format that does not exist for the candidate is left out, with a warning that says
-        why. An error is raised after all other formats were made.
+        why. An error is raised after all other formats were made. A ``README.md`` that cannot be written is logged.
 
     Raises:
         ConfigError: an unknown format or placement, or too few threads.
         UnsupportedError: none of the formats exists for the candidate.
         MissingExtraError: a format needs a package that is not installed.
         ExportError: a runtime's exporter refused the graph.
+        OSError: the folder cannot be written.
     """
     method = candidate.scheme.method
     asked = [name for name in FORMATS if method not in FORMATS[name].refuses] if formats is None else formats
     artifacts: dict[str, Artifact] = {}
     refused: dict[str, str] = {}
-    failed: LqError | None = None
+    failed: LqError | OSError | None = None
     measured = check_placement(placement) == "auto"
     placing = MeasuredPlacement(Latency(threads=threads), Store(Path(folder) / STORE).decisions()) if measured else None
     for name in formats_of(method, check_formats(asked)):
@@ -72,7 +73,7 @@ def export(
             artifacts[name] = _placed_artifact(candidate, Path(folder) / name, name, threads, placing)
         except UnsupportedError as error:
             refused[name] = str(error)
-        except LqError as error:
+        except (LqError, OSError) as error:
             failed = failed or error
     if failed is not None:
         failed.add_note(f"Still exported to {str(folder)!r}: {', '.join(artifacts) or 'nothing'}.")
@@ -81,7 +82,9 @@ def export(
         raise UnsupportedError(f"formats: {list(asked)} cannot be made from candidate {candidate.name!r}: {refused}.")
     for name, reason in refused.items():
         logger.warning("%s/%s is unsupported: %s", candidate.name, name, reason)
-    readme.write(Path(folder), _manifest(candidate, artifacts, Path(folder)))
+    content = _manifest(candidate, artifacts, Path(folder))
+    for entry in content.artifacts:
+        attempt(f"{entry.label} has no {readme.FILE}", partial(readme.write, Path(folder), entry, content))
     return artifacts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ from torch import nn
 
 from lq_plugin.durable import replace_file
 from lq_plugin.errors import require
-from lq_plugin.report import readme
-from lq_plugin.report.manifest import Entry, Manifest
+from lq_plugin.report.manifest import Entry
 
 CONFIG = "config.json"
 
@@ -25,35 +23,21 @@ def check_installed() -> Any:
     return require("huggingface_hub", "hub", "layout: 'huggingface'")
 
 
-def hand_over(folder: Path, content: Manifest, targets: Mapping[str, nn.Module]) -> None:
-    """Complete the folders of a run's artifacts, after their README.md was written.
-
-    Args:
-        folder: the manifest's.
-        content: the manifest.
-        targets: what was quantized, by the candidate's name; where it is a model of transformers, or holds one, its
-            configuration is written too.
-    """
-    for entry in content.artifacts:
-        if entry.path is None:
-            continue
-        place = folder / entry.path
-        text = (place / readme.FILE).read_text("utf-8")
-        replace_file(place / readme.FILE, with_metadata(text, entry))
-        config = configuration(targets[entry.candidate]) if entry.candidate in targets else None
-        if config is not None:
-            replace_file(place / CONFIG, config)
-
-
-def with_metadata(text: str, entry: Entry) -> str:
-    """Return a card with what is known of an artifact, as the hub reads it.
+def metadata(entry: Entry) -> str:
+    """Return what is known of an artifact as the hub reads it, at the beginning of README.md.
 
     The license, the data, the task and the model that this one was trained from are not known here, so the card names
     none: they are its author's to add.
     """
-    library = check_installed()
-    data = library.ModelCardData(tags=["lq_plugin", "int8", entry.format, entry.runtime])  # each once
-    return str(library.ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+    data = check_installed().ModelCardData(tags=["lq_plugin", "int8", entry.format, entry.runtime])  # each once
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def write_configuration(folder: Path, target: nn.Module) -> None:
+    """Write the configuration of a module beside its artifact, where it has one; see :func:`configuration`."""
+    config = configuration(target)
+    if config is not None:
+        replace_file(folder / CONFIG, config)
 
 
 def configuration(target: nn.Module) -> str | None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lq_plugin.artifacts import signing
 from lq_plugin.errors import MissingExtraError
 from lq_plugin.progress import note
-from lq_plugin.report import manifest, readme, run_page
+from lq_plugin.report import manifest, run_page
 from lq_plugin.report.manifest import Entry, Manifest
 from lq_plugin.steps import attempt, say
 
@@ -65,21 +64,10 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def write_page(folder: Path, content: Manifest) -> None:
-    """Write the page of a run beside its manifest, and what its artifacts say of themselves into their folders.
-
-    Why there is no page is said in one line.
-    """
-    attempt(f"no {readme.FILE} in the folders of the artifacts", partial(readme.write, folder, content))
+    """Write the page of a run beside its manifest; why there is none is said in one line."""
     try:
         run_page.write(folder, content)
     except (MissingExtraError, OSError) as error:
         note(f"no {run_page.FILE}: {error}")
     except Exception as error:  # as in every other step after a training: a page must not cost what it describes
         say(f"no {run_page.FILE}", error)
-
-
-def sign_artifacts(folder: Path, content: Manifest, key: str) -> None:
-    """Sign the artifacts of a run, when nothing is written to their folders any more."""
-    for entry in content.artifacts:
-        if entry.path is not None:
-            attempt(f"{entry.label} could not be signed", partial(signing.sign, folder / entry.path, key))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, formats_of
-from lq_plugin.artifacts.layout import HUGGINGFACE
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.distributions import value_ranges
 from lq_plugin.errors import is_mistake
@@ -21,11 +20,11 @@ from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, c
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
 from lq_plugin.exporting import exported, provenance
-from lq_plugin.hub import hand_over
+from lq_plugin.handing_over import hand_over
 from lq_plugin.interruption import accounted
 from lq_plugin.jobs import Job, StaticJob
 from lq_plugin.learning import Sensitivity, Trial, ValueRange
-from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, sign_artifacts, write_page
+from lq_plugin.output_folder import only_run_in, remove_manifest, say_unlisted, write_page
 from lq_plugin.placing import Candidates, placed, recalled
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest
@@ -62,27 +61,13 @@ def finish(plan: Plan, store: Store, publish: Callable[[Manifest, Path], None] |
             told = {reason_of(job.failure) for job in plan.jobs if job.failure is not None}
             run = _Run(plan, plan.folder, store, _placing(plan, store), told)
             with accounted(plan.folder, [f"{job.name}/{name}" for job, name in _wanted(plan)], run.made):
-                finished = _delivered(run)
+                finished = _handed_over(run, _delivered(run))
                 if finished.manifest is not None:
                     write_page(plan.folder, finished.manifest)
-                    _handed_over(plan, plan.folder, finished.manifest)
                     if publish is not None:
                         publish(finished.manifest, plan.folder)
     store.complete()
     return finished
-
-
-def _handed_over(plan: Plan, folder: Path, content: Manifest) -> None:
-    """Complete the artifacts' folders when nothing is measured any more; the signature comes last."""
-    if plan.layout == HUGGINGFACE:
-        made = {entry.candidate for entry in content.artifacts if entry.path is not None}
-        jobs = [job for job in plan.jobs if job.name in made]
-        attempt(
-            "the artifacts' folders lack what Hugging Face's libraries read beside a model",
-            lambda: hand_over(folder, content, {job.name: job.source.float_target for job in jobs}),
-        )
-    if plan.sign is not None:
-        sign_artifacts(folder, content, plan.sign)
 
 
 @dataclass(frozen=True)
@@ -345,9 +330,24 @@ def _with_manifest(
         seed=run.plan.seed,
         config=replace(run.plan.config, quantization={job.name: job.options for job in run.plan.jobs}),
     )
+    _write(run, made)
+    return replace(finished, manifest=made)
+
+
+def _write(run: _Run, made: Manifest) -> None:
     place = run.folder / manifest.FILE
     message = f"{str(place)!r} cannot be written; its content is in ArtifactExport.manifest"
     attempt(message, partial(manifest.write, run.folder, made))
+
+
+def _handed_over(run: _Run, finished: Finished) -> Finished:
+    """Complete the artifacts' folders when nothing is measured any more; the manifest says what failed."""
+    known = finished.manifest
+    if known is None or not (failed := hand_over(run.plan, run.folder, known)):
+        return finished
+    names = dict.fromkeys((*known.notes, *failed))
+    made = replace(known, notes={name: (*failed.get(name, ()), *known.notes.get(name, ()))[:MOST] for name in names})
+    _write(run, made)
     return replace(finished, manifest=made)
 
 

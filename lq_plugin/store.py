@@ -23,7 +23,7 @@ import torch
 
 from lq_plugin import checksums
 from lq_plugin.artifacts.description import as_json, decisions
-from lq_plugin.artifacts.layout import SUBFOLDER
+from lq_plugin.artifacts.layout import files
 from lq_plugin.coverage import Measured
 from lq_plugin.durable import put_in_place, write_whole
 from lq_plugin.errors import CalibrationError
@@ -257,7 +257,7 @@ def copy_folder(source: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for file in _files(source):
+        for file in files(source):
             (scratch / file.relative_to(source)).parent.mkdir(exist_ok=True)
             shutil.copyfile(regular_file(file), scratch / file.relative_to(source))
         remove(folder)
@@ -265,13 +265,6 @@ def copy_folder(source: Path, folder: Path) -> None:
         put_in_place(scratch, folder)
     finally:
         remove(scratch)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield what is in an artifact's folder, and in the one folder that may be in it."""
-    for path in folder.iterdir():
-        below = path.name == SUBFOLDER and path.is_dir() and not path.is_symlink()
-        yield from path.iterdir() if below else [path]
 
 
 def _left_behind(folders: Sequence[Path]) -> Iterator[Path]:

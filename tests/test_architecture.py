@@ -25,7 +25,7 @@ LAYERS = (
     "apps",
     "callbacks",
     "pipeline",
-    "exporting functional hub interruption jobs output_folder placing plan trials",
+    "exporting functional handing_over hub interruption jobs output_folder placing plan trials",
     "learnt refinement",
     "source steps store",
     "evaluation",

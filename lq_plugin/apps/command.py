@@ -34,6 +34,8 @@ from lq_plugin.report.runs import FAILURE, QUANTIZED, below, reason
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 INTERRUPTED = 130  # what shells report of a process that Ctrl+C has ended: 128 and SIGINT
+KEY = "KEY.pem"  # in manifests, in place of the path of a private key
+_PRIVATE = re.compile(r"""(^[+~]*callbacks\b.*?\bsign\s*(?:=|:\s*))('[^']*'|"[^"]*"|[^,}]+)""")
 MISTAKES = (LqError, HydraException, OmegaConfBaseException, MisconfigurationException)
 
 
@@ -94,6 +96,8 @@ def _end_if_interrupted(name: str, error: BaseException) -> None:
 def again(name: str) -> Sequence[str]:
     """Return the command that repeats this job alone, word by word; none where Hydra does not run it.
 
+    The path of a private key is left out: manifests are handed over.
+
     Args:
         name: the command's.
     """
@@ -102,7 +106,8 @@ def again(name: str) -> Sequence[str]:
     hydra_config = HydraConfig.get()
     sources = [f"--config-dir={s.path}" for s in hydra_config.runtime.config_sources if s.provider == "command-line"]
     paths = [override for override in hydra_config.overrides.hydra if override.startswith("hydra.searchpath")]
-    return (name, *sources, *hydra_config.overrides.task, *paths)
+    words = [_PRIVATE.sub(rf"\g<1>{KEY}", word) for word in hydra_config.overrides.task]
+    return (name, *sources, *words, *paths)
 
 
 def _swept_folder() -> Path | None:

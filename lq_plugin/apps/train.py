@@ -88,8 +88,12 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration as builtins."""
-    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    """Return a configuration as builtins for the manifest, without the path of a private key."""
+    made = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    for callback in made["callbacks"].values():
+        if callback and callback.get("sign") is not None:
+            callback["sign"] = command.KEY
+    return made
 
 
 def built(config: DictConfig, make_model: Callable[[DictConfig], Any] = instantiate) -> tuple[Any, Any, Any]:

@@ -6,17 +6,17 @@ optimum-intel ``openvino_model.xml``. Formats without such names keep their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lq_plugin.errors import unknown_name
 
 PLAIN = "plain"
 HUGGINGFACE = "huggingface"
-SUBFOLDER = "onnx"
+_SUBFOLDER = "onnx"
 _NAMES = {
-    "model.onnx": f"{SUBFOLDER}/model_quantized.onnx",
-    "model.onnx.data": f"{SUBFOLDER}/model.onnx.data",  # the model refers to it by this name
+    "model.onnx": f"{_SUBFOLDER}/model_quantized.onnx",
+    "model.onnx.data": f"{_SUBFOLDER}/model.onnx.data",  # the model refers to it by this name
     "model.xml": "openvino_model.xml",
     "model.bin": "openvino_model.bin",
 }
@@ -52,6 +52,13 @@ def place(folder: Path, name: str) -> Path:
     """Return where a file of a runtime lies in a folder of either layout."""
     other = folder / renamed(name)
     return other if other.is_file() else folder / name
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Yield what is in an artifact's folder, and in the one folder that may be in it."""
+    for path in folder.iterdir():
+        below = path.name == _SUBFOLDER and path.is_dir() and not path.is_symlink()
+        yield from path.iterdir() if below else [path]
 
 
 def move(folder: Path, names: Iterable[str]) -> dict[str, str]:

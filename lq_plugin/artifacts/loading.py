@@ -78,9 +78,7 @@ def load(
         ConfigError: the format needs a factory, and none was given, or ``verify`` is no public key.
         MissingExtraError: its runtime is not installed, or what checks signatures.
     """
-    if verify is not None:
-        signing.check(path, verify)
-    artifact = read(path)
+    artifact = read(path) if verify is None else read(signing.check(path, verify), signed=True)
     _warn_of_saturation(artifact)
     chosen = FORMATS[artifact.format]
     if chosen.rebuild is not None:

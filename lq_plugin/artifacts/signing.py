@@ -1,7 +1,8 @@
 """Signatures of artifacts, made and checked with keys by the library model-signing. No network is used.
 
 Anybody who changes a file can write its new checksum; a signature needs the private key. ``model.sig`` covers every
-file in the folder but itself, so whatever is changed, added or removed shows.
+file in the folder, so whatever is changed, added or removed shows. It does not cover itself and what hubs add to a
+folder that they hold: ``.gitattributes`` and the like, and a record of the download. Nothing reads these.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 from lq_plugin.artifacts import description
 from lq_plugin.durable import write_whole
 from lq_plugin.errors import ArtifactError, ConfigError, require
-from lq_plugin.untrusted import read_json, regular_file
+from lq_plugin.untrusted import read_json
 
 FILE = "model.sig"
+_NOT_SIGNED = (FILE, ".cache/huggingface")  # the second is left by huggingface_hub where it downloads to a folder
 Key = str | os.PathLike[str]
 
 
@@ -32,21 +34,26 @@ def sign(path: Key, key: Key) -> Path:
         The signature's file.
 
     Raises:
-        ArtifactError: the folder is not an artifact, or holds what cannot be signed, such as a link.
+        ArtifactError: the folder is not an artifact, a file of it was changed since it was exported, or it holds what
+            cannot be signed, such as a link.
         ConfigError: the file is no such key.
         MissingExtraError: model-signing is not installed.
     """
-    signer, folder = private(key, "key"), Path(path)
+    return write(Path(path), private(key, "key"))
+
+
+def write(folder: Path, signer: Any) -> Path:
+    """Sign like :func:`sign`, with what :func:`private` has returned."""
+    description.read(folder)  # a signature would pass on what is damaged as if it were sound
+    place = _without_links(folder)
     try:
-        regular_file(folder / description.FILE)
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / FILE
-            signer.set_hashing_config(_hashing(_library("key"))).sign(folder, made)
-            write_whole(folder / FILE, made.read_bytes())
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+            signer.set_hashing_config(_hashing(_library("sign"))).sign(place, made)
+            write_whole(place / FILE, made.read_bytes())
+    except ValueError as error:
         raise ArtifactError(
-            f"path: {str(folder)!r} cannot be signed ({error}). Give the folder of one format, such as "
-            "'…/quantized/static/onnx', as it was exported."
+            f"path: {str(folder)!r} cannot be signed ({error}). Remove what does not belong to it, or export again."
         ) from error
     return folder / FILE
 
@@ -68,12 +75,15 @@ def private(key: Key, argument: str) -> Any:
         ) from error
 
 
-def check(path: Key, key: Key) -> None:
+def check(path: Key, key: Key) -> Path:
     """Check that an artifact is as the owner of a key signed it.
 
     Args:
         path: the artifact's folder.
         key: PEM file of the public key.
+
+    Returns:
+        The folder itself, where the path is a link to it: what was checked is there, wherever the link leads next.
 
     Raises:
         ArtifactError: there is no signature, it is another key's, or a file was changed, added or removed.
@@ -90,8 +100,12 @@ def check(path: Key, key: Key) -> None:
         ) from error
     try:
         read_json(folder / FILE)  # whose size and nesting are bounded, before the library reads it
-        verifier.set_hashing_config(_hashing(library)).verify(folder, folder / FILE)
+        place = _without_links(folder)
+        verifier.set_hashing_config(_hashing(library)).verify(place, place / FILE)
+    except ArtifactError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
+        description.described(folder)  # says where there is no artifact at all
         raise ArtifactError(
             f"path: {str(folder)!r} has no signature ({FILE} is missing), and verify asks for one. Copy the whole "
             "folder from where it was signed, or have it signed: lq_plugin.sign(path, key)."
@@ -102,6 +116,19 @@ def check(path: Key, key: Key) -> None:
             f"path: {str(folder)!r} is not what the owner of {str(key)!r} signed ({reason}). "
             "Do not use it: copy it again from where it was signed, or give the public key of who signed it."
         ) from error
+    return place
+
+
+def _without_links(folder: Path) -> Path:
+    """Return a folder itself, where the path is a link to it; what is in it may be anything but a link."""
+    place = folder.resolve()
+    for path in place.rglob("*"):
+        if path.is_symlink():
+            raise ArtifactError(
+                f"path: {str(path)!r} is a link, and signatures are of files. Put the file itself in its place; "
+                "huggingface_hub does where it downloads with local_dir."
+            )
+    return place
 
 
 def _refused() -> tuple[type[Exception], ...]:
@@ -111,8 +138,7 @@ def _refused() -> tuple[type[Exception], ...]:
 
 
 def _hashing(library: ModuleType) -> Any:
-    """Every file but the signature counts, those of git too."""
-    return library.hashing.Config().set_ignored_paths(paths=[FILE], ignore_git_paths=False)
+    return library.hashing.Config().set_ignored_paths(paths=_NOT_SIGNED, ignore_git_paths=True)
 
 
 def _library(argument: str) -> ModuleType:

@@ -89,10 +89,22 @@ class ArtifactExport(FinishingCallback):
 
     def ask(self, trainer: Any, origin: Origin, plan: Plan) -> Plan:
         """Ask for artifacts, and a manifest."""
-        export = {"formats": list(self.formats), "output_dir": self.output_dir, "placement": self.placement}
-        config = replace(plan.config, export={**export, "layout": self.layout, "sign": self.sign})
-        plan = replace(plan, folder=self.folder, formats=self.formats, config=config)
-        return replace(plan, placement=self.placement, layout=self.layout, sign=self.sign)
+        export = {
+            "formats": list(self.formats),
+            "output_dir": self.output_dir,
+            "placement": self.placement,
+            "layout": self.layout,
+            "sign": self.sign is not None,  # manifests are handed over: where the private key lies is not in them
+        }
+        return replace(
+            plan,
+            folder=self.folder,
+            formats=self.formats,
+            placement=self.placement,
+            layout=self.layout,
+            sign=self.sign,
+            config=replace(plan.config, export=export),
+        )
 
     def receive(self, finished: Finished) -> None:
         """Take the manifest."""

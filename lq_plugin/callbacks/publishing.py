@@ -17,8 +17,8 @@ from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.onnx import FILE as ONNX
 from lq_plugin.errors import require
 from lq_plugin.noise import muted
-from lq_plugin.printing import figure, line
-from lq_plugin.report import manifest, run_page
+from lq_plugin.printing import figure
+from lq_plugin.report import manifest, markdown, run_page
 from lq_plugin.report.details import sections
 from lq_plugin.report.manifest import Manifest
 from lq_plugin.steps import attempt
@@ -112,9 +112,8 @@ def _text_to_tensorboard(logger: Any, published: Published) -> None:
     """Show the tables: TensorBoard has no place for files, and its images are pixels."""
     logger.experiment.add_text("quantized/summary", _summary(published.manifest), published.step)
     for section in sections(published.manifest):
-        sides = {name: "---:" if side == "right" else "---" for name, side in section.columns.items()}
-        table = _table(sides, section.rows)
-        logger.experiment.add_text(f"quantized/{section.title}", f"{table}\n\n{line(section.more)}", published.step)
+        shown = f"{markdown.table(section.columns, section.rows)}\n\n{markdown.text(section.more)}"
+        logger.experiment.add_text(f"quantized/{section.title}", shown, published.step)
     logger.save()
 
 
@@ -141,12 +140,7 @@ def _summary(made: Manifest) -> str:
     for entry in made.artifacts:
         selected = ", selected" if entry.label == made.selected else ""
         rows.append((entry.label, *(figure(entry.figures.get(name), ".6g") for name in names), entry.status + selected))
-    return _table({"": "---"} | dict.fromkeys(names, "---:") | {"status": "---"}, rows)
-
-
-def _table(columns: Mapping[str, str], rows: Any) -> str:
-    lines = [columns.keys(), columns.values(), *rows]
-    return "\n".join(f"| {' | '.join(line(cell).replace('|', chr(92) + '|') for cell in cells)} |" for cells in lines)
+    return markdown.table({"": "left"} | dict.fromkeys(names, "right") | {"status": "left"}, rows)
 
 
 def _files_to_mlflow(logger: Any, published: Published) -> None:

@@ -295,8 +295,8 @@ class Manifest:
         budget: the one that artifacts were judged by; ``None`` where nothing was evaluated.
         calibration: where each candidate's weights and statistics come from, and what its algorithms learnt from, by
             the candidate's name.
-        notes: what the graph of a candidate leaves out of the forward or fixes, and that its weights had another
-            precision, as sentences, by the candidate's name.
+        notes: what the graph of a candidate leaves out of the forward or fixes, that its weights had another
+            precision, and what its artifacts' folders lack, as sentences, by the candidate's name.
         steps: every algorithm that was requested, in the order in which they ran.
         sensitivity: what each INT8 operator costs at the outputs, the most costly one first, by the candidate's name;
             for static candidates that are over the budget or that algorithms ran for.

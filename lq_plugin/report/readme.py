@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from lq_plugin.artifacts.layout import renamed
 from lq_plugin.durable import replace_file
 from lq_plugin.graph.signature import Parameter, Signature
 from lq_plugin.graph.structure import IN_ORDER, Structure, name_of, results_of
-from lq_plugin.printing import counted, line
-from lq_plugin.report import formats, repeating
+from lq_plugin.printing import counted
+from lq_plugin.report import formats, markdown, repeating
 from lq_plugin.report.manifest import Entry, Fp32, Manifest
 from lq_plugin.report.page import TEMPLATES
 from lq_plugin.selection import Budget
@@ -30,23 +30,23 @@ _SIZE = 8  # of dynamic dimensions in examples, as in run.py
 _PLACE = "    outputs: list[Any] = []  # lq_plugin puts the runtime's code here\n"
 
 
-def write(folder: Path, manifest: Manifest) -> None:
-    """Write both files of every artifact of a manifest, each in one step.
+def write(folder: Path, entry: Entry, manifest: Manifest, front: str = "") -> None:
+    """Write both files of an artifact, each in one step.
 
     Args:
         folder: the manifest's.
+        entry: the artifact.
         manifest: with whatever is known; figures that were not measured are left out.
+        front: what README.md begins with.
 
     Raises:
         OSError: one cannot be written.
-        ArtifactError: an artifact is not there, or not as it was exported.
+        ArtifactError: the artifact is not there, or not as it was exported.
     """
-    for entry in manifest.artifacts:
-        if entry.path is not None:
-            artifact = description.described(folder / entry.path)
-            replace_file(artifact.path / FILE, render(artifact, entry, manifest))
-            if FORMATS[artifact.format].code:
-                replace_file(artifact.path / SCRIPT, script(artifact.format))
+    artifact = description.described(folder / (entry.path or entry.label))
+    replace_file(artifact.path / FILE, front + render(artifact, entry, manifest))
+    if FORMATS[artifact.format].code:
+        replace_file(artifact.path / SCRIPT, script(artifact.format))
 
 
 def script(format_name: str) -> str:
@@ -62,12 +62,12 @@ def script(format_name: str) -> str:
 
 def render(artifact: Artifact, entry: Entry, manifest: Manifest) -> str:
     """Return the text of README.md. Names are those of users and stand in code spans, where nothing is markup."""
-    whose = "" if manifest.config.model == "model" else f" of {_code(manifest.config.model)}"
+    whose = "" if manifest.config.model == "model" else f" of {markdown.code(manifest.config.model)}"
     parts = [
-        f"# {_code(artifact.label)}",
+        f"# {markdown.code(artifact.label)}",
         f"An INT8 model{whose} for {artifact.runtime}, made by {artifact.method} quantization with lq_plugin. "
         f"{counted(len(artifact.quantized_ops), 'operator')} in INT8, {len(artifact.float_ops)} in float: "
-        f"{_code(description.FILE)} lists them, with the reason for each that is float.",
+        f"{markdown.code(description.FILE)} lists them, with the reason for each that is float.",
         *_called(artifact.signature),
         *_measured(entry, manifest),
         *_running(artifact, entry, manifest),
@@ -126,7 +126,7 @@ def _judged(entry: Entry, budget: Budget | None) -> Iterator[str]:
     if budget is not None and budget.metric is not None:
         of = " of FP32's value" if budget.relative else ""
         allowed = formats.drop(budget.max_drop, budget.relative)
-        yield f"Budget: {_code(budget.metric)} may get worse by {allowed}{of}. Status: {_code(entry.status)}."
+        yield f"Budget: {markdown.code(budget.metric)} may get worse by {allowed}{of}. Status: `{entry.status}`."
 
 
 def _running(artifact: Artifact, entry: Entry, manifest: Manifest) -> Iterator[str]:
@@ -145,7 +145,7 @@ def _running(artifact: Artifact, entry: Entry, manifest: Manifest) -> Iterator[s
     plain = FORMATS[artifact.format].files[0]
     file = plain if plain in artifact.files else renamed(plain)
     yield _block(f"import numpy as np\n{imports}\n\nfile = {file!r}\ninputs = [{arrays}]\n{code}")
-    yield f"{_code(f'python {SCRIPT} [INPUTS.npz] [--output OUTPUTS.npz]')} does the same, with inputs by name."
+    yield f"{markdown.code(f'python {SCRIPT} [INPUTS.npz] [--output OUTPUTS.npz]')} does the same, with inputs by name."
 
 
 def _call(signature: Signature) -> str:
@@ -188,25 +188,8 @@ def _filled(library: str, structure: Structure) -> str:
     return f"{library}.{'zeros' if structure['dtype'] == 'bool' else 'ones'}({shape}, dtype={dtype})"
 
 
-def _table(head: Sequence[str], rows: Any) -> str:
-    """A table whose first column is names, or kinds and then names."""
-    cells = [[_code(cell).replace("|", r"\|") if cell else "" for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(each)} |" for each in (head, ["---"] * len(head), *cells))
-
-
-def _code(text: Any) -> str:
-    """Return text as a code span, which no backtick of its own ends.
-
-    Example:
-        >>> print(_code("val/acc"), _code("a`b"))
-        `val/acc` `` a`b ``
-    """
-    shown = line(text)
-    fence = "`"
-    while fence in shown:
-        fence += "`"
-    pad = " " if len(fence) > 1 else ""
-    return f"{fence}{pad}{shown or ' '}{pad}{fence}"
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    return markdown.table(dict.fromkeys(head, "left"), rows, markdown.code)
 
 
 def _block(code: str) -> str:

@@ -111,11 +111,12 @@ def test_a_run_signs_all_that_is_in_the_folder(quantized: Path, mine: Keys, tmp_
             lq_plugin.load(folder, verify=mine.public)
 
 
-def test_the_manifest_lists_the_files_where_they_are(quantized: Path) -> None:
+def test_the_manifest_lists_the_files_where_they_are(quantized: Path, mine: Keys) -> None:
+    assert Path(mine.private).name not in (quantized / "manifest.json").read_text()
     content = manifest.read(quantized / "manifest.json")
     assert [sorted(entry.sha256) for entry in content.artifacts] == [NAMES["onnx"], NAMES["openvino"]]
     assert [found for found, _ in files.compared(quantized, content.artifacts)] == [files.AS_MEASURED] * 2
-    assert content.config.export["layout"] == "huggingface"
+    assert (content.config.export["layout"], content.config.export["sign"]) == ("huggingface", True)
     assert all(entry.status != "failed" and entry.kernels is not None for entry in content.artifacts)
 
 

@@ -14,8 +14,13 @@ from damage.tampering import batch, signed_again
 from keys import Keys, keys
 
 import lq_plugin
-from lq_plugin import ArtifactExport
+from lq_plugin import ArtifactExport, checksums
+from lq_plugin.artifacts.description import read
 from lq_plugin.errors import ArtifactError, ConfigError, MissingExtraError
+from lq_plugin.handing_over import hand_over
+from lq_plugin.plan import Plan
+from lq_plugin.report.environment import environment
+from lq_plugin.report.manifest import Entry, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +53,12 @@ def added(folder: Path) -> None:
 
 
 def added_below(folder: Path) -> None:
-    (folder / ".git").mkdir()
-    (folder / ".git" / "config").write_text("")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "sitecustomize.py").write_text("")
 
 
 def removed(folder: Path) -> None:
     (folder / "run.py").unlink()
-
-
-def linked(folder: Path) -> None:
-    shutil.move(folder / "model.onnx", folder.parent / "model.onnx")
-    (folder / "model.onnx").symlink_to(folder.parent / "model.onnx")
 
 
 def of_nothing(folder: Path) -> None:
@@ -81,7 +81,38 @@ def test_what_was_signed_is_loaded_wherever_it_lies(signed: Path, mine: Keys) ->
     assert lq_plugin.load(moved, verify=mine.public)(batch()).shape == (2, 3)
     assert lq_plugin.load(moved)(batch()).shape == (2, 3)  # nobody asks
     lq_plugin.sign(moved, mine.private)  # once more
-    assert lq_plugin.load(moved, verify=mine.public)
+    (signed.parent / "link").symlink_to(moved)
+    assert lq_plugin.load(signed.parent / "link", verify=mine.public)
+
+
+def test_what_hubs_add_is_not_signed(signed: Path, mine: Keys) -> None:
+    for name in (".gitattributes", ".gitignore", ".git/config", ".cache/huggingface/download/model.onnx.metadata"):
+        (signed / name).parent.mkdir(parents=True, exist_ok=True)
+        (signed / name).write_text("")
+    assert lq_plugin.load(signed, verify=mine.public)
+    lq_plugin.sign(signed, mine.private)
+    shutil.rmtree(signed / ".git")
+    assert lq_plugin.load(signed, verify=mine.public)
+
+
+def test_no_file_is_read_for_its_checksum_too(signed: Path, mine: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path) -> str:
+        raise AssertionError(file)
+
+    monkeypatch.setattr(checksums, "of_file", fail)
+    assert lq_plugin.load(signed, verify=mine.public)
+    with pytest.raises(AssertionError):
+        lq_plugin.load(signed)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "README.md"])
+def test_links_are_neither_signed_nor_verified(name: str, signed: Path, mine: Keys) -> None:
+    shutil.move(signed / name, signed.parent / name)
+    (signed / name).symlink_to(signed.parent / name)
+    with pytest.raises(ArtifactError, match=rf"{name}' is a link, and signatures are of files. Put the file itself"):
+        lq_plugin.load(signed, verify=mine.public)
+    with pytest.raises(ArtifactError, match=rf"{name}' is a link"):
+        lq_plugin.sign(signed, mine.private)
 
 
 CHANGES = [
@@ -91,7 +122,6 @@ CHANGES = [
     added,
     added_below,
     removed,
-    linked,
     of_nothing,
     of_no_json,
     cut_open,
@@ -114,13 +144,36 @@ def test_a_missing_signature_is_refused(signed: Path, mine: Keys) -> None:
     (signed / "model.sig").unlink()
     with pytest.raises(ArtifactError, match=r"has no signature \(model.sig is missing\).*lq_plugin.sign\(path, key\)"):
         lq_plugin.load(signed, verify=mine.public)
-    with pytest.raises(ArtifactError, match="has no signature"):
+    with pytest.raises(ArtifactError, match=r"nowhere' holds no artifact \(artifact.json is missing\)"):
         lq_plugin.load(signed.parent / "nowhere", verify=mine.public)
 
 
-def test_only_artifacts_are_signed(mine: Keys, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"cannot be signed \(.*\). Give the folder of one format"):
+def test_only_sound_artifacts_are_signed(signed: Path, mine: Keys, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"holds no artifact .* Give the folder of one format"):
         lq_plugin.sign(tmp_path, mine.private)
+    (signed / "model.onnx").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="was changed or truncated after export"):
+        lq_plugin.sign(signed, mine.private)
+
+
+def test_what_fails_for_one_artifact_is_in_the_manifest_and_stops_no_other(
+    artifacts: dict[str, Path], mine: Keys, tmp_path: Path
+) -> None:
+    made = [read(Path(shutil.copytree(artifacts[name], tmp_path / "static" / name))) for name in ("onnx", "pt2")]
+    named = [Entry("static", one.method, one.runtime, one.format) for one in made]
+    entries = tuple(entry.exported(one, tmp_path) for entry, one in zip(named, made, strict=True))
+    content = Manifest(artifacts=entries, environment=environment())
+    (tmp_path / "static" / "onnx" / "README.md").unlink()
+    (tmp_path / "static" / "onnx" / "README.md").mkdir()
+    (failed,) = hand_over(Plan(sign=mine.private), tmp_path, content)["static"]
+    assert failed.startswith("static/onnx has no README.md. IsADirectoryError: ")
+    assert all(lq_plugin.load(one.path, verify=mine.public) for one in made)
+    gone = hand_over(Plan(sign=str(tmp_path / "gone.pem")), tmp_path, content)["static"]
+    assert [said.partition(". ")[0] for said in gone] == [
+        "static/onnx has no README.md",
+        "static/onnx is not signed",
+        "static/pt2 is not signed",
+    ]
 
 
 def test_keys_that_cannot_work_are_known_before_training(signed: Path, mine: Keys, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import html
+import re
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from damage.manifests import NASTY, good
+from markdown import Markdown
 from markdown_it import MarkdownIt
 from torch import Tensor
 
 from lq_plugin.artifacts.description import Artifact
 from lq_plugin.graph.signature import Signature, describe
 from lq_plugin.graph.structure import flatten
-from lq_plugin.report import formats, readme
+from lq_plugin.report import formats, markdown, readme
 from lq_plugin.report.manifest import Config, Entry, Manifest
 from lq_plugin.selection import Budget
 
@@ -85,8 +88,12 @@ def test_no_name_is_markup() -> None:
         calibration={"static": {"checkpoint": "x", "y": 3}},
         config=Config(run={"model": {"_target_": "x.y"}}),
     )
-    kinds = [
-        [(inner.type, inner.tag) for token in parser.parse(text) for inner in (token, *(token.children or ()))]
+    kinds = [  # in a table, a name with "|" is text
+        [
+            (inner.type.replace("code_inline", "text"), inner.tag.replace("code", ""))
+            for token in parser.parse(text)
+            for inner in (token, *(token.children or ()))
+        ]
         for text in (
             readme.render(dataclasses.replace(shown, candidate="static"), entry, content),
             readme.render(tame, dataclasses.replace(entry, metrics={"x": 1.0}, delta={"x": 0.1}), other),
@@ -94,6 +101,16 @@ def test_no_name_is_markup() -> None:
     ]
     assert kinds[0] == kinds[1]
     assert all(character.isprintable() or character == "\n" for character in readme.render(shown, entry, content))
+
+
+@pytest.mark.parametrize("cell", [markdown.text, markdown.code])
+@pytest.mark.parametrize("name", ["val_acc_x", "a|b", r"a\|b", r"\*a\*", "`a`|*b*", "a`b", "<b>&lt;</b>", "![a](b)"])
+def test_tables_show_a_name_as_it_is(cell: Callable[[Any], str], name: str) -> None:
+    shown = markdown.table({"name": "left", "value": "right"}, [(name, 1)], cell)
+    github, tensorboard = MarkdownIt("commonmark").enable("table"), Markdown(extensions=["tables"])
+    for rendered in (github.render(shown), tensorboard.convert(shown)):
+        cells = re.findall("<td[^>]*>(.*?)</td>", rendered)
+        assert [html.unescape(re.sub("</?code>", "", each)) for each in cells] == [name, "1"]
 
 
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {

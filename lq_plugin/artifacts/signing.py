@@ -8,6 +8,7 @@ folder that they hold: ``.gitattributes`` and the like, and a record of the down
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from lq_plugin.untrusted import read_json
 
 FILE = "model.sig"
 _NOT_SIGNED = (FILE, ".cache/huggingface")  # the second is left by huggingface_hub where it downloads to a folder
+_DIGESTS = re.compile(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'")
 Key = str | os.PathLike[str]
 
 
@@ -111,12 +113,17 @@ def check(path: Key, key: Key) -> Path:
             "folder from where it was signed, or have it signed: lq_plugin.sign(path, key)."
         ) from error
     except Exception as error:  # a file from outside: whatever the library says of it
-        reason = str(error) or type(error).__name__
         raise ArtifactError(
-            f"path: {str(folder)!r} is not what the owner of {str(key)!r} signed ({reason}). "
+            f"path: {str(folder)!r} is not what the owner of {str(key)!r} signed ({_reason(error)}). "
             "Do not use it: copy it again from where it was signed, or give the public key of who signed it."
         ) from error
     return place
+
+
+def _reason(error: Exception) -> str:
+    """What the library says, without the bytes of digests that differ."""
+    said = _DIGESTS.sub("", str(error).strip())
+    return said if said and isinstance(error, ValueError) else f"{type(error).__name__} {said}".strip()
 
 
 def _without_links(folder: Path) -> Path:

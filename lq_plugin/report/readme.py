@@ -71,6 +71,7 @@ def render(artifact: Artifact, entry: Entry, manifest: Manifest) -> str:
         *_called(artifact.signature),
         *_measured(entry, manifest),
         *_running(artifact, entry, manifest),
+        *_signed(manifest),
         "## How it was made",
         _table(("weights and calibration", ""), repeating.provenance(manifest).get(artifact.candidate, {}).items()),
         _table(("made with", ""), repeating.environment(manifest).items()),
@@ -146,6 +147,11 @@ def _running(artifact: Artifact, entry: Entry, manifest: Manifest) -> Iterator[s
     file = plain if plain in artifact.files else renamed(plain)
     yield _block(f"import numpy as np\n{imports}\n\nfile = {file!r}\ninputs = [{arrays}]\n{code}")
     yield f"{markdown.code(f'python {SCRIPT} [INPUTS.npz] [--output OUTPUTS.npz]')} does the same, with inputs by name."
+
+
+def _signed(manifest: Manifest) -> Iterator[str]:
+    if manifest.config.export.get("sign"):
+        yield "`lq_plugin.load('.', verify=PUBLIC_KEY)` refuses it if it is not as the owner of that key signed it."
 
 
 def _call(signature: Signature) -> str:

@@ -15,10 +15,11 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from lightning import seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from omegaconf import DictConfig, open_dict
 from tiny import Tiny, fit
 
 from lq_plugin import StaticQuantization
-from lq_plugin.apps import fits
+from lq_plugin.apps import command, fits, train
 from lq_plugin.apps.fits import Fit, KeepFit
 
 MODULES = {
@@ -45,8 +46,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     HydraConfig.instance().cfg = None
 
 
-def digest(*overrides: str, run: str = "first", environment_seed: int = 0) -> str:
-    """As lq-train names the fit of this command line."""
+def composed(*overrides: str, run: str = "first") -> DictConfig:
+    """The configuration of this command line, as lq-train has it."""
     with initialize_config_module("lq_plugin.conf", version_base="1.3"):
         given = [
             *OWN,
@@ -57,8 +58,25 @@ def digest(*overrides: str, run: str = "first", environment_seed: int = 0) -> st
         ]
         config = compose("train", ["recipe=mnist_cnn", *given], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
+    return config
+
+
+def digest(*overrides: str, run: str = "first", environment_seed: int = 0) -> str:
+    """As lq-train names the fit of this command line."""
+    config = composed(*overrides, run=run)
     seed_everything(environment_seed if config.seed is None else config.seed, verbose=False)
     return fits.digest(config)
+
+
+@pytest.mark.parametrize("given", [".sign=/mine/key.pem", "={formats: [onnx], sign: '/mine/key.pem', layout: plain}"])
+def test_what_a_manifest_holds_of_a_command_has_no_path_of_a_private_key(given: str, project: Path) -> None:
+    config = composed(f"callbacks.export{given}")
+    assert config.callbacks.export.sign == "/mine/key.pem"
+    words = command.again("lq-train")
+    assert f"callbacks.export{given.replace('/mine/key.pem', command.KEY)}".replace("'", "") in words
+    with open_dict(config):
+        del config["hydra"]  # as in a run
+    assert "mine/" not in str(train.plain(config)) + str(words)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def in_place_of(result: ir.Value, label: str) -> ir.Value:
 
     Nodes that are made afterwards may read the result, and compute the new value of it.
     """
-    ir = require("onnx_ir", "onnx", "formats: 'onnx'")
-    value: ir.Value = ir.Value(name=result.name, shape=result.shape, type=result.type)
+    library = require("onnx_ir", "onnx", "formats: 'onnx'")
+    value: ir.Value = library.Value(name=result.name, shape=result.shape, type=result.type)
     result.replace_all_uses_with(value, replace_graph_outputs=True)
     result.name = f"{result.name}_{label}"
     return value

@@ -15,7 +15,7 @@ from benchmarks.accuracy_tables import OURS, counted, decibels
 from benchmarks.command_line import RESULTS, markdown_table
 from benchmarks.comparing import Comparison, compare, settings
 from benchmarks.lanes import LANES
-from benchmarks.latency_tables import conditions, name, told
+from benchmarks.latency_tables import conditions, has_vnni, name, told
 from benchmarks.reference_models import MODELS
 from benchmarks.reports import earlier
 from benchmarks.workers import ROOT
@@ -31,8 +31,8 @@ class Kind:
     """Models that are quantized alike.
 
     Args:
-        method: what to begin with, ``"static"`` or ``"dynamic"``.
-        why: in a sentence or two.
+        method: what to begin with.
+        why: in a sentence or two, true of any CPU.
         timed: models of the latency benchmark.
         trained: models of the accuracy benchmark.
     """
@@ -41,6 +41,11 @@ class Kind:
     why: str
     timed: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        """The method whose accuracy is quoted: ``"static"`` or ``"dynamic"``."""
+        return "dynamic" if "dynamic" in self.method else "static"
 
 
 KINDS: Mapping[str, Kind] = {
@@ -64,20 +69,20 @@ KINDS: Mapping[str, Kind] = {
     ),
     "text encoder": Kind(
         "static",
-        "Fastest on OpenVINO. Dynamic needs no calibration and is more accurate, but slower.",
+        "Dynamic needs no calibration and is more accurate; it was slower with VNNI.",
         ("bert_32", "bert_128", "bert_512"),
         ("encoder",),
     ),
     "Conformer": Kind("static", "It has convolutions, which dynamic leaves float.", ("conformer",)),
     "LSTM": Kind(
-        "dynamic",
-        "Static on OpenVINO is faster, dynamic is more accurate. It pays off from a few hundred hidden units.",
+        "static on OpenVINO for speed, else dynamic",
+        "Dynamic is more accurate. Both pay off from a few hundred hidden units.",
         ("lstm",),
         ("lstm",),
     ),
     "GRU": Kind(
         "dynamic",
-        "There is no static form; that on onnxruntime is chosen by measurement.",
+        "There is no static form.",
         ("gru",),
         ("gru",),
     ),
@@ -92,15 +97,16 @@ KINDS: Mapping[str, Kind] = {
 INTRODUCTION = """\
 # Which method for which model
 
+In doubt, give a run both `StaticQuantization()` and `DynamicQuantization()`: it measures your own model and selects
+the fastest artifact within the budget.
+
 What our artifacts gave with default options: the speed-up is that of the fastest artifact over the fastest FP32
-runtime, and SQNR that of trained models against FP32 on samples that nobody has seen, on the better runtime. A run
-measures your own model in the same way: give it `StaticQuantization()` and `DynamicQuantization()` together, and let it
-choose.
+runtime (“none” where FP32 was faster), and SQNR that of trained models against FP32 on samples that nobody has seen,
+on the better runtime.
 
 `python -m benchmarks.methods` makes this page from the results of the [speed](benchmarks.md) and the
 [accuracy](../benchmarks/results/accuracy.md) benchmark.
 """
-SUMMARY = ("model", "method", "speed-up", "SQNR dB", "fastest artifact", "why")
 ACCURACY = ("model", "method", "runtime", "SQNR dB: plain calibration", "with algorithms", "agreement or cosine")
 
 
@@ -108,11 +114,13 @@ def markdown(reports: Sequence[Result], accuracy: Result) -> str:
     """The document.
 
     Args:
-        reports: of latency, one for each CPU; the first is summarized.
+        reports: of latency, one for each CPU.
         accuracy: the report of ``benchmarks.accuracy``.
     """
-    models = accuracy["models"]
-    lines = [INTRODUCTION, *markdown_table(SUMMARY, summary(reports[0], models), texts=6)]
+    models, reports = accuracy["models"], sorted(reports, key=has_vnni, reverse=True)
+    ups = (f"speed-up {'with' if has_vnni(report) else 'without'} VNNI" for report in reports)
+    columns = ("model", "method", *ups, "SQNR dB", "why")
+    lines = [INTRODUCTION, *markdown_table(columns, summary(reports, models), texts=len(columns))]
     for report in reports:
         heads = (f"speed-up, {told(setting)}" for setting in settings(report["cells"]))
         lines += ["", f"## Speed: {name(report)}", "", conditions(report), "", "Models have random weights.", ""]
@@ -121,15 +129,22 @@ def markdown(reports: Sequence[Result], accuracy: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(report: Result, trained: Result) -> Iterator[tuple[str, ...]]:
+def summary(reports: Sequence[Result], trained: Result) -> Iterator[tuple[str, ...]]:
     """A row for each kind of model."""
     for kind, each in KINDS.items():
-        found = [one for model in each.timed for one in compared(report, model) if one is not None]
-        ups = [1 / one.selected_ratio for one in found if one.selected_ratio is not None]
-        default, _ = OURS[each.method]
+        default, _ = OURS[each.scheme]
         runs = [trained[model][default]["runtimes"].values() for model in each.trained if model in trained]
         best = [max(map(decibels, figures)) for figures in runs]
-        yield (kind, each.method, _range(ups, "×"), _range(best), artifacts(found), each.why)
+        yield (kind, each.method, *(gained(report, each.timed) for report in reports), _range(best), each.why)
+
+
+def gained(report: Result, models: Iterable[str]) -> str:
+    """The speed-ups of several models on a CPU, and by which artifacts."""
+    found = [one for model in models for one in compared(report, model) if one is not None]
+    ups = _range([1 / one.selected_ratio for one in found if one.selected_ratio is not None], "×")
+    if any(one.selected is None for one in found):
+        ups = f"none to {ups}" if ups else "none"
+    return f"{ups}: {artifacts(found)}" if any(one.selected for one in found) else ups
 
 
 def compared(report: Result, model: str) -> list[Comparison | None]:

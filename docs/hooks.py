@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: measured results as pages, the Hydra groups as tables, and Sphinx's roles as links."""
+"""Hooks of mkdocs: results and recipes' cards as pages, Hydra groups as tables, and Sphinx's roles as links."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-RESULTS = "benchmarks/results"
+RESULTS, RECIPES = "benchmarks/results", "recipes"
+# Links as they are right in the repository, where the pages are below docs/, and the cards and the results are not.
+OUT_OF_DOCS = re.compile(rf"\]\(\.\./((?:\.\./)*)(?:{RESULTS}|{RECIPES})(?=/)")
+INTO_DOCS = re.compile(r"\]\(((?:\.\./)+)docs/")
 ROLE = re.compile(r":(?:class|data|func|meth|mod):<code>(~?)([\w.]+)</code>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the results that benchmarks wrote, which are kept beside the benchmarks."""
-    for file in sorted((ROOT / RESULTS).glob("*.*")):
-        if file.suffix in (".md", ".svg"):
-            files.append(File.generated(config, f"results/{file.name}", abs_src_path=str(file)))
+    """Add what is kept outside of docs/: the results that benchmarks wrote, and the recipes' cards."""
+    found = [*(ROOT / RESULTS).glob("*.*"), *(ROOT / RECIPES).glob("*/*.*")]
+    for file in sorted(file for file in found if file.suffix in (".md", ".svg")):
+        name = file.relative_to(ROOT).as_posix().removeprefix("benchmarks/")
+        files.append(File.generated(config, name, abs_src_path=str(file)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to them, and write the tables of the Hydra groups."""
-    return markdown.replace(f"](../{RESULTS}/", "](results/").replace("<!-- hydra groups -->", "\n".join(groups()))
+    """Let links lead to them and from them, and write the tables of the Hydra groups."""
+    markdown = OUT_OF_DOCS.sub(lambda link: link[0].replace("../", "", 1).replace("benchmarks/", ""), markdown)
+    markdown = INTO_DOCS.sub(r"](\1", markdown)
+    return markdown.replace("<!-- hydra groups -->", "\n".join(groups()))
 
 
 def on_page_content(html: str, page: Any, config: MkDocsConfig, files: Files) -> str:

@@ -74,6 +74,14 @@ def test_the_document_has_each_cpu_side_by_side_and_every_failure() -> None:
     assert "no run of this benchmark on a CPU without VNNI" not in text
 
 
+def test_the_methods_are_summarized_for_each_cpu_those_with_vnni_first() -> None:
+    slow = report({"fp32_eager": lane(8, 8), "fp32_ort": lane(2, 2), "ours_onnx": lane(4, 4)}, isa=("avx2",))
+    text = methods.markdown([slow, report(LANES)], {"models": {}})
+    assert "| model | method | speed-up with VNNI | speed-up without VNNI | SQNR dB | why |" in text
+    assert "| CNN | static | 0.9×: static on onnxruntime | none |" in text
+    assert text.index("## Speed: a CPU, with VNNI") < text.index("## Speed: a CPU, without VNNI")
+
+
 def test_the_plot_says_which_cpu_it_is_of() -> None:
     drawn = plot(report(LANES))
     assert (drawn.count('class="bar"'), drawn.count('class="winner"')) == (2, 1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lq_plugin import torch_file
 from lq_plugin.errors import ConfigError
-from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.copying import cpu_copy
 
 LIVE = "live"
 # What makes one file of the folder that a strategy saves. It is Lightning's own code, and is not called here because it
@@ -98,7 +98,7 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     Raises:
         ConfigError: the weights belong to another model.
     """
-    module = detached_copy(model).cpu()
+    module = cpu_copy(model)
     if checkpoint.weights is None:
         return module
     weights = OrderedDict((_plain(name), tensor) for name, tensor in checkpoint.weights.items())

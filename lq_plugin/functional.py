@@ -14,7 +14,7 @@ from lq_plugin.eager import swap
 from lq_plugin.errors import CalibrationError, ConfigError
 from lq_plugin.graph.calibration import Calibration, Recording, calls, uncalibrated
 from lq_plugin.graph.capture import Call
-from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.copying import cpu_copy, detached_copy, on_cpu
 from lq_plugin.graph.example import Example
 from lq_plugin.graph.graph import Graph, duplicate
 from lq_plugin.graph.nesting import batch_size
@@ -36,7 +36,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "
     """Run batches through a model's graph and gather the statistics for static quantization.
 
     Args:
-        model: any module; it is neither changed nor switched to another mode.
+        model: any module; it is neither changed nor switched to another mode. Of one on a GPU, a copy is quantized.
         batches: forward inputs, each a tensor, a tuple (args) or a dict (kwargs). Write a single dict argument as
             ``({...},)``.
         scheme: which values are observed, and by which observer.
@@ -51,7 +51,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], scheme: Scheme | str = "
     if scheme.method == "dynamic":
         raise ConfigError("scheme: 'dynamic' needs no calibration. Call quantize(model, batches, 'dynamic').")
     scheme = replace(scheme, algorithms=())
-    return _calibration(_calibrated(model, batches, scheme, None)[1], scheme)
+    return _calibration(_calibrated(on_cpu(model), batches, scheme, None)[1], scheme)
 
 
 def quantize(
@@ -70,7 +70,7 @@ def quantize(
     the others are not read.
 
     Args:
-        model: any module; it is neither changed nor switched to another mode.
+        model: any module; it is neither changed nor switched to another mode. Of one on a GPU, a copy is quantized.
         batches: forward inputs, each a tensor, a tuple (args) or a dict (kwargs). Write a single dict argument as
             ``({...},)``. The first one is the example of a call.
         scheme: a method's name, or a :class:`Scheme`.
@@ -93,7 +93,7 @@ def quantize(
     scheme = _scheme(scheme)
     name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
     check_inputs(dims, model.forward)
-    return _QUANTIZE[scheme.method](model, batches, scheme, name, dims)
+    return _QUANTIZE[scheme.method](on_cpu(model), batches, scheme, name, dims)
 
 
 def _quantize_static(
@@ -120,7 +120,7 @@ def _quantize_dynamic(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
 ) -> DynamicCandidate:
     given = _first_calls(_calls(model, batches), scheme)
-    module = float32_copy(detached_copy(model).cpu())
+    module = float32_copy(cpu_copy(model))
     example = Example.of(module.forward, *given[0])
     for args, kwargs in given[1:]:
         example = example.seeing(module.forward, args, kwargs)

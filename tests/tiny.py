@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class Tiny(Steps, L.LightningModule):
 def trainer(folder: Path, *callbacks: Any, **options: Any) -> L.Trainer:
     """A quiet Trainer of one epoch without a logger."""
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
+        "accelerator": os.environ.get("LQ_ACCELERATOR", "cpu"),
         "max_epochs": 1,
         "logger": False,
         "enable_progress_bar": False,

@@ -15,7 +15,7 @@ from lq_plugin.eager import swap
 from lq_plugin.errors import UnsupportedError, as_calibration_error, is_mistake
 from lq_plugin.graph import precision
 from lq_plugin.graph.capture import Call
-from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.copying import cpu_copy
 from lq_plugin.graph.example import Example, varying_state
 from lq_plugin.jobs import DynamicJob
 from lq_plugin.scheme import AUTO, Scheme
@@ -126,7 +126,7 @@ class DynamicQuantization(QuantizingCallback):
         example = self._examples[_VALIDATION]
         if example is None:
             raise UnsupportedError(never_called(pl_module, self.path, "validation_step", type(self).__name__))
-        target = precision.float32_copy(detached_copy(resolve_target(pl_module, self.path)).cpu())
+        target = precision.float32_copy(cpu_copy(resolve_target(pl_module, self.path)))
         swap.survey(target, example.call, self.scheme)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -165,7 +165,7 @@ class DynamicQuantization(QuantizingCallback):
         known = self._examples.get(_VALIDATION)
         if self.failure is None and (known or calls):
             try:
-                self._decide(pl_module if known is None else detached_copy(pl_module).cpu(), _VALIDATION, calls)
+                self._decide(pl_module if known is None else cpu_copy(pl_module), _VALIDATION, calls)
             except Exception as error:
                 self.failure = as_calibration_error(error)
 

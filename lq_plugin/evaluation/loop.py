@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lq_plugin.evaluation import memory
-from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.copying import cpu_copy
 from lq_plugin.graph.observation import Observation
 from lq_plugin.graph.precision import OTHER_PRECISIONS, in_float32
 from lq_plugin.graph.repeats import repeats_in
@@ -93,7 +93,7 @@ def run(
         forward: what replaces it, see :func:`~lq_plugin.targets.replaced_forward`.
         callbacks: for the loop's Trainer.
     """
-    module = detached_copy(model)
+    module = cpu_copy(model)
     _settle(module, set_up=split in (data.loaders or {}) or data.datamodule is not None)
     limit = (data.limits or {}).get(split, 1.0)
     with ExitStack() as stack:

@@ -23,7 +23,7 @@ from lq_plugin.evaluation.fidelity import (
 )
 from lq_plugin.evaluation.loop import Data
 from lq_plugin.evaluation.side_effects import state_of
-from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.copying import cpu_copy
 from lq_plugin.graph.nesting import batch_size, retyped
 from lq_plugin.graph.torch_patches import process_group_hidden
 from lq_plugin.targets import Forward, resolve_target
@@ -67,7 +67,7 @@ def evaluate(
         ConfigError: unknown split, target or label.
     """
     path = artifact.path if isinstance(artifact, Artifact) else artifact
-    module = None if path is None else load(path, factory=lambda: detached_copy(resolve_target(model, target)))
+    module = None if path is None else load(path, factory=lambda: cpu_copy(resolve_target(model, target)))
     data = Data(loaders={split: dataloaders})
     return dict(scores(model, data, split, module, target=target, metrics=metrics, label=label).metrics)
 
@@ -99,7 +99,7 @@ def scores(
         floats: kept here when FP32 is evaluated, and used in place of running the float target beside an artifact.
         samples: how many the fidelity is measured on; whole batches.
     """
-    probe = _Probe({name: metric.clone() for name, metric in (metrics or {}).items()}, label)
+    probe = _Probe({name: metric.clone().cpu() for name, metric in (metrics or {}).items()}, label)
     fidelity = _Fidelity(floats, samples)
 
     def forward(original: Forward, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lq_plugin.errors import CalibrationError
-from lq_plugin.graph import int8_lstm
+from lq_plugin.graph import int8_lstm, nesting
 from lq_plugin.graph.capture import Call
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import arguments, operator_type
@@ -138,6 +138,15 @@ class Recording:
         self.samples += self.graph.samples(tensors)
         self.batches += 1
 
+    def release(self) -> None:
+        """Free the weights of the graph, which has to be a snapshot; it cannot run again.
+
+        A graph refers to itself, so it lives until Python next collects garbage. Nothing makes that happen when a GPU
+        runs out of memory, and each validation of a training would leave a copy of the model's weights there.
+        """
+        for tensor in (*self.graph.module.parameters(), *self.graph.module.buffers()):
+            tensor.data = tensor.new_empty(0)
+
     def statistics(self) -> dict[str, Statistic]:
         """Return the statistic of every value that was observed.
 
@@ -232,9 +241,13 @@ def _insert(node: fx.Node, recorder: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def calls(batches: Iterable[Any]) -> Iterator[Call]:
-    """Read batches as calls: a dict is keyword arguments, a tuple positional ones, anything else the one argument."""
+    """Read batches as calls, with their tensors on the CPU.
+
+    A dict is keyword arguments, a tuple positional ones, anything else the one argument.
+    """
     for batch in batches:
-        if isinstance(batch, Mapping):
-            yield (), batch
+        given = nesting.mapped(Tensor.cpu, batch)
+        if isinstance(given, Mapping):
+            yield (), given
         else:
-            yield (batch if isinstance(batch, tuple) else (batch,)), {}
+            yield (given if isinstance(given, tuple) else (given,)), {}

@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lq_plugin.errors import CaptureError
 from lq_plugin.graph.keeping import without_copies
@@ -52,6 +53,33 @@ def detached_copy(module: nn.Module, share_tensors: bool = False) -> nn.Module:
         restore_forward(part)
         _exchange(part.__dict__, memo)
     return _without_compile(duplicate).eval()
+
+
+def cpu_copy(module: nn.Module) -> nn.Module:
+    """Copy a module as :func:`detached_copy` does, with all that it holds on the CPU.
+
+    ``Module.cpu`` moves Parameters and buffers. A mask or a table that a forward keeps as an attribute would stay on
+    the GPU, and the copy could not be called.
+
+    Raises:
+        CaptureError: an attribute of the module cannot be copied.
+    """
+    with _CopiesOnCpu():
+        return detached_copy(module).cpu()
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """Return a module on the CPU: itself, or a copy if it has tensors elsewhere."""
+    elsewhere = any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers()))
+    return cpu_copy(module) if elsewhere else module
+
+
+class _CopiesOnCpu(TorchFunctionMode):
+    """Lets ``copy.deepcopy`` copy tensors to the CPU; Parameters are asked for elsewhere."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result.cpu() if func is Tensor.__deepcopy__ else result
 
 
 def module_names(module: nn.Module) -> list[str]:

@@ -159,6 +159,7 @@ class Observation:
                 args, kwargs = precision.in_float32((args, kwargs))
             if self._tracked.must_widen(self._target, args, kwargs) and self._recording is not None:
                 self.incomplete |= self._recording.batches > 0
+                self._recording.release()
                 self._recording = None
             if self._recording is None:
                 self._recording = self._started(args, kwargs)
@@ -193,7 +194,10 @@ class Observation:
         if self._casts:  # the graph holds a float32 copy of all weights
             self._tracked.forget()
         recording, self._recording = self._recording, None
-        if recording is None or self.failure is not None or self.incomplete or not recording.batches:
+        if recording is None:
+            return None
+        recording.release()
+        if self.failure is not None or self.incomplete or not recording.batches:
             return None
         plan = self._plan
         return recording.calibration(plan.observer.name, "validate", plan.seed, plan.digest)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lq_plugin.graph import nesting
 from lq_plugin.graph.calibration import Calibration
 from lq_plugin.graph.capture import Call
-from lq_plugin.graph.copying import detached_copy
+from lq_plugin.graph.copying import cpu_copy
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.nodes import module_path
 from lq_plugin.graph.torch_patches import isolated
@@ -93,7 +93,7 @@ def _degenerate(extremes: Range) -> str | None:
 
 def _called(target: nn.Module, example: Call) -> list[Tensor]:
     args, kwargs = nesting.mapped(torch.clone, example)
-    return list(nesting.tensors(detached_copy(target).cpu()(*args, **kwargs)))
+    return list(nesting.tensors(cpu_copy(target)(*args, **kwargs)))
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

@@ -145,15 +145,15 @@ def test_a_checkpoint_is_quantized_without_unpickling(
     assert "calibrating 'static' in a separate validation pass" in capsys.readouterr().out
 
 
-# Saves the sharded folder of each strategy and makes one file of it as the errors say. FSDPStrategy needs a GPU; of
-# its folder, which has the same files, it is known under which key the weights are.
+# Saves the sharded folder of each strategy and makes one file of it as the errors say. FSDPStrategy needs a GPU; where
+# there is none, its folder, which has the same files, is made of the other one by the keys under which the weights are.
 SHARDED = """
 import runpy, shutil, sys
 sys.path.append({tests!r})
 import torch, torch.distributed.checkpoint as parts
 import tiny
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from lq_plugin import StaticQuantization
 from lq_plugin.errors import ConfigError
@@ -166,21 +166,29 @@ def consolidate(namespace, folder):
     sys.argv = ["", folder]
     runpy.run_module(f"lightning.{{namespace}}.utilities.consolidate_checkpoint", run_name="__main__")
 
-def fit(callback):
-    strategy = ModelParallelStrategy()
-    tiny.fit(".", Sharded(), callback, max_steps=1, limit_val_batches=1, strategy=strategy, devices=1)
+def fit(model, strategy, callback, device="cpu"):
+    options = {{"max_steps": 1, "limit_val_batches": 1, "devices": 1, "accelerator": device}}
+    tiny.fit(".", model, callback, strategy=strategy, **options)
 
-fit(ModelCheckpoint(".", "parallel"))
+def refused(*given):
+    try:
+        fit(*given)
+    except ConfigError as error:
+        print(error)
+
+fit(Sharded(), ModelParallelStrategy(), ModelCheckpoint(".", "parallel"))
 consolidate("fabric", "parallel.ckpt")
-saved = torch.load("parallel.ckpt.consolidated", weights_only=True)
-pieces = {{"model": saved.pop("state_dict"), "optimizer_0": saved.pop("optimizer_0")}}
-parts.save(pieces, checkpoint_id="fsdp.ckpt", no_dist=True)
-torch.save(saved, "fsdp.ckpt/meta.pt")
+refused(Sharded(), ModelParallelStrategy(), StaticQuantization())
+if torch.cuda.is_available():
+    torch.distributed.destroy_process_group()
+    fit(tiny.Tiny(), FSDPStrategy(state_dict_type="sharded"), ModelCheckpoint(".", "fsdp"), "gpu")
+    refused(tiny.Tiny(), FSDPStrategy(), StaticQuantization(), "gpu")
+else:
+    saved = torch.load("parallel.ckpt.consolidated", weights_only=True)
+    pieces = {{"model": saved.pop("state_dict"), "optimizer_0": saved.pop("optimizer_0")}}
+    parts.save(pieces, checkpoint_id="fsdp.ckpt", no_dist=True)
+    torch.save(saved, "fsdp.ckpt/meta.pt")
 consolidate("pytorch", "fsdp.ckpt")
-try:
-    fit(StaticQuantization())
-except ConfigError as error:
-    print(error)
 """
 
 
@@ -208,6 +216,7 @@ def test_a_sharded_checkpoint_is_quantized_as_one_file(
 def test_a_strategy_that_splits_parameters_is_refused_before_training(sharded: tuple[Path, str]) -> None:
     assert "strategy: ModelParallelStrategy splits the parameters over processes, and StaticQuantization" in sharded[1]
     assert "then run lq-quantize ckpt_path=FILE; if the checkpoint is a folder, first convert it" in sharded[1]
+    assert ("FSDPStrategy splits the parameters" in sharded[1]) == torch.cuda.is_available()
 
 
 class Optimized(tiny.Tiny):

@@ -57,6 +57,19 @@ def fed(one: Observation, target: nn.Module, given: Iterable[Any]) -> Calibratio
     return one.close()
 
 
+def test_the_copy_of_the_weights_is_freed_when_a_pass_ends() -> None:
+    target = Net()
+    one = begun(target)
+    one.next_batch()
+    target(torch.ones(BATCH, 2))
+    assert one._recording is not None
+    copied = list(one._recording.graph.module.parameters())
+    assert sum(tensor.nbytes for tensor in copied) == sum(tensor.nbytes for tensor in target.parameters())
+    assert one.close() is not None
+    assert sum(tensor.nbytes for tensor in copied) == 0
+    assert target.layer.weight.nbytes > 0
+
+
 def observe(
     how: ObservationPlan,
     target: nn.Module,

@@ -21,7 +21,7 @@ from lq_plugin.untrusted import read_json
 
 FILE = "model.sig"
 _NOT_SIGNED = (FILE, ".cache/huggingface")  # the second is left by huggingface_hub where it downloads to a folder
-_DIGESTS = re.compile(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'")
+_DIGESTS = re.compile(r""": Expected .*?(?=["'], ["']Hash mismatch|["']\]$)""")  # of a file, to the next file
 Key = str | os.PathLike[str]
 
 
@@ -122,7 +122,7 @@ def check(path: Key, key: Key) -> Path:
 
 def _reason(error: Exception) -> str:
     """What the library says, without the bytes of digests that differ."""
-    said = _DIGESTS.sub("", str(error).strip())
+    said = _DIGESTS.sub("", str(error).strip()).replace("\\'", "'")
     return said if said and isinstance(error, ValueError) else f"{type(error).__name__} {said}".strip()
 
 

@@ -157,5 +157,16 @@ def test_the_script_makes_inputs_of_every_kind(tmp_path: Path) -> None:
     np.savez(tmp_path / "inputs.npz", x=np.ones((2, 3)))
     wanted = {"x": {"tensor": 0, "dtype": "float32", "shape": shape}}
     assert script["given"](tmp_path / "inputs.npz", wanted)[0].dtype == np.float32
+    np.savez(tmp_path / "number.npz", n=3)
+    (number,) = script["given"](tmp_path / "number.npz", {"n": {"tensor": 0, "dtype": "int64", "shape": []}})
+    assert number.shape == ()
     with pytest.raises(SystemExit, match=r"lacks \['y'\]. It must hold an array for each of \['x', 'y'\]"):
         script["given"](tmp_path / "inputs.npz", wanted | {"y": wanted["x"]})
+    with pytest.raises(SystemExit, match=r"'x' has the shape \[2, 3\]. The model takes \['any', 4\]"):
+        script["given"](tmp_path / "inputs.npz", {"x": {**wanted["x"], "shape": [None, 4]}})
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "text.npz").write_text("no arrays")
+    reasons = {"nowhere.npz": "No such file or directory", "array.npy": "it is none", "text.npz": "it is none"}
+    for name, reason in reasons.items():
+        with pytest.raises(SystemExit, match=rf"{name} cannot be read as a file of numpy.savez \({reason}\)"):
+            script["given"](tmp_path / name, wanted)

@@ -42,11 +42,21 @@ def made(described: dict[str, Any], size: int, random: np.random.Generator) -> A
 
 def given(file: str, wanted: dict[str, dict[str, Any]]) -> list[Any]:
     """Read inputs from a file."""
-    with np.load(file, allow_pickle=False) as arrays:
-        missing = sorted(set(wanted) - set(arrays))
-        if missing:
-            raise SystemExit(f"{file} lacks {missing}. It must hold an array for each of {sorted(wanted)}.")
-        return [np.ascontiguousarray(arrays[name], described["dtype"]) for name, described in wanted.items()]
+    try:
+        with np.load(file, allow_pickle=False) as opened:
+            arrays = dict(opened)
+    except Exception as error:  # numpy's own message advises to unpickle it
+        reason = getattr(error, "strerror", None) or "it is none"
+        raise SystemExit(f"{file} cannot be read as a file of numpy.savez ({reason}).") from None
+    missing = sorted(set(wanted) - set(arrays))
+    if missing:
+        raise SystemExit(f"{file} lacks {missing}. It must hold an array for each of {sorted(wanted)}.")
+    for name, described in wanted.items():
+        sizes = ["any" if size is None else size for size in described["shape"]]
+        found = list(arrays[name].shape)
+        if len(found) != len(sizes) or any(size not in ("any", one) for size, one in zip(sizes, found, strict=True)):
+            raise SystemExit(f"{file}: {name!a} has the shape {found}. The model takes {sizes}.")
+    return [np.array(arrays[name], described["dtype"], order="C") for name, described in wanted.items()]
 
 
 def main() -> None:

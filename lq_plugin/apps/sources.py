@@ -52,7 +52,7 @@ def versions(targets: Iterable[Any]) -> dict[str, str]:
 def _spec(name: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # an attribute and not a module, or a module made by hand
+    except Exception:  # an attribute and not a module, a module made by hand, or in one that cannot be imported
         return None
 
 

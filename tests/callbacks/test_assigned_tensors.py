@@ -119,6 +119,12 @@ class Assigning(Tiny):
     def forward(self, x: Tensor) -> Tensor:
         return self.net[1:](self.net[0](x) * self.scale * self.plain)
 
+    def on_fit_start(self) -> None:
+        self.plain = self.plain.to(self.device)
+
+    def teardown(self, stage: str) -> None:
+        self.plain = self.plain.cpu()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.way == "buffer":
             self.scale = self.scale * 3

@@ -87,7 +87,7 @@ def test_a_copy_made_while_the_original_observes_does_neither_observe_nor_end_it
                 made.append(how(callback))
                 made[-1].on_exception(trainer, pl_module, RuntimeError())
                 assert pl_module.__dict__["forward"] is shadow
-                pl_module(torch.zeros(1, 1, 8, 8))
+                pl_module(torch.zeros(1, 1, 8, 8, device=pl_module.device))
 
     callback = kind()
     fit(tmp_path, Tiny(), callback, Midway(), num_sanity_val_steps=0)

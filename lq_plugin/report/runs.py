@@ -147,7 +147,7 @@ def superseded(runs: Mapping[str, Run]) -> dict[str, str]:
     """
     later: dict[str, list[str]] = {}
     earlier: dict[str, str] = {}
-    for name, run in reversed(runs.items()):
+    for name, run in reversed(list(runs.items())):
         if run.job is None:
             continue
         others = later.setdefault(run.job, [])

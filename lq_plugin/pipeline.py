@@ -15,7 +15,7 @@ from lq_plugin import selection
 from lq_plugin.artifacts.base import FORMATS, formats_of
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.distributions import value_ranges
-from lq_plugin.errors import is_mistake
+from lq_plugin.errors import UnsupportedError, is_mistake
 from lq_plugin.evaluation.compare import Comparison, Protocol, Subject, Timed, compare, timed
 from lq_plugin.evaluation.judging import judged, select, unselected
 from lq_plugin.evaluation.placing import MeasuredPlacement
@@ -133,11 +133,13 @@ def _wanted(plan: Plan) -> list[tuple[Job, str]]:
 
 def _candidates(plan: Plan, store: Store) -> dict[str, Step[Candidate]]:
     runtimes = None if plan.folder is None else frozenset(FORMATS[name].runtime for name in plan.formats)
+    told = plan.folder is not None and plan.protocol is not None  # by the table of the artifacts, at the end
     candidates = {
         job.name: attempt(
             f"candidate {job.name!r} could not be made",
             partial(replace(job, runtimes=runtimes).candidate, store),
             Step[None](error=job.failure),
+            expected=(UnsupportedError,) if told else (),
         )
         for job in plan.jobs
     }

@@ -271,6 +271,11 @@ class Failing(StaticJob):
         raise ZeroDivisionError("why")
 
 
+class Unsupported(StaticJob):
+    def candidate(self, store: Store) -> Any:
+        raise UnsupportedError("target: nothing in it can be quantized")
+
+
 def test_a_candidate_that_fails_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     static, dynamic = jobs()
     asked = replace(plan(tmp_path), jobs=(Failing(**vars(static)), dynamic), protocol=None)
@@ -285,6 +290,19 @@ def test_a_candidate_that_fails_costs_no_other(tmp_path: Path, caplog: pytest.Lo
     assert [record.getMessage() for record in caplog.records if record.name == "lq_plugin"] == [
         "candidate 'static' could not be made. ZeroDivisionError: why"
     ]
+
+
+@pytest.mark.parametrize(
+    "protocol", [None, Protocol(["validate"], latency=None)], ids=["no table", "a table at the end"]
+)
+def test_what_the_table_says_of_a_target_is_not_logged_too(
+    protocol: Protocol | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    static, dynamic = jobs()
+    asked = replace(plan(tmp_path), jobs=(Unsupported(**vars(static)), dynamic), formats=["pt2"], protocol=protocol)
+    finish(asked, Store(tmp_path / "store"))
+    assert [entry["status"] for entry in written(tmp_path)["artifacts"]][:2] == ["unsupported", "unsupported"]
+    assert ("nothing in it can be quantized" in caplog.text) == (protocol is None)
 
 
 def test_artifacts_of_an_earlier_run_do_not_stand_for_what_failed_or_was_not_asked_for(

@@ -43,7 +43,7 @@ from lq_plugin.jobs import StaticJob
 from lq_plugin.pipeline import finish
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.report import manifest, table
-from lq_plugin.report.manifest import Entry, Manifest
+from lq_plugin.report.manifest import Config, Entry, Manifest
 from lq_plugin.source import Source
 from lq_plugin.steps import Step
 from lq_plugin.store import Store
@@ -204,10 +204,10 @@ def test_no_winner_is_an_outcome(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     evaluation = Int8Evaluation(search=Search())
     for trials_made, unmet, said in (
         (made.trials, "none of 1 trial", "1 trial found no artifact"),
-        ((), "nothing could be tried", "would look for operators to leave float"),
+        ((), "nothing could be tried", "the search tried nothing"),
         ((replace(made.trials[0], within=True),), "none of 1 trial", "only in the format that it tried"),
     ):
-        evaluation.manifest = replace(made, trials=trials_made)
+        evaluation.manifest = replace(made, trials=trials_made, config=Config(evaluation=evaluation.options()))
         assert unmet in str(evaluation.unmet)
         assert said in printed(evaluation.manifest, tmp_path)
     assert_said_once(evaluation, tmp_path, caplog)

@@ -30,7 +30,7 @@ from lq_plugin.printing import counted, line
 from lq_plugin.progress import note
 from lq_plugin.report import leaderboard
 from lq_plugin.report.manifest import FILE as MANIFEST
-from lq_plugin.report.runs import FAILURE, QUANTIZED, below, reason
+from lq_plugin.report.runs import FAILURE, JOB, QUANTIZED, below, reason
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 INTERRUPTED = 130  # what shells report of a process that Ctrl+C has ended: 128 and SIGINT
@@ -126,7 +126,8 @@ def _traced(swept: bool) -> Iterator[None]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     failure = folder / FAILURE
     (folder / QUANTIZED / MANIFEST).unlink(missing_ok=True)
-    failure.unlink(missing_ok=True)
+    for left in (failure, folder / JOB):
+        left.unlink(missing_ok=True)
     if swept:
         failure.write_text(json.dumps({"error": "the job did not finish; most likely its process was killed"}))
     try:

@@ -34,7 +34,7 @@ from lq_plugin.report.decoder import encode
 from lq_plugin.report.environment import environment
 from lq_plugin.report.files import AS_MEASURED, compared
 from lq_plugin.report.manifest import Entry, Manifest
-from lq_plugin.report.runs import QUANTIZED
+from lq_plugin.report.runs import JOB, QUANTIZED
 from lq_plugin.store import STALE, Store, copy_folder, inside, put_aside, remove
 from lq_plugin.untrusted import naming, read_json
 
@@ -125,14 +125,18 @@ class KeptJob:
         return str(record.get("weights")), Path(record["folder"]), Manifest.from_json(record.get("manifest"))
 
 
-def of(config: DictConfig, store: Store) -> KeptJob:
-    """Return the job of a configuration.
+def of(config: DictConfig, store: Store, weights: str) -> KeptJob:
+    """Return the job of a configuration, and name it in its folder: reports list what became of it in the last sweep.
 
     Args:
         config: of the whole run, after the random generators were seeded.
         store: beside the fit.
+        weights: what determines the weights that are quantized.
     """
-    return KeptJob(digest(config), store, Path(config.paths.output_dir) / QUANTIZED, config.fit.skip_finished)
+    folder = Path(config.paths.output_dir)
+    job = KeptJob(digest(config), store, folder / QUANTIZED, config.fit.skip_finished)
+    write_whole(folder / JOB, json.dumps({"job": checksums.of_json([job.digest, weights])[:16]}).encode())
+    return job
 
 
 def digest(config: DictConfig) -> str:

@@ -58,8 +58,8 @@ def quantize(config: DictConfig) -> float | tuple[float, ...] | None:
     # Below the folder of the run it would be of no use to the next one.
     fit = fits.digest(config)
     store = Store(Path(to_absolute_path(config.fit.folder)) / f"{fit}.store", keeps_calibrations=True, advice=IGNORED)
-    job = kept_job.of(config, store) if swept() else None
     weights = checksums.of_json([fit, sorted(_given())])
+    job = kept_job.of(config, store, weights) if swept() else None
     if job is not None and (known := job.taken_over(weights)):
         return objectives(known, config.objectives)
     without_training(trainer, model, data, lambda choice: read_file(path), store)

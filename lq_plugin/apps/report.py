@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lq_plugin.errors import LqError
-from lq_plugin.printing import add_row, figure, line, plain, show_lines, terminal
+from lq_plugin.printing import add_row, line, plain, show_lines, terminal
+from lq_plugin.report import formats
 from lq_plugin.report.board import Leaderboard
 from lq_plugin.report.details import Section
 from lq_plugin.report.leaderboard import details, distinctions, leaderboard, save
@@ -93,7 +94,7 @@ def _table(board: Leaderboard) -> Table:
     table = Table(title="INT8 leaderboard", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=0)
     metrics = {row.budget.metric for row in board.artifacts}
     metric = next(iter(metrics)) if len(metrics) == 1 else None
-    for column in ("", "artifact", "run", metric or "metric", "delta", "ms", "vs FP32", "MB", "status"):
+    for column in ("", "artifact", "run", metric or "metric", "delta", "ms", "vs FP32", "size", "status"):
         text = column in ("", "artifact", "run", "status")
         table.add_column(
             Text(plain(column)),
@@ -109,11 +110,11 @@ def _table(board: Leaderboard) -> Table:
             "★" * row.winner + "●" * row.pareto,
             row.label,
             row.run,
-            ("" if metric else f"{named} ") + figure(row.entry.metrics.get(named)),
-            figure(row.entry.delta.get(named), "+.4f"),
-            figure(row.entry.median, ".3f"),
-            figure(row.speedup.vs_best_fp32, ".2f", unit="×"),
-            figure(row.entry.size_bytes, ".2f", 1e-6),
+            ("" if metric else f"{named} ") + formats.metric(row.entry.metrics.get(named)),
+            formats.change(row.entry.delta.get(named)),
+            formats.milliseconds(row.entry.median),
+            formats.times(row.speedup.vs_best_fp32),
+            formats.size(row.entry.size_bytes),
             row.entry.status,
         )
     return table

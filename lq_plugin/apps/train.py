@@ -70,7 +70,7 @@ def train(config: DictConfig) -> float | tuple[float, ...] | None:
         return outcome(trainer, config.objectives)
     fit = Fit(Path(to_absolute_path(config.fit.folder)) / fits.digest(config))
     trainer.callbacks.append(RunContext(plain(config), fit.store, command.again("lq-train")))
-    job = kept_job.of(config, fit.store) if swept() else None
+    job = kept_job.of(config, fit.store, fit.folder.name) if swept() else None
     with fit.claimed(config.paths.output_dir):
         if trains := not fit.usable():
             note(f"fitting; the fit is cached in {fit.folder}")

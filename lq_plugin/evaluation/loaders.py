@@ -17,8 +17,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lq_plugin.evaluation.loop import ChosenBatches, Data, Enough, Observed, run
 from lq_plugin.graph.observation import Begin
+from lq_plugin.progress import note
 from lq_plugin.targets import Forward
 
+# Classes of Lightning, in either namespace: a sampler, and what it puts around any but a sequential or random one.
+_LIGHTNINGS, _AROUND_ANOTHER = "UnrepeatedDistributedSampler", "_DatasetSamplerWrapper"
 _SEQUENTIAL = "sequential"  # what Lightning makes of loaders that the user did not combine
 
 
@@ -96,7 +99,14 @@ def _whole(loader: Any) -> Any:
     sampler = getattr(batches, "sampler", loader.sampler)
     if not isinstance(sampler, DistributedSampler):
         return loader
-    whole = _joined(sampler, loader.dataset)
+    try:
+        whole = _joined(sampler, loader.dataset)
+    except Exception as error:  # a sampler of the user's own may do anything
+        note(
+            f"{type(sampler).__name__} cannot say what other processes choose ({type(error).__name__}: {error}), so "
+            "this process goes through its own share of the data"
+        )
+        return loader
     if batches is not None:
         batches.sampler = whole  # type: ignore[attr-defined]
     made = copy.copy(loader)
@@ -106,11 +116,11 @@ def _whole(loader: Any) -> Any:
 
 def _joined(sampler: DistributedSampler[Any], data: Any) -> Any:
     """Return a sampler of what the samplers of all processes choose together, in the order of the data."""
-    wrapped = getattr(sampler.dataset, "_sampler", None)  # by Lightning, around any but a sequential or random one
-    if wrapped is not None:
-        return wrapped
-    plain, of_all = type(sampler).__module__.startswith(("torch.", "lightning.", "pytorch_")), sampler.dataset is data
-    if plain and of_all:
+    if type(sampler.dataset).__name__ == _AROUND_ANOTHER:
+        return sampler.dataset._sampler  # type: ignore[attr-defined]
+    chooses = next(kind for kind in type(sampler).__mro__ if "__iter__" in vars(kind))  # it may be the user's own
+    of_all = sampler.dataset is data
+    if of_all and (chooses is DistributedSampler or chooses.__name__ == _LIGHTNINGS):
         return range(len(data))
     chosen: set[int] = set()  # some indices are repeated to make shares equal
     for rank in range(sampler.num_replicas):

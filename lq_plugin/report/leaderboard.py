@@ -19,7 +19,7 @@ from lq_plugin.report.decoder import encode
 from lq_plugin.report.details import Section, sections
 from lq_plugin.report.files import MISSING
 from lq_plugin.report.limits import LONGEST_VALUE
-from lq_plugin.report.runs import find, flat, read, taken_over
+from lq_plugin.report.runs import find, flat, read, superseded
 
 FILE = "leaderboard"
 SCHEMA_VERSION = 1
@@ -29,8 +29,8 @@ _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # those of full width too
 def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
     """Collect every run below some folders.
 
-    A run is a folder with ``quantized/manifest.json``, or with the ``failure.json`` of a job that stopped. A job whose
-    results a later sweep took over is listed once, in the folder of that one.
+    A run is a folder with ``quantized/manifest.json``, or with the ``failure.json`` of a job that stopped. A job that
+    failed and that a later sweep ran again, or whose results it took over, is listed once, in the folder of that one.
 
     Args:
         folders: of runs, of multiruns, or anything above them.
@@ -40,7 +40,7 @@ def leaderboard(*folders: str | os.PathLike[str]) -> Leaderboard:
     """
     found = find([Path(folder) for folder in folders])
     every = {name: read(name, folder) for name, folder in found.runs.items()}
-    earlier = taken_over(every)
+    earlier = superseded(every)
     runs = {name: run for name, run in every.items() if name not in earlier}
     differing = _differing({name: run.options for name, run in runs.items()})
     rows = [replace(row, config=differing[row.run]) for run in runs.values() for row in run.rows]
@@ -155,7 +155,7 @@ def _listed_once(earlier: Mapping[str, str]) -> Iterator[str]:
     if earlier:
         named = ", ".join(f"{run} (now {later})" for run, later in list(earlier.items())[:3])
         more = ", …" if len(earlier) > 3 else ""
-        yield f"Listed once, because a later sweep took over the results: {named}{more}."
+        yield f"Listed once, because a later sweep ran the job again or took over its results: {named}{more}."
 
 
 def _hidden(folders: Sequence[Path]) -> Iterator[str]:

@@ -44,15 +44,18 @@ def _over_budget(manifest: Manifest) -> list[str]:
             worst = ", ".join(f"{each.name} ({each.share:.0%})" for each in operators[:_WORST])
             within = ", ".join(entry.label for entry in own if entry.status == "ok")
             trials = [trial for trial in manifest.trials if trial.candidate == name]
-            then = f"within it: {within}" if within and not trials else _searched(trials)
+            searched = bool(trials) or bool((manifest.config.evaluation or {}).get("search"))
+            then = f"within it: {within}" if within and not trials else _searched(searched, trials)
             lines.append(f"Over budget: {', '.join(over)}. INT8 costs most in {worst}; {then}")
     return lines
 
 
-def _searched(trials: Sequence[Trial]) -> str:
+def _searched(searched: bool, trials: Sequence[Trial]) -> str:
     """What a search has done about it, or would do."""
-    if not trials:
+    if not searched:
         return "Int8Evaluation(search=Search()) would look for operators to leave float"
+    if not trials:
+        return "the search tried nothing: it takes static candidates with several such operators, within time_limit"
     if any(trial.within for trial in trials):
         return "a search found an artifact within the budget, but only in the format that it tried"
     return f"{counted(len(trials), 'trial')} found no artifact within the budget"

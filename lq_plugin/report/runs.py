@@ -20,6 +20,7 @@ from lq_plugin.report.manifest import Config, Entry, Manifest
 from lq_plugin.untrusted import read_bytes, read_json
 
 FAILURE = "failure.json"
+JOB = "job.json"
 QUANTIZED = "quantized"
 OVERRIDES = Path(".hydra", "overrides.yaml")
 PLACES = ("default_root_dir", "dirpath", "output_dir", "save_dir")  # differ between jobs and decide nothing
@@ -34,11 +35,13 @@ class Run:
         rows: of its manifest.
         failed: why it stopped, or why its manifest cannot be read.
         options: its configuration by dotted key.
+        job: digest of what determines its results, which a job of a sweep leaves; ``None`` where it is not known.
     """
 
     rows: tuple[Row, ...]
     failed: tuple[Failed, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    job: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,42 +122,54 @@ def read(name: str, folder: Path) -> Run:
     """Read a run; what cannot be read is a failure with its reason, and does not affect other runs."""
     overrides = _overrides(folder / OVERRIDES)
     stopped = reason(folder / FAILURE)
-    failed = () if stopped is None else (Failed(name, overrides, stopped),)
+    failed, job = () if stopped is None else (Failed(name, overrides, stopped),), _job(folder / JOB)
     file = folder / QUANTIZED / manifest.FILE
     try:
         if file.parent.is_symlink():
             raise ValueError(f"is below a link; put the folder {QUANTIZED} itself in its place")
         content = manifest.read(file)
-        return Run(
-            tuple(rows_of(name, overrides, content, _entries(content, file.parent))), failed, _options(content.config)
-        )
+        rows = tuple(rows_of(name, overrides, content, _entries(content, file.parent)))
+        return Run(rows, failed, _options(content.config), job)
     except FileNotFoundError:
-        return Run((), failed)
+        return Run((), failed, job=job)
     except Exception as error:
-        return Run((), (*failed, Failed(name, overrides, _unreadable(file, error))))
+        return Run((), (*failed, Failed(name, overrides, _unreadable(file, error))), job=job)
 
 
-def taken_over(runs: Mapping[str, Run]) -> dict[str, str]:
-    """Return the runs whose results a later sweep took over, each with the last run that has them.
+def superseded(runs: Mapping[str, Run]) -> dict[str, str]:
+    """Return the runs of jobs that a later sweep ran again or took over, each with the last run of the job.
 
-    Such a sweep writes the same manifest, in which the folder of the first run stands.
+    A run that failed gives way to any later one; one that finished only to one with the same manifest, because other
+    figures were measured anew.
 
     Args:
         runs: by name, in the order of their folders.
     """
-    last: dict[str, tuple[str, Manifest]] = {}
+    later: dict[str, list[str]] = {}
     earlier: dict[str, str] = {}
     for name, run in reversed(list(runs.items())):
-        if run.rows and not run.failed and (made_in := _made_in(run.rows[0].manifest.config)):
-            later, content = last.setdefault(made_in, (name, run.rows[0].manifest))
-            if later != name and content == run.rows[0].manifest:
-                earlier[name] = later
+        if run.job is None:
+            continue
+        others = later.setdefault(run.job, [])
+        last = next((each for each in others if run.failed or _manifest(runs[each]) == _manifest(run)), None)
+        others.append(name)
+        if last is not None:
+            earlier[name] = last
     return dict(reversed(earlier.items()))
 
 
-def _made_in(config: Config) -> str | None:
-    paths = (config.run or {}).get("paths")
-    return str(paths.get("output_dir")) if isinstance(paths, Mapping) and "output_dir" in paths else None
+def _manifest(run: Run) -> Manifest | None:
+    return run.rows[0].manifest if run.rows else None
+
+
+def _job(file: Path) -> str | None:
+    """Return which job a run is; a run that does not say it is listed in any case."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        return None
+    job = content.get("job") if isinstance(content, dict) else None
+    return job if isinstance(job, str) else None
 
 
 def reason(file: Path) -> str | None:

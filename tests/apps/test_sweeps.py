@@ -102,7 +102,8 @@ def test_a_killed_sweep_that_is_started_again_skips_what_finished(whole: Whole, 
     assert len(find_results(board_file.parent)) == 4
     both = leaderboard(tmp_path / "multirun")
     assert [row.run for row in both.artifacts] == [f"2026-01-02/12-00-00/{job}" for job in range(4)]
-    assert "the results: 2026-01-01/12-00-00/0 (now 2026-01-02/12-00-00/0), 2026-01-01/12-00-00/1" in str(both.notes)
+    assert both.failed == ()
+    assert "its results: 2026-01-01/12-00-00/0 (now 2026-01-02/12-00-00/0), 2026-01-01/12-00-00/1" in str(both.notes)
 
 
 def test_a_fit_is_reused_without_what_trained_it_and_without_unpickling(tmp_path: Path) -> None:

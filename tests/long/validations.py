@@ -41,7 +41,8 @@ def test_nothing_grows_over_hundreds_of_validations(tmp_path: Path) -> None:
     fit(tmp_path, Tiny(), *callbacks, data=data, val_check_interval=1, enable_checkpointing=False)
     assert len(watching.seen) >= VALIDATIONS
     memory, descriptors, threads = zip(*watching.seen[SETTLED:], strict=True)
-    print(f"\n{len(watching.seen)} validations: memory {memory[0] >> 20} → {memory[-1] >> 20} MiB")
+    shown = ", ".join(f"{watching.seen[each - 1][0] >> 20} MiB after {each}" for each in range(50, VALIDATIONS + 1, 50))
+    print(f"\n{shown}; {descriptors[-1]} descriptors, {threads[-1]} threads")
     assert max(memory) - memory[0] < MOST_GROWTH
     assert len(set(descriptors)) == len(set(threads)) == 1
     assert static.calibration is not None

@@ -46,7 +46,9 @@ def content(real: Path) -> dict[str, Any]:
     return dict(json.loads((real / "quantized" / "manifest.json").read_text()))
 
 
-def put(run: Path, content: dict[str, Any], *entries: dict[str, Any], overrides: str | None = None) -> Path:
+def put(
+    run: Path, content: dict[str, Any], *entries: dict[str, Any], overrides: str | None = None, job: str | None = None
+) -> Path:
     """Write a copy of a manifest, with its artifacts replaced by the given ones, as another run."""
     (run / "quantized").mkdir(parents=True)
     text = json.dumps({**content, "artifacts": list(entries) or content["artifacts"]})
@@ -54,6 +56,16 @@ def put(run: Path, content: dict[str, Any], *entries: dict[str, Any], overrides:
     if overrides is not None:
         (run / ".hydra").mkdir()
         (run / ".hydra" / "overrides.yaml").write_text(overrides)
+    if job is not None:
+        (run / "job.json").write_text(json.dumps({"job": job}))
+    return run
+
+
+def stop(run: Path, job: str) -> Path:
+    """Make a run whose job was killed."""
+    run.mkdir()
+    (run / "failure.json").write_text('{"error": "the job did not finish"}')
+    (run / "job.json").write_text(json.dumps({"job": job}))
     return run
 
 
@@ -92,16 +104,30 @@ def notes(board: Leaderboard) -> list[str]:
     return [note for note in board.notes if "only their figures are left" not in note]
 
 
-def test_results_that_were_taken_over_are_listed_once_and_others_always(
+def test_a_job_of_several_sweeps_is_listed_once_unless_it_was_measured_anew(
     tmp_path: Path, content: dict[str, Any]
 ) -> None:
-    made = content | {"config": content["config"] | {"run": {"paths": {"output_dir": "first"}}}}
-    for run in ("1", "2", "10"):
-        put(tmp_path / run, made)
-    put(tmp_path / "3", made, entry(content, "run again", 0.5, 1.0, 9))
+    stop(tmp_path / "1", "a")
+    for run in ("2", "10"):
+        put(tmp_path / run, content, job="a")
+    put(tmp_path / "3", content, entry(content, "measured anew", 0.5, 1.0, 9), job="a")
+    put(tmp_path / "4", content, job="another")
+    stop(tmp_path / "11", "a")
+    stop(tmp_path / "12", "killed twice")
+    stop(tmp_path / "13", "killed twice")
     board = leaderboard(tmp_path)
-    assert list(board.manifests) == ["3", "10"]
-    assert "Listed once, because a later sweep took over the results: 1 (now 10), 2 (now 10)." in board.notes
+    assert list(board.manifests) == ["3", "4", "10"]
+    assert [failure.run for failure in board.failed] == ["11", "13"]
+    (note,) = (note for note in board.notes if note.startswith("Listed once"))
+    assert note.endswith("ran the job again or took over its results: 1 (now 11), 2 (now 10), 12 (now 13).")
+
+
+def test_a_run_that_does_not_say_which_job_it_is_is_always_listed(tmp_path: Path, content: dict[str, Any]) -> None:
+    stop(tmp_path / "1", "a")
+    for said in ("", "[]", '{"job": null}', "{", '{"job": "a", "job": "b"}'):
+        (stop(tmp_path / f"0{len(said)}", "a") / "job.json").write_text(said)
+    put(tmp_path / "2", content, job="a")
+    assert len(leaderboard(tmp_path).failed) == 5
 
 
 def test_a_row_says_what_the_manifest_says(real: Path, content: dict[str, Any]) -> None:

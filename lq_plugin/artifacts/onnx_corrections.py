@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lq_plugin.artifacts.onnx_values import in_place_of
 from lq_plugin.errors import require
 
 if TYPE_CHECKING:
@@ -29,12 +30,9 @@ def average_values_alone(model: ir.Model) -> None:
         shape = ir.node("Concat", [*first.outputs, *sizes.outputs], {"axis": 0}, name=f"{average.name}_shape")
         ones = ir.node("Expand", [*one.outputs, *shape.outputs], name=f"{average.name}_ones")
         shares = ir.Node("", "AveragePool", ones.outputs, attributes.values(), name=f"{average.name}_shares")
-        product = ir.Value(name=result.name, shape=result.shape, type=result.type)
+        product = in_place_of(result, "values")
         multiply = ir.Node("", "Mul", [result, *shares.outputs], outputs=[product], name=f"{average.name}_product")
         average.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
-        result.replace_all_uses_with(product, replace_graph_outputs=True)
-        multiply.replace_input_with(0, result)
-        result.name = f"{result.name}_values"
         for node in (one, first, sizes, shape, ones, shares):
             for number, output in enumerate(node.outputs):
                 output.name = f"{node.name}_{number}"
@@ -50,9 +48,7 @@ def keep_extremes_apart(model: ir.Model) -> None:
     ir = require("onnx_ir", "onnx", "formats: 'openvino'")
     for extreme in [node for node in model.graph if node.op_type in ("ReduceMax", "ReduceMin")]:
         (result,) = extreme.outputs
-        both = ir.Value(name=result.name, shape=result.shape, type=result.type)
-        result.replace_all_uses_with(both, replace_graph_outputs=True)
-        result.name = f"{result.name}_once"
+        both = in_place_of(result, "once")
         kind = extreme.op_type.removeprefix("Reduce")
         again = ir.Node("", kind, [result, result], outputs=[both], name=f"{extreme.name}_twice")
         model.graph.insert_after(extreme, again)

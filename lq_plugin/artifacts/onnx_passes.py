@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lq_plugin.artifacts.onnx_corrections import average_values_alone, keep_extremes_apart
+from lq_plugin.artifacts.onnx_values import constant, in_place_of, is_initializer, producer
 from lq_plugin.errors import require
 
 if TYPE_CHECKING:
@@ -30,12 +31,9 @@ def split_biased_gemm(model: ir.Model) -> None:
         scaled = gemm.attributes.get_float("beta", 1.0) != 1.0
         if scaled or not _is_dequantized(gemm.inputs[0]) or _is_quantized(result):
             continue
-        total = ir.Value(name=result.name, shape=result.shape, type=result.type)
-        add = ir.Node("", "Add", [None, gemm.inputs[2]], outputs=[total], name=f"{gemm.name}_bias")
-        result.replace_all_uses_with(total, replace_graph_outputs=True)
-        result.name = f"{result.name}_product"
-        add.replace_input_with(0, result)  # not before the other uses of the result were replaced
+        total, bias = in_place_of(result, "product"), gemm.inputs[2]
         gemm.resize_inputs(2)
+        add = ir.Node("", "Add", [result, bias], outputs=[total], name=f"{gemm.name}_bias")
         model.graph.insert_after(gemm, add)
 
 
@@ -47,8 +45,8 @@ def omit_zero_points(model: ir.Model) -> None:
     and the same time with this pass. onnxruntime (1.32) wants zero points: it finds a quantized ``Gemm`` by them.
     """
     for node in model.graph:
-        if node.op_type == "DequantizeLinear" and len(node.inputs) == 3 and _is_initializer(node.inputs[0]):
-            zeros = _constant(node.inputs[2])
+        if node.op_type == "DequantizeLinear" and len(node.inputs) == 3 and is_initializer(node.inputs[0]):
+            zeros = constant(node.inputs[2])
             if zeros is not None and not zeros.any():
                 node.resize_inputs(2)
 
@@ -90,15 +88,12 @@ def transpose_keys(model: ir.Model) -> None:
         keys = _swapped(last)
         if keys is None:
             continue
-        order, before = [0, 1, 3, 2], _producer(keys, "Transpose")
+        order, before = [0, 1, 3, 2], producer(keys, "Transpose")
         if before is not None:
             order, keys = [before.attributes.get_ints("perm", [3, 2, 1, 0])[axis] for axis in order], before.inputs[0]
-        (result,) = last.outputs
-        value = ir.Value(name=result.name, shape=result.shape, type=result.type)
-        node = ir.node("Transpose", [keys], {"perm": order}, outputs=[value], name=f"{last.name}_keys")
+        result = in_place_of(last.outputs[0], "reshaped")
+        node = ir.node("Transpose", [keys], {"perm": order}, outputs=[result], name=f"{last.name}_keys")
         model.graph.insert_before(last, node)
-        result.replace_all_uses_with(value, replace_graph_outputs=True)
-        result.name = f"{result.name}_reshaped"
 
 
 def average_globally(model: ir.Model) -> None:
@@ -109,18 +104,16 @@ def average_globally(model: ir.Model) -> None:
     """
     ir = require("onnx_ir", "onnx", "formats: 'onnx'")
     for mean in [node for node in model.graph if node.op_type == "ReduceMean" and len(node.inputs) == 2]:
-        (value, axes), (result,) = mean.inputs, mean.outputs
+        value, axes = mean.inputs
         if not _is_dequantized(value) or not _are_all_positions(axes, value):
             continue
-        averaged = ir.Value(name=result.name, shape=result.shape, type=result.type)
+        averaged = in_place_of(mean.outputs[0], "mean")
         if mean.attributes.get_int("keepdims", 1):
             new = [ir.Node("", "GlobalAveragePool", [value], outputs=[averaged], name=mean.name)]
         else:
             pool = ir.node("GlobalAveragePool", [value], num_outputs=1, name=mean.name)
-            pool.outputs[0].name, pool.outputs[0].type = f"{result.name}_pool", result.type
+            pool.outputs[0].name, pool.outputs[0].type = f"{averaged.name}_pool", averaged.type
             new = [pool, ir.Node("", "Squeeze", [*pool.outputs, axes], outputs=[averaged], name=f"{mean.name}_squeeze")]
-        result.replace_all_uses_with(averaged, replace_graph_outputs=True)
-        result.name = f"{result.name}_mean"
         model.graph.insert_after(mean, new)
 
 
@@ -142,15 +135,12 @@ def keep_sums_apart(model: ir.Model) -> None:
     """
     ir = require("onnx_ir", "onnx", "formats: 'onnx'")
     for add in [node for node in model.graph if node.op_type == "Add"]:
-        (total,) = add.outputs
-        if any(_producer(value, "Gemm") for value in add.inputs):
+        if any(producer(value, "Gemm") for value in add.inputs):
             continue
         if not _is_residual(add) and not any(_is_integer_product(value) for value in add.inputs):
             continue
-        result = ir.Value(name=total.name, shape=total.shape, type=total.type)
-        model.graph.insert_before(add, ir.Node("", "Sum", add.inputs, outputs=[result], name=add.name))
-        total.replace_all_uses_with(result, replace_graph_outputs=True)
-        total.name = f"{total.name}_added"
+        total = in_place_of(add.outputs[0], "added")
+        model.graph.insert_before(add, ir.Node("", "Sum", add.inputs, outputs=[total], name=add.name))
 
 
 def transpose_integers(model: ir.Model) -> None:
@@ -163,8 +153,8 @@ def transpose_integers(model: ir.Model) -> None:
     library = require("onnx_ir", "onnx", "formats: 'onnx'")
     transposed: dict[ir.Value, ir.Value] = {}
     for product in [node for node in model.graph if node.op_type == "MatMul"]:
-        turn = _producer(product.inputs[1], "Transpose")
-        weight = _producer(turn.inputs[0], "DequantizeLinear") if turn is not None else None
+        turn = producer(product.inputs[1], "Transpose")
+        weight = producer(turn.inputs[0], "DequantizeLinear") if turn is not None else None
         if turn is None or weight is None or not _is_matrix(weight.inputs[0]):
             continue
         integers, scale, *zero_point = weight.inputs
@@ -208,8 +198,8 @@ _FAR = 2**31 - 1  # a slice that ends here or later takes everything
 
 def _swapped(last: ir.Node) -> ir.Value | None:
     """The value whose last two dimensions are swapped by the nodes that end in this ``Reshape``, or ``None``."""
-    swap = _producer(last.inputs[0], "Transpose")
-    first = _producer(swap.inputs[0], "Reshape") if swap is not None else None
+    swap = producer(last.inputs[0], "Transpose")
+    first = producer(swap.inputs[0], "Reshape") if swap is not None else None
     if swap is None or first is None or list(swap.attributes.get_ints("perm", [])) != [0, 2, 1]:
         return None
     value = first.inputs[0]
@@ -223,7 +213,7 @@ def _swapped(last: ir.Node) -> ir.Value | None:
 
 def _sizes(shape: ir.Value | None, of: ir.Value) -> list[Any]:
     """The parts of a shape: numbers, and slices of the shape of a value."""
-    numbers, joined = _constant(shape), _producer(shape, "Concat")
+    numbers, joined = constant(shape), producer(shape, "Concat")
     if numbers is not None:
         return list(numbers.tolist())
     return [size for part in joined.inputs for size in _part(part, of)] if joined is not None else []
@@ -231,11 +221,11 @@ def _sizes(shape: ir.Value | None, of: ir.Value) -> list[Any]:
 
 def _part(part: ir.Value | None, of: ir.Value) -> list[Any]:
     """Numbers, or a slice of the shape of a value; ``[None]`` for anything else."""
-    numbers, cut = _constant(part), _producer(part, "Slice")
+    numbers, cut = constant(part), producer(part, "Slice")
     if numbers is not None:
         return list(numbers.tolist())
     shape, *limits = cut.inputs if cut is not None else (None,)
-    whole, bounds = _producer(shape, "Shape"), [_constant(limit) for limit in limits]
+    whole, bounds = producer(shape, "Shape"), [constant(limit) for limit in limits]
     if whole is None or whole.inputs[0] is not of or "end" in whole.attributes:
         return [None]
     start = whole.attributes.get_int("start", 0)
@@ -253,12 +243,12 @@ def _transposed(graph: ir.Graph, integers: ir.Value) -> ir.Value:
     library = require("onnx_ir", "onnx", "formats: 'onnx'")
     name = f"{integers.name}_transposed"
     if _only_multiplied(integers):
-        value: ir.Value = library.val(name, const_value=library.tensor(_constant(integers).T.copy(), name=name))
+        value: ir.Value = library.val(name, const_value=library.tensor(constant(integers).T.copy(), name=name))
         graph.register_initializer(value)
         return value
     turn: ir.Node = library.node("Transpose", [integers], {"perm": [1, 0]}, num_outputs=1, name=name)
     turn.outputs[0].name, turn.outputs[0].type = name, integers.type
-    turn.outputs[0].shape = library.Shape(reversed(_constant(integers).shape))
+    turn.outputs[0].shape = library.Shape(reversed(constant(integers).shape))
     graph.insert_before(graph[0], turn)
     return turn.outputs[0]
 
@@ -275,13 +265,13 @@ def _only_multiplied(integers: ir.Value) -> bool:
 
 
 def _is_matrix(value: ir.Value | None) -> bool:
-    return _is_initializer(value) and _constant(value).ndim == 2
+    return is_initializer(value) and constant(value).ndim == 2
 
 
 def _zeros_around(pad: ir.Node) -> list[int] | None:
     """How many zeros a ``Pad`` adds to an image, as a convolution's ``pads``; ``None`` where it does anything else."""
     counts, fill, axes = (*pad.inputs, None, None)[1:4]
-    amounts, number = _constant(counts), _constant(fill)
+    amounts, number = constant(counts), constant(fill)
     if amounts is None or axes is not None or pad.attributes.get_string("mode", "constant") != "constant":
         return None
     if fill is not None and (number is None or number.any()):
@@ -294,7 +284,7 @@ def _zeros_around(pad: ir.Node) -> list[int] | None:
 
 def _are_all_positions(axes: ir.Value | None, value: ir.Value | None) -> bool:
     """Whether axes are all dimensions but the first two (samples, channels) of a value of known rank."""
-    numbers = _constant(axes)
+    numbers = constant(axes)
     if numbers is None or value is None or value.shape is None:
         return False
     rank = len(value.shape)
@@ -316,33 +306,18 @@ def _is_padding(node: ir.Node) -> bool:
     return node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
-def _is_initializer(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()
-
-
-def _constant(value: ir.Value | None) -> Any:
-    """The array of a value that is known, else ``None``."""
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
-    """The node that makes a value, if it is of a kind."""
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == kind else None
-
-
 def _is_dequantized(value: ir.Value | None) -> bool:
-    return _producer(value, "DequantizeLinear") is not None
+    return producer(value, "DequantizeLinear") is not None
 
 
 def _is_residual(add: ir.Node) -> bool:
     """Whether an ``Add`` of two computed values is read by one ``LayerNormalization`` alone."""
     readers = [(use.node.op_type, use.idx) for use in add.outputs[0].uses()]
-    return readers == [("LayerNormalization", 0)] and not any(_is_initializer(value) for value in add.inputs)
+    return readers == [("LayerNormalization", 0)] and not any(is_initializer(value) for value in add.inputs)
 
 
 def _is_integer_product(value: ir.Value | None) -> bool:
-    product = _producer(value, "MatMul")
+    product = producer(value, "MatMul")
     return product is not None and _is_dequantized(product.inputs[0])
 
 

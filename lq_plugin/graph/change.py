@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from lq_plugin.graph.graph import Graph, duplicate
 from lq_plugin.graph.nodes import INSERTED_BY, constant
-from lq_plugin.graph.rewriting import rewritten
+from lq_plugin.graph.rewriting import inserted, rewritten
 
 aten = torch.ops.aten
 # Operators that algorithms put into a graph.
@@ -146,11 +146,9 @@ def _read_constant(module: fx.GraphModule, consumer: fx.Node, written: _Written)
 
 
 def _inserted(module: fx.GraphModule, nodes: Mapping[str, fx.Node], written: _Written) -> fx.Node:
-    """Insert an operator as :func:`~lq_plugin.graph.rewriting.insert_before` does."""
-    consumer, value = nodes[written["before"]], nodes[written["args"][0]["node"]]
-    with module.graph.inserting_before(consumer):
-        made = module.graph.create_node("call_function", _OPERATORS[written["operator"]], (), name=written["name"])
-    made.meta = {**consumer.meta, "val": value.meta["val"], INSERTED_BY: written["algorithm"]}
+    """Insert an operator on its first argument; its others follow."""
+    consumer, value, operator = nodes[written["before"]], nodes[written["args"][0]["node"]], written["operator"]
+    made = inserted(module, consumer, _OPERATORS[operator], (value,), written["algorithm"], written["name"])
     return _named(made, written["name"])
 
 

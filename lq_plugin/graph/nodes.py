@@ -48,9 +48,9 @@ def operator_type(node: fx.Node) -> str:
     return _operator_type(node.target)
 
 
-def insert(graph: fx.Graph, target: Any, args: tuple[Any, ...]) -> fx.Node:
+def insert(graph: fx.Graph, target: Any, args: tuple[Any, ...], name: str | None = None) -> fx.Node:
     """Insert a call into a prepared graph without changing the names of other values: statistics are found by name."""
-    return graph.create_node("call_function", target, args, name=f"{_INSERTED}{_operator_type(target)}")
+    return graph.create_node("call_function", target, args, name=name or f"{_INSERTED}{_operator_type(target)}")
 
 
 def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node, node_name: str | None = None) -> fx.Node:

@@ -43,8 +43,21 @@ def insert_before(
     """
     with module.graph.inserting_before(consumer):
         known = constant(module, f"lq_{value.name}_{consumer.name}", factor, consumer)
-        result = insert(module.graph, target, (value, known))
-    result.meta = {**consumer.meta, "val": value.meta["val"], INSERTED_BY: algorithm}
+    return inserted(module, consumer, target, (value, known), algorithm)
+
+
+def inserted(
+    module: fx.GraphModule,
+    consumer: fx.Node,
+    target: Any,
+    args: tuple[fx.Node, ...],
+    algorithm: str,
+    name: str | None = None,
+) -> fx.Node:
+    """Insert an operator on nodes; see :func:`insert_before`. The result has the shape of the first of them."""
+    with module.graph.inserting_before(consumer):
+        result = insert(module.graph, target, args, name)
+    result.meta = {**consumer.meta, "val": args[0].meta["val"], INSERTED_BY: algorithm}
     return result
 
 

@@ -13,11 +13,12 @@ from typing import Any
 from lq_plugin.artifacts.base import FORMATS, Artifact, check_formats, export_one, formats_of, read, rearranged
 from lq_plugin.artifacts.digest import artifact_digest
 from lq_plugin.artifacts.layout import PLAIN
-from lq_plugin.candidate import Candidate, StaticCandidate
+from lq_plugin.candidate import Candidate
 from lq_plugin.errors import ArtifactError, CaptureError, LqError, UnsupportedError
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.placing import MeasuredPlacement, check_placement, placed_as
 from lq_plugin.jobs import Job
+from lq_plugin.placing import decided
 from lq_plugin.progress import doing, note
 from lq_plugin.report import readme
 from lq_plugin.report.environment import environment
@@ -105,26 +106,6 @@ def _placed_artifact(
     artifact = export_one(candidate, path, format_name, threads)
     placed = decided(placing, candidate, format_name, path)
     return artifact if placed is candidate else export_one(placed, path, format_name, threads)
-
-
-def decided(
-    placing: MeasuredPlacement,
-    candidate: StaticCandidate,
-    format_name: str,
-    path: Path,
-    before: tuple[float, float] | None = None,
-) -> StaticCandidate:
-    """Return a candidate with the fastest placement found, or as it is; a failure is logged, and costs no artifact.
-
-    Args:
-        placing: measures.
-        candidate: a static candidate for whose format nothing was decided yet.
-        format_name: one whose runtime has a profiler.
-        path: folder of the candidate's artifact in this format.
-        before: milliseconds of a call of FP32 and of that artifact, where they are known.
-    """
-    what = f"the placement of {candidate.name}/{format_name} cannot be decided on"
-    return attempt(what, partial(placing.decided, candidate, format_name, path, before)).result or candidate
 
 
 def exported(

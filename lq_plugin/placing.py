@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 from lq_plugin.artifacts.base import FORMATS
 from lq_plugin.candidate import Candidate, StaticCandidate
 from lq_plugin.evaluation.compare import Subject, Timed
 from lq_plugin.evaluation.placing import MeasuredPlacement
-from lq_plugin.exporting import decided
-from lq_plugin.steps import Step
+from lq_plugin.steps import Step, attempt
 
 Candidates = Mapping[str, Step[Candidate]]  # by name
 
@@ -43,3 +44,23 @@ def placed(placing: MeasuredPlacement, candidates: Candidates, subject: Subject,
             made = decided(placing, candidate, entry.format, subject.path(entry), (floats, int8))
             candidates = {**candidates, entry.candidate: Step(made)}
     return candidates
+
+
+def decided(
+    placing: MeasuredPlacement,
+    candidate: StaticCandidate,
+    format_name: str,
+    path: Path,
+    before: tuple[float, float] | None = None,
+) -> StaticCandidate:
+    """Return a candidate with the fastest placement found, or as it is; a failure is logged, and costs no artifact.
+
+    Args:
+        placing: measures.
+        candidate: a static candidate for whose format nothing was decided yet.
+        format_name: one whose runtime has a profiler.
+        path: folder of the candidate's artifact in this format.
+        before: milliseconds of a call of FP32 and of that artifact, where they are known.
+    """
+    what = f"the placement of {candidate.name}/{format_name} cannot be decided on"
+    return attempt(what, partial(placing.decided, candidate, format_name, path, before)).result or candidate

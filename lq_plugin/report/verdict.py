@@ -67,11 +67,6 @@ def verdict(manifest: Manifest) -> Verdict:
     return Verdict(f"Nothing is decided: {artifacts} {'not ' if made == 1 else ''}judged.", "open", reasons)
 
 
-def drop_of(entry: Entry, budget: Budget | None) -> float | None:
-    """Return the drop of the budget's metric; ``None`` where there is none."""
-    return None if budget is None or budget.metric is None else entry.drop(budget)
-
-
 def _chosen(entry: Entry, manifest: Manifest) -> str:
     speedup = entry.speedup.vs_best_fp32 if entry.speedup else None
     said = [f"Use {entry.label}:"]

@@ -224,14 +224,14 @@ def test_a_name_that_both_splits_log_is_judged_by_validation(tmp_path: Path) -> 
         assert entry["metrics"][name] == pytest.approx(truth, rel=1e-5)
 
 
-@pytest.mark.parametrize("choice", ["best", "last"])
-def test_the_step_to_the_live_weights_is_said(choice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dynamic = DynamicQuantization(checkpoint=choice)
-    fit(tmp_path, Tiny(), dynamic, ModelCheckpoint(tmp_path, save_top_k=0))
-    assert dynamic.candidate is not None
-    assert dynamic.candidate.provenance.checkpoint == "live"
+def test_the_step_to_the_live_weights_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = [DynamicQuantization(choice, checkpoint=choice) for choice in ("best", "last")]
+    fit(tmp_path, Tiny(), *callbacks, ModelCheckpoint(tmp_path, save_top_k=0))
     out = " ".join(capsys.readouterr().out.split())
-    assert f"none was saved for '{choice}', so the weights in memory are quantized" in out
+    for callback in callbacks:
+        assert callback.candidate is not None
+        assert callback.candidate.provenance.checkpoint == "live"
+        assert f"none was saved for '{callback.name}', so the weights in memory are quantized" in out
 
 
 def test_the_manifest_of_an_earlier_run_is_gone_before_anything_new_is_made(

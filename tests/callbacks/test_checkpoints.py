@@ -79,28 +79,23 @@ def test_every_checkpoint_carries_the_calibration_of_its_own_step(tmp_path: Path
         assert calibration["statistics"]
 
 
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [("best", "score.ckpt"), ("best:val/loss", "loss.ckpt"), ("best:score", "score.ckpt"), ("last", "last.ckpt")],
-)
-def test_the_chosen_checkpoints_weights_and_calibration_are_quantized(
-    choice: str, expected: str, tmp_path: Path
-) -> None:
+def test_the_chosen_checkpoints_weights_and_calibration_are_quantized(tmp_path: Path) -> None:
     kept = [
         ModelCheckpoint(tmp_path, "score", monitor="score", mode="max", save_last=True),
         ModelCheckpoint(tmp_path, "loss", monitor="val/loss", mode="min"),
     ]
-    callback = StaticQuantization(checkpoint=choice)
-    fit(tmp_path, Worsening(), callback, *kept, max_epochs=2)
-    assert callback.error is None
-    assert callback.candidate is not None
-    provenance = callback.candidate.calibration.provenance
-    step = content(tmp_path / expected)["global_step"]
-    assert (provenance.checkpoint, provenance.split, provenance.extra_pass) == (expected, "validate", False)
-    assert (provenance.global_step, provenance.checkpoint_global_step) == (step, step)
-    if expected == "score.ckpt":
-        assert step == 3
-    assert_equals_by_hand(callback.candidate, tmp_path / expected)
+    choices = {"best": "score", "best:val/loss": "loss", "best:score": "score", "last": "last"}
+    callbacks = [StaticQuantization(f"static{n}", checkpoint=choice) for n, choice in enumerate(choices)]
+    fit(tmp_path, Worsening(), *callbacks, *kept, max_epochs=2)
+    assert content(tmp_path / "score.ckpt")["global_step"] == 3
+    for callback, name in zip(callbacks, choices.values(), strict=True):
+        assert callback.error is None
+        assert callback.candidate is not None
+        provenance = callback.candidate.calibration.provenance
+        step = content(tmp_path / f"{name}.ckpt")["global_step"]
+        assert (provenance.checkpoint, provenance.split, provenance.extra_pass) == (f"{name}.ckpt", "validate", False)
+        assert (provenance.global_step, provenance.checkpoint_global_step) == (step, step)
+        assert_equals_by_hand(callback.candidate, tmp_path / f"{name}.ckpt")
 
 
 def test_live_weights_are_quantized_on_demand(tmp_path: Path) -> None:
@@ -112,13 +107,13 @@ def test_live_weights_are_quantized_on_demand(tmp_path: Path) -> None:
     assert_equals_by_hand(callback.candidate, tmp_path / "now.ckpt")
 
 
-@pytest.mark.parametrize("choice", ["best", "last"])
-def test_live_weights_are_quantized_where_there_is_no_checkpoint(choice: str, tmp_path: Path) -> None:
-    callback = StaticQuantization(checkpoint=choice)
-    fit(tmp_path, Tiny(), callback, enable_checkpointing=False)
-    assert callback.candidate is not None
-    provenance = callback.candidate.calibration.provenance
-    assert (provenance.checkpoint, provenance.global_step, provenance.extra_pass) == ("live", 3, False)
+def test_live_weights_are_quantized_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+    callbacks = [StaticQuantization(choice, checkpoint=choice) for choice in ("best", "last")]
+    fit(tmp_path, Tiny(), *callbacks, enable_checkpointing=False)
+    for callback in callbacks:
+        assert callback.candidate is not None
+        provenance = callback.candidate.calibration.provenance
+        assert (provenance.checkpoint, provenance.global_step, provenance.extra_pass) == ("live", 3, False)
 
 
 def test_the_last_checkpoint_stands_in_where_the_best_one_is_gone(tmp_path: Path) -> None:

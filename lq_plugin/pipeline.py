@@ -269,7 +269,6 @@ def _searched(run: _Run, protocol: Protocol, search: Search, finished: Finished)
             protocol,
             run.store,
             finished.conditions.get(job.name),
-            run.plan.threads,
             run.placing,
         )
         if trials is not None:

@@ -54,9 +54,8 @@ class Plan:
 
     @property
     def threads(self) -> int | None:
-        """Number of threads that latency is measured with; exports use it too. ``None`` for the runtime's choice."""
-        latency = None if self.protocol is None else self.protocol.latency
-        return None if latency is None else latency.number_of_threads
+        """Number of threads that exports are for; ``None`` for the runtime's choice."""
+        return None if self.protocol is None else self.protocol.threads
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,6 @@ class Trials:
         budget: how much of which metric may be dropped.
         store: keeps the results of trials, so that an interrupted search continues.
         conditions: digest of what scores depend on besides an artifact; ``None``: results of trials are not kept.
-        threads: number of threads that runtimes use.
         placing: says how much time INT8 saves in each operator; ``None`` where that is not to be measured, and
             multiplications are counted instead.
 
@@ -66,7 +65,6 @@ class Trials:
     budget: Budget
     store: Store
     conditions: str | None = None
-    threads: int | None = None
     placing: MeasuredPlacement | None = None
     made: list[Trial] = field(default_factory=list)
 
@@ -134,7 +132,8 @@ class Trials:
 
         def measured() -> Mapping[str, float]:
             with tempfile.TemporaryDirectory() as scratch:
-                artifact = export_one(candidate, Path(scratch) / self.entry.format, self.entry.format, self.threads)
+                path, threads = Path(scratch) / self.entry.format, self.protocol.threads
+                artifact = export_one(candidate, path, self.entry.format, threads)
                 made = self.entry.exported(artifact, Path(scratch))
                 return validated(replace(self.subject, folder=Path(scratch)), made, self.protocol)
 
@@ -144,7 +143,8 @@ class Trials:
 
     def _digest(self, candidate: StaticCandidate) -> str:
         """A digest of what a trial's result depends on: the artifact, and the data, known by FP32's metrics on them."""
-        return checksums.of_json([artifact_digest(candidate, self.entry.format, self.threads), self.conditions])
+        artifact = artifact_digest(candidate, self.entry.format, self.protocol.threads)
+        return checksums.of_json([artifact, self.conditions])
 
 
 def trials_for(
@@ -155,7 +155,6 @@ def trials_for(
     protocol: Protocol,
     store: Store,
     conditions: str | None,
-    threads: int | None,
     placing: MeasuredPlacement | None = None,
 ) -> Trials | None:
     """Prepare the search for a candidate; ``None`` if there is nothing to search for.
@@ -168,7 +167,6 @@ def trials_for(
         protocol: how artifacts are evaluated.
         store: keeps the results of trials.
         conditions: digest of what scores depend on besides an artifact.
-        threads: number of threads that runtimes use.
         placing: measures what operators cost, if that is to be measured.
     """
     sensitivity, entry = known.sensitivity.get(job.name), _fastest_of(known.artifacts, job.name)
@@ -187,7 +185,6 @@ def trials_for(
         known.budget,
         store,
         conditions,
-        threads,
         placing,
     )
 

@@ -78,6 +78,11 @@ class Protocol:
     label: int | str = 1
     latency: Latency | None = field(default_factory=Latency)
 
+    @property
+    def threads(self) -> int | None:
+        """Number of threads that latency is measured with; ``None`` for the runtime's choice."""
+        return None if self.latency is None else self.latency.number_of_threads
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 import lq_plugin
 from lq_plugin import Scheme
 from lq_plugin.eager import swap
-from lq_plugin.errors import ArtifactError, CaptureError, ConfigError, UnsupportedError
+from lq_plugin.errors import CaptureError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 
 DYNAMIC = Scheme("dynamic", algorithms=())
@@ -159,12 +159,6 @@ def test_the_target_may_be_the_layer_itself(tmp_path: Path) -> None:
     assert loaded(x)[0].shape == (5, 2, 8)
 
 
-def test_the_file_is_small(tmp_path: Path) -> None:
-    model = nn.LSTM(8, 128, 2).eval()
-    made = lq_plugin.export(lq_plugin.quantize(model, [torch.randn(5, 2, 8)], "dynamic"), tmp_path)["torch"]
-    assert made.size_bytes < 0.3 * sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -185,40 +179,6 @@ def test_nothing_to_quantize_is_named() -> None:
         UnsupportedError, match=r"nothing in it can be quantized.*0: no dynamic INT8 form of this layer"
     ):
         swap.survey(nn.Sequential(nn.Conv1d(2, 2, 1)), ((torch.randn(1, 2, 3),), {}), DYNAMIC)
-
-
-FACTORIES: dict[str, tuple[Callable[[], Any], str]] = {
-    "no module": (lambda: 3, "factory: it returned a int. It must return an nn.Module"),
-    "other class": (
-        lambda: nn.Sequential(nn.LSTM(4, 4), First()),
-        "'0' of Sequential is LSTM.4, 4., but a lstm with",
-    ),
-    "other size": (lambda: network(width=9), "but a lstm with .*'hidden_size': 8.* Give the class of the target"),
-    "more parameters": (
-        lambda: nn.Sequential(*network(), nn.LayerNorm(3)),
-        "parameters than the exported one.*3",
-    ),
-}
-
-
-def network(width: int = 8) -> nn.Sequential:
-    return nn.Sequential(nn.LSTM(4, width), First(), nn.Linear(width, 3))
-
-
-@pytest.mark.parametrize(("factory", "said"), FACTORIES.values(), ids=FACTORIES)
-def test_another_structure_is_refused_by_name(factory: Callable[[], Any], said: str, tmp_path: Path) -> None:
-    made = lq_plugin.export(lq_plugin.quantize(network(), [torch.randn(5, 2, 4)], DYNAMIC), tmp_path, ["torch"])
-    with pytest.raises(ArtifactError, match=said):
-        lq_plugin.load(made["torch"].path, factory=factory)
-
-
-def test_a_live_module_given_as_factory_is_not_changed(tmp_path: Path) -> None:
-    model = network()
-    made = lq_plugin.export(lq_plugin.quantize(model, [torch.randn(5, 2, 4)], DYNAMIC), tmp_path, ["torch"])
-    lq_plugin.load(made["torch"].path, factory=lambda: model)
-    assert type(model[0]) is nn.LSTM
-    assert model.training
-    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 class Remembering(nn.Module):
@@ -452,7 +412,7 @@ def test_only_transformers_with_int8_layers_leave_their_fast_path() -> None:
 
 
 def test_the_float_weights_of_what_is_replaced_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, copied = network(), set[int]()
+    model, copied = nn.Sequential(nn.LSTM(4, 8), First(), nn.Linear(8, 3)), set[int]()
     copy = nn.Parameter.__deepcopy__
 
     def counting(parameter: nn.Parameter, memo: Any) -> Any:

@@ -64,7 +64,8 @@ def test_the_weights_are_those_of_the_checkpoint_in_a_copy() -> None:
 
 def test_weights_of_another_model_are_a_named_error() -> None:
     made = source(Tiny(), checkpoint=Checkpoint("best.ckpt", 3, {"other": torch.ones(1)}))
-    with pytest.raises(ConfigError, match=r"checkpoint: 'best\.ckpt' does not fit Tiny"):
+    missing = r'checkpoint: .best\.ckpt. does not fit Tiny \(.* Missing key\(s\) in state_dict: "net\.0\.weight".*'
+    with pytest.raises(ConfigError, match=rf"^{missing}Give a checkpoint that this model saved\.$"):
         _ = made.model
 
 

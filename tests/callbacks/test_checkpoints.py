@@ -399,23 +399,6 @@ def test_a_damaged_calibration_in_a_checkpoint_is_made_anew(
     assert told == (part == "limit")
 
 
-def test_weights_of_another_model_are_a_named_error(tmp_path: Path) -> None:
-    class Renaming(Callback):
-        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            saved = content(tmp_path / "kept.ckpt")
-            saved["state_dict"] = {name.replace("net", "other"): value for name, value in saved["state_dict"].items()}
-            torch.save(saved, tmp_path / "kept.ckpt")
-
-    callback = StaticQuantization()
-    fit(tmp_path, Tiny(), callback, Renaming(), ModelCheckpoint(tmp_path, "kept"))
-    assert callback.error is not None
-    assert re.match(
-        r"ConfigError: checkpoint: 'kept.ckpt' does not fit Tiny \(.* Missing key\(s\) in state_dict: \"net.0.weight\""
-        r".*Give a checkpoint that this model saved\.$",
-        callback.error,
-    )
-
-
 class Renamed(nn.Identity):
     """Weights of its first version had another name."""
 

@@ -53,12 +53,6 @@ class Attending(Tiny):
         return self.net(self.rows(x.squeeze(1)).mean(1))
 
 
-class Compiled(Tiny):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = torch.compile(self.net)
-
-
 class Lazy(Tiny):
     """Makes a table in its first call, where its input is, and keeps it as no buffer."""
 
@@ -128,7 +122,7 @@ def test_training_is_the_same_and_the_artifacts_run_on_the_cpu(precision: str, t
     assert_artifacts_compute_as(model, tmp_path / "with")
 
 
-KINDS = [(Recurrent, Images), (Attending, Images), (Compiled, Images), (Lazy, Images), (Tiny, OnGpu), (Tiny, Pinned)]
+KINDS = [(Recurrent, Images), (Attending, Images), (Lazy, Images), (Tiny, OnGpu), (Tiny, Pinned)]
 
 
 @pytest.mark.parametrize(("kind", "data"), KINDS, ids=lambda value: value.__name__)
@@ -151,6 +145,14 @@ def on_cpu(model: Lazy) -> Lazy:
     return model
 
 
+class Wide(Tiny):
+    """Has 4 MiB of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 1 << 14), nn.ReLU(), nn.Linear(1 << 14, CLASSES))
+
+
 class Allocated(Callback):
     """Notes how many bytes there are on the GPU when a validation starts."""
 
@@ -167,14 +169,15 @@ def test_no_gpu_memory_is_kept_from_a_validation_or_a_fit(tmp_path: Path) -> Non
         gc.collect()
         gc.disable()  # a training may go on for long before garbage is collected
         try:
-            trained(tmp_path / name, noted, *ours, max_epochs=4)
+            trained(tmp_path / name, noted, *ours, kind=Wide, max_epochs=4)
         finally:
             gc.enable()
         gc.collect()
         return [*noted.bytes, torch.cuda.memory_allocated()]
 
     kept("first")  # what libraries keep from their first call
-    assert kept("with", *callbacks()) == kept("alone")
+    with_ours, alone = kept("with", *callbacks()), kept("alone")
+    assert all(abs(one - other) < 2**20 for one, other in zip(with_ours, alone, strict=True))
 
 
 @pytest.mark.parametrize("observer", [kind() for kind in OBSERVERS.values()], ids=str)
@@ -209,7 +212,7 @@ def test_a_module_on_a_gpu_is_quantized_by_function(method: str, tmp_path: Path)
     if method == "static":
         assert lq_plugin.sensitivity(candidate, batches)
         on_gpu = lq_plugin.calibrate(model, batches, Scheme(algorithms=()))
-        at_home = lq_plugin.calibrate(model.cpu(), [batches[0].cpu()], Scheme(algorithms=()))
+        at_home = lq_plugin.calibrate(on_cpu(model.cpu()), [batches[0].cpu()], Scheme(algorithms=()))
         assert on_gpu.provenance == at_home.provenance
     scores = lq_plugin.evaluate(model.cuda(), DataLoader(images(16), 8), artifact)
     assert scores["val/loss"] > 0

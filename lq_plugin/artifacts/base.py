@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ class Format:
         profile: lists how long each node of that graph takes, in the order in which they run, by the runtime's own
             profiler; called with the flat inputs of a call and a number of threads.
         rebuild: reads that folder into a module, around which the factory's result is put.
-        refuses: why candidates of a method cannot be written, by method.
+        refuses: why candidates cannot be written, by method or by an operator of theirs.
         annotate: says in that folder's files what made them and from what; called with texts by name.
         code: imports, an empty line, and Python that runs the file named ``file`` with nothing but numpy and the
             runtime, from ``inputs``, a list of arrays, to ``outputs``, a sequence of arrays; empty where a class is
@@ -119,6 +119,7 @@ FORMATS: Mapping[str, Format] = {
         kernels=openvino.kernels,
         profile=openvino.profile,
         code=openvino.CODE,
+        refuses=openvino.REFUSES,
     ),
     "pt2": Format(
         "torch",
@@ -231,14 +232,10 @@ def export_one(candidate: Candidate, path: Path, format_name: str, threads: int 
 
 def _recall(candidate: Any, path: Path) -> None:
     """Reuse what was measured for the artifact that is replaced, so that the same candidate gives the same bytes."""
-    if candidate.scheme.method != "dynamic":
-        return
-    try:
-        earlier = read(path).measured
-    except ArtifactError:  # there is none, or none that can be read
-        return
-    for digest, decision in earlier.items():
-        candidate.measured.setdefault(digest, decision)
+    if candidate.scheme.method == "dynamic":
+        with suppress(ArtifactError):  # there is none, or none that can be read
+            for digest, decision in read(path).measured.items():
+                candidate.measured.setdefault(digest, decision)
 
 
 def _written(candidate: Candidate, folder: Path, format_name: str, threads: int | None) -> Coverage:
@@ -283,6 +280,8 @@ def _write(candidate: Any, folder: Path, chosen: Format, threads: int | None) ->
     if write is not None:
         return write(candidate, folder, threads)
     assert chosen.export is not None
+    if refused := candidate.graph.operators & chosen.refuses.keys():
+        raise UnsupportedError(chosen.refuses[min(refused)])
     placement = candidate.placed(chosen.runtime)
     chosen.export(candidate.converted(chosen.runtime), folder)
     return Coverage(tuple(placement.quantized.values()), placement.float_ops)

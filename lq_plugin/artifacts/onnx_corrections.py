@@ -25,6 +25,7 @@ def average_floats(model: ir.Model) -> None:
         padded = average.attributes.get_int("count_include_pad", 0) and any(average.attributes.get_ints("pads", []))
         if padded or any(reader.op_type != "QuantizeLinear" for reader in average.outputs[0].consumers()):
             (value,) = average.inputs
+            assert value is not None
             same = ir.Value(name=f"{average.name}_floats", shape=value.shape, type=value.type)
             again = ir.Node("", "Max", [value, value], outputs=[same], name=f"{average.name}_twice")
             model.graph.insert_before(average, again)

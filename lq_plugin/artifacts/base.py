@@ -46,7 +46,7 @@ class Format:
         profile: lists how long each node of that graph takes, in the order in which they run, by the runtime's own
             profiler; called with the flat inputs of a call and a number of threads.
         rebuild: reads that folder into a module, around which the factory's result is put.
-        refuses: why candidates of a method cannot be written, by method.
+        refuses: why candidates cannot be written, by method or by an operator of theirs.
         annotate: says in that folder's files what made them and from what; called with texts by name.
         code: imports, an empty line, and Python that runs the file named ``file`` with nothing but numpy and the
             runtime, from ``inputs``, a list of arrays, to ``outputs``, a sequence of arrays; empty where a class is
@@ -102,6 +102,7 @@ FORMATS: Mapping[str, Format] = {
         kernels=openvino.kernels,
         profile=openvino.profile,
         code=openvino.CODE,
+        refuses=openvino.REFUSES,
     ),
     "pt2": Format(
         "torch",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lq_plugin.artifacts.onnx_corrections import average_values_alone, keep_extremes_apart
+from lq_plugin.artifacts.onnx_corrections import average_floats, keep_extremes_apart, keep_weights_apart
 from lq_plugin.artifacts.onnx_values import constant, in_place_of, is_initializer, producer
 from lq_plugin.errors import require
 
@@ -345,10 +345,11 @@ PASSES: Mapping[str, tuple[Pass, ...]] = {
         split_biased_gemm,
         pad_in_convolutions,
         transpose_keys,
-        average_values_alone,
+        average_floats,
         keep_extremes_apart,
         omit_zero_points,
         share_equal_constants,
+        keep_weights_apart,
         remove_unused,
     ),
 }

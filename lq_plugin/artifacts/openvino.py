@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from lq_plugin.artifacts import onnx
 from lq_plugin.artifacts.layout import place
 from lq_plugin.artifacts.profiled_calls import CALLS, typical
 from lq_plugin.coverage import Duration, Kernel
-from lq_plugin.errors import UnsupportedError, require
+from lq_plugin.errors import require
 from lq_plugin.graph.graph import Graph
 from lq_plugin.graph.int8_lstm import PREFIX
 from lq_plugin.graph.nodes import arguments, attribute, operator_type
@@ -33,6 +33,8 @@ import openvino
 settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 outputs = openvino.Core().compile_model(file, "CPU", settings)(inputs).to_tuple()
 """
+# It computes them wrongly (2026.4), in float too, and says nothing.
+REFUSES = dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), "openvino resizes without antialiasing")
 _INT8 = ("i8", "u8")
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO makes; those of operators are in lower case
 _LSTM = re.compile(rf"{PREFIX}(\w+)\.r(\d+_\d)")  # the weights of a layer's direction; see graph/int8_lstm.py
@@ -48,12 +50,7 @@ _KERNELS = {
 
 
 def export(graph: Graph, folder: Path) -> None:
-    """Write ``model.xml`` and ``model.bin``.
-
-    Raises:
-        UnsupportedError: OpenVINO would compute something else.
-    """
-    _refuse_wrong_results(graph.module)
+    """Write ``model.xml`` and ``model.bin``."""
     ov = require("openvino", "openvino", "formats: 'openvino'")
     with tempfile.TemporaryDirectory() as scratch:
         onnx.export(graph, Path(scratch), "openvino")
@@ -64,25 +61,6 @@ def export(graph: Graph, folder: Path) -> None:
             if _NUMBERED.fullmatch(node.get_friendly_name()):
                 node.set_friendly_name(_name_of_lstm(node, floats) or f"{node.get_type_name()}_{number}")
         ov.save_model(model, str(folder / FILE), compress_to_fp16=False)
-
-
-def _refuse_wrong_results(module: fx.GraphModule) -> None:
-    """Raise an error for what OpenVINO (2026.4) computes wrongly, in float too, and says nothing."""
-    weights: dict[bool, set[object]] = {True: set(), False: set()}  # of transposed convolutions, and of others
-    for node in module.graph.nodes:
-        kind = operator_type(node)
-        if kind in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
-            raise UnsupportedError(f"formats: 'openvino' resizes without antialiasing, and {node.name} asks for it.")
-        if kind in CONVOLUTIONS:
-            weight = node.args[1]
-            while isinstance(weight, fx.Node) and weight.args:
-                weight = weight.args[0]
-            weights[kind in TRANSPOSED_CONVOLUTIONS].add(getattr(weight, "target", weight))
-    if tied := weights[True] & weights[False]:
-        raise UnsupportedError(
-            f"formats: 'openvino' computes a transposed convolution wrongly whose weight ({tied.pop()}) is also that "
-            "of a convolution. Choose another format, or give it a weight of its own."
-        )
 
 
 def _name_of_lstm(node: openvino.Node, floats: Mapping[str, Tensor]) -> str | None:

@@ -113,6 +113,8 @@ def _write(candidate: Any, folder: Path, chosen: Format, threads: int | None) ->
     if write is not None:
         return write(candidate, folder, threads)
     assert chosen.export is not None
+    if refused := candidate.graph.operators & chosen.refuses.keys():
+        raise UnsupportedError(chosen.refuses[min(refused)])
     placement = candidate.placed(chosen.runtime)
     chosen.export(candidate.converted(chosen.runtime), folder)
     return Coverage(tuple(placement.quantized.values()), placement.float_ops)

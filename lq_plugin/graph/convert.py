@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from lq_plugin.graph import pt2e
 from lq_plugin.graph.folding import share_equal
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.int8_lstm import PREFIX, Int8Lstm
+from lq_plugin.graph.int8_lstm import PREFIX, Int8Lstm, give_own_sizes
 from lq_plugin.graph.nodes import arguments, attribute, constant, insert
 from lq_plugin.graph.placement import Placement
 from lq_plugin.graph.recurrent import Options
@@ -188,10 +188,11 @@ def integer_lstm(module: fx.GraphModule, node: fx.Node, placement: Placement, ra
 
 
 def _put_integer_lstms(module: fx.GraphModule, placement: Placement, ranges: Mapping[str, Range]) -> None:
-    for node in list(module.graph.nodes):
-        if node.name not in placement.hidden:
-            continue
-        module.add_submodule(f"{PREFIX}{node.name}", integer_lstm(module, node, placement, ranges))
+    nodes = [node for node in module.graph.nodes if node.name in placement.hidden]
+    lstms = [integer_lstm(module, node, placement, ranges) for node in nodes]
+    give_own_sizes(lstms)
+    for node, lstm in zip(nodes, lstms, strict=True):
+        module.add_submodule(f"{PREFIX}{node.name}", lstm)
         with module.graph.inserting_before(node):
             node.replace_all_uses_with(module.graph.call_module(f"{PREFIX}{node.name}", node.args[:1]))
         module.graph.erase_node(node)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from lq_plugin.graph.nodes import operator_type
 from lq_plugin.graph.signature import Signature
 from lq_plugin.graph.torch_patches import isolated
 from lq_plugin.noise import muted
@@ -42,6 +43,11 @@ class Graph:
     gives_samples: bool = True
     notes: tuple[str, ...] = ()
     digest: str = ""
+
+    @property
+    def operators(self) -> set[str]:
+        """Types of its operators, such as ``"conv2d"``."""
+        return {operator_type(node) for node in self.module.graph.nodes if node.op == "call_function"}
 
     @property
     def batch_size(self) -> int:

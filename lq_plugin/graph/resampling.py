@@ -1,4 +1,4 @@
-"""Averages and resized images that ONNX computes otherwise than torch, written as operators that it computes alike."""
+"""Poolings, resized images and extremes that ONNX computes otherwise than torch, written as it computes them alike."""
 
 from __future__ import annotations
 
@@ -11,17 +11,53 @@ from lq_plugin.graph.nodes import arguments, constant
 
 aten = torch.ops.aten
 _AVERAGES: dict[Any, int] = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+# Poolings, by the number of dimensions and the position of the argument ceil_mode.
+_POOLINGS: dict[Any, tuple[int, int]] = {
+    **{operator: (dims, 4) for operator, dims in _AVERAGES.items()},
+    aten.max_pool1d.default: (1, 5),
+    aten.max_pool2d.default: (2, 5),
+    aten.max_pool3d.default: (3, 5),
+}
+_EXTREMES = (aten.amax.default, aten.amin.default)
 _NEAREST = (aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec)
 
 
 def resample_as_torch(module: fx.GraphModule) -> None:
-    """Rewrite averages and resized images in place, where their sizes are fixed and ONNX would compute others."""
+    """Rewrite poolings, resized images and extremes in place; where sizes decide about it, only if they are fixed."""
     for node in list(module.graph.nodes):
+        if node.target in _POOLINGS:
+            _write_out(node, *_POOLINGS[node.target])
         if node.target in _AVERAGES:
             _average_values(module, node, _AVERAGES[node.target])
+        elif node.target in _EXTREMES:
+            _name_dimensions(node)
         elif node.target in _NEAREST:
             _select_pixels(module, node)
     module.recompile()
+
+
+def _write_out(node: fx.Node, dims: int, position: int) -> None:
+    """Give a pooling a number for each dimension, and let it round its size down where this is as large as torch's.
+
+    torch leaves out a last window that would begin beyond the values, ONNX does not.
+    """
+    value, *given = arguments(node)
+    given[: position - 1] = [list(each) * (dims if len(each) == 1 else 1) for each in given[: position - 1]]
+    node.args = (value, *given)
+    sizes, down = value.meta["val"].shape[-dims:], [*given[: position - 1], False, *given[position:]]
+    if not any(given[position - 1 : position]) or not all(isinstance(size, int) for size in sizes):
+        return
+    operator: Any = node.target
+    made = operator(torch.empty(1, 1, *sizes, device="meta"), *down)
+    if made.shape[-dims:] == node.meta["val"].shape[-dims:]:
+        node.args = (value, *down)
+
+
+def _name_dimensions(node: fx.Node) -> None:
+    """Name all dimensions of a largest or smallest value where none is named."""
+    value, *given = arguments(node)
+    if not any(given[:1]):
+        node.args = (value, list(range(value.meta["val"].dim())), *given[1:])
 
 
 def _average_values(module: fx.GraphModule, node: fx.Node, dims: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,13 @@ OPERATORS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "average, rounded up": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
     "average, rounded up and padded": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
     "average, its own divisor": lambda x: F.avg_pool2d(x, 3, 2, divisor_override=5),
+    "average, its last window left out": lambda x: torch.ops.aten.avg_pool2d(x, [2], [3], [1], True),
+    "average, minus the value": lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x,
     "average in one dimension": lambda x: F.avg_pool1d(x.flatten(2), 5, 3, 1, ceil_mode=True).unsqueeze(3),
     "adaptive maximum": lambda x: F.adaptive_max_pool2d(x, 1),
     "maximum, rounded up": lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "maximum, its last window left out": lambda x: F.max_pool2d(x, 2, 3, 1, ceil_mode=True),
+    "largest of all": lambda x: x / (x.amax() + x.max()),
     "largest of a row": lambda x: x.amax(2, keepdim=True),
     "smallest of a row": lambda x: x.amin(2, keepdim=True),
     "largest with its place": lambda x: x.max(2, keepdim=True)[0],
@@ -80,7 +85,7 @@ def test_each_is_as_close_to_float_as_in_torch(
         name: (_sqnr(value, loaded[name]), _sqnr(value, own))
         for name, value, own in zip(OPERATORS, wanted, rounded, strict=True)
     }
-    assert {name: both for name, both in found.items() if both[0] < both[1] - 7 or both[1] < 15} == {}
+    assert {name: both for name, both in found.items() if both[0] < both[1] - 1 or both[1] < 15} == {}
 
 
 def _sqnr(wanted: Tensor, given: Tensor) -> float:
@@ -88,21 +93,33 @@ def _sqnr(wanted: Tensor, given: Tensor) -> float:
     return float(10 * torch.log10(wanted.square().sum() / noise))
 
 
-class Wrong(nn.Module):
-    """What OpenVINO computes wrongly and nothing is done about; an artifact of it would be silently wrong."""
-
-    def __init__(self, what: str) -> None:
+class Antialiased(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.what, self.first = what, nn.Conv2d(3, 3, 3)
+        self.first = nn.Conv2d(3, 3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.what == "antialiasing":
-            return F.interpolate(self.first(x), size=(5, 5), mode="bilinear", antialias=True)
-        return F.conv_transpose2d(self.first(x), self.first.weight)
+        return F.interpolate(self.first(x), size=(5, 5), mode="bilinear", antialias=True)
 
 
-@pytest.mark.parametrize(("what", "said"), [("antialiasing", "without antialiasing"), ("tied", "weight of its own")])
-def test_what_openvino_computes_wrongly_is_refused(what: str, said: str, data: Tensor, tmp_path: Path) -> None:
-    made = lq_plugin.quantize(Wrong(what), [data], Scheme(algorithms=[], weight_granularity="per_tensor"))
-    with pytest.raises(UnsupportedError, match=said):
+def test_what_openvino_computes_wrongly_is_refused(data: Tensor, tmp_path: Path) -> None:
+    made = lq_plugin.quantize(Antialiased(), [data], Scheme(algorithms=[]))
+    with pytest.raises(UnsupportedError, match="without antialiasing"):
         lq_plugin.export(made, tmp_path, ["openvino"])
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(self.second(self.first(x)), self.first.weight)
+
+
+@pytest.mark.parametrize("options", [{"only": ["second"]}, {"weight_granularity": "per_tensor"}], ids=str)
+def test_one_weight_of_convolutions_of_both_kinds(options: dict[str, Any], data: Tensor, tmp_path: Path) -> None:
+    made = lq_plugin.quantize(Tied(), [data], Scheme(algorithms=[], **options))
+    (wanted,) = made.in_torch("openvino")(data)
+    given = lq_plugin.load(lq_plugin.export(made, tmp_path, ["openvino"])["openvino"].path)(data)
+    assert _sqnr(wanted, given) > 30

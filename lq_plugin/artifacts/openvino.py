@@ -36,6 +36,7 @@ outputs = openvino.Core().compile_model(file, "CPU", settings)(inputs).to_tuple(
 # It computes them wrongly (2026.4), in float too, and says nothing.
 REFUSES = dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), "openvino resizes without antialiasing")
 _INT8 = ("i8", "u8")
+_UNNAMED = ("undef", "unknown")  # of primitives whose type says nothing of the code that runs
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO makes; those of operators are in lower case
 _LSTM = re.compile(rf"{PREFIX}(\w+)\.r(\d+_\d)")  # the weights of a layer's direction; see graph/int8_lstm.py
 # Types of its kernels and the operators that they compute. An attention is one kernel for several products.
@@ -115,12 +116,13 @@ def kernels(folder: Path) -> list[Kernel]:
     """List the kernels of convolutions, products and recurrent layers, from OpenVINO's runtime model.
 
     A kernel's precision there is that of what it multiplies: integers that are dequantized before make it float. Where
-    weights alone are INT8 it is theirs; OpenVINO does not say whether it quantizes the activations in each call.
+    weights alone are INT8 it is theirs; OpenVINO does not say whether it quantizes the activations in each call. A
+    transposed convolution says INT8 on CPUs without VNNI too, and what computes it there is named ``brgconv_avx2_f32``.
     Products that it generates code for together with what surrounds them (``Subgraph``) are not told apart.
     """
     return [
-        Kernel(name, kind, _KERNELS[kind], precision.lower() in _INT8, frozenset(nodes))
-        for name, kind, precision, nodes in _layers(_compiled(folder, None))
+        Kernel(name, kind, _KERNELS[kind], is_int8, frozenset(nodes))
+        for name, kind, is_int8, nodes in _layers(_compiled(folder, None))
         if kind in _KERNELS
     ]
 
@@ -144,14 +146,16 @@ def _operators(nodes: Sequence[str]) -> frozenset[str]:
     }
 
 
-def _layers(compiled: openvino.CompiledModel) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Yield name, type and precision of each node of the runtime model, and names of the exported nodes in it."""
+def _layers(compiled: openvino.CompiledModel) -> Iterator[tuple[str, str, bool, list[str]]]:
+    """Yield name and type of each node of the runtime model, whether it is INT8, and names of the exported nodes."""
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
-        kind, precision, layers = (
-            str(info[key].value) for key in ("layerType", "runtimePrecision", "originalLayersNames")
+        kind, precision, primitive, layers = (
+            str(info[key].value) for key in ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")
         )
-        yield node.get_friendly_name(), kind, precision, [layer.partition("/")[0] for layer in layers.split(",")]
+        code, _, computes = primitive.rpartition("_")
+        is_int8 = precision.lower() in _INT8 and (computes != "f32" or code in _UNNAMED)
+        yield node.get_friendly_name(), kind, is_int8, [layer.partition("/")[0] for layer in layers.split(",")]
 
 
 def _compiled(folder: Path, threads: int | None, **further: str) -> openvino.CompiledModel:

@@ -31,7 +31,7 @@ from lq_plugin.qparams import QuantSpec
 from lq_plugin.report.manifest import Entry
 
 LEAST_SQNR = 25.0  # dB
-WEIGHTS = QuantSpec(symmetric=True, per_channel=True)
+WEIGHTS = QuantSpec(bits=7, symmetric=True, per_channel=True)  # 8 may saturate without VNNI
 
 
 def operators(graph: Any) -> Iterator[str]:
@@ -147,7 +147,7 @@ def test_the_input_product_of_a_narrow_gru_stays_float_and_is_more_accurate(
     around, steps = counts(whole)
     assert (around["MatMul"], around["DynamicQuantizeMatMul"]) == (0, directions)
     assert (steps["MatMul"], steps["DynamicQuantizeMatMul"]) == (0, directions)
-    assert sqnr(in_part) > sqnr(whole) + 8  # 10 to 17 dB
+    assert sqnr(in_part) > sqnr(whole) + 8  # 9 to 15 dB
 
 
 @pytest.mark.parametrize(("inputs", "narrow"), [(16, True), (17, False)])

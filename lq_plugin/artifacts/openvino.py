@@ -36,7 +36,6 @@ outputs = openvino.Core().compile_model(file, "CPU", settings)(inputs).to_tuple(
 # It computes them wrongly (2026.4), in float too, and says nothing.
 REFUSES = dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), "openvino resizes without antialiasing")
 _INT8 = ("i8", "u8")
-_UNNAMED = ("undef", "unknown")  # of primitives whose type says nothing of the code that runs
 _NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO makes; those of operators are in lower case
 _LSTM = re.compile(rf"{PREFIX}(\w+)\.r(\d+_\d)")  # the weights of a layer's direction; see graph/int8_lstm.py
 # Types of its kernels and the operators that they compute. An attention is one kernel for several products.
@@ -153,8 +152,8 @@ def _layers(compiled: openvino.CompiledModel) -> Iterator[tuple[str, str, bool, 
         kind, precision, primitive, layers = (
             str(info[key].value) for key in ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")
         )
-        code, _, computes = primitive.rpartition("_")
-        is_int8 = precision.lower() in _INT8 and (computes != "f32" or code in _UNNAMED)
+        takes_floats = kind == "Deconvolution" and primitive.endswith("_f32")
+        is_int8 = precision.lower() in _INT8 and not takes_floats
         yield node.get_friendly_name(), kind, is_int8, [layer.partition("/")[0] for layer in layers.split(",")]
 
 

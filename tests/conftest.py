@@ -1,4 +1,5 @@
-"""What every test file shares: the folder of ``tiny`` is importable, and garbage collections are cheap.
+"""What every test file shares: the folder of ``tiny`` is importable, garbage collections are cheap, and
+modules that a test writes are forgotten after it.
 
 Random weights and data are the same in every run, and different in every test: each has a seed from its own name.
 """
@@ -8,12 +9,15 @@ from __future__ import annotations
 import gc
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from importing import forget
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
@@ -35,3 +39,9 @@ def fixtures_of_a_file_are_seeded(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True)
 def a_test_is_seeded(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def modules_of_a_test_are_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield
+    forget(tmp_path_factory.getbasetemp())

@@ -22,7 +22,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import Any
 import commands
 import pytest
 import yaml
+from importing import forget
 from packaging.requirements import Requirement
 
 from lq_plugin import Int8Evaluation
@@ -78,12 +78,7 @@ def run(page: Path, folder: Path) -> None:
             for block in blocks(page):
                 run_block(block, page, folder, namespace)
         finally:
-            for name in [name for name, module in sys.modules.items() if is_in(folder, module)]:
-                del sys.modules[name]
-
-
-def is_in(folder: Path, module: Any) -> bool:
-    return Path(getattr(module, "__file__", None) or "/").is_relative_to(folder)
+            forget(folder)
 
 
 def run_block(block: Block, page: Path, folder: Path, namespace: dict[str, Any]) -> None:

@@ -93,12 +93,13 @@ def quantize(
     scheme = _scheme(scheme)
     name, dims = check_name(scheme.method if name is None else name), dict(dynamic_dims or {})
     check_inputs(dims, model.forward)
-    return _QUANTIZE[scheme.method](on_cpu(model), batches, scheme, name, dims)
+    return _QUANTIZE[scheme.method](model, batches, scheme, name, dims)
 
 
 def _quantize_static(
     model: nn.Module, batches: Iterable[Any], scheme: Scheme, name: str, dynamic_dims: DynamicDims
 ) -> StaticCandidate:
+    model = on_cpu(model)
     graph, recording, samples = _calibrated(model, batches, scheme, dynamic_dims)
     candidate = StaticCandidate(name, graph, _calibration(recording, scheme), scheme)
     warn_of_ranges(name, graph, candidate.calibration, scheme)

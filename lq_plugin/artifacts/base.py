@@ -46,7 +46,8 @@ class Format:
         profile: lists how long each node of that graph takes, in the order in which they run, by the runtime's own
             profiler; called with the flat inputs of a call and a number of threads.
         rebuild: reads that folder into a module, around which the factory's result is put.
-        refuses: why candidates cannot be written, by method or by an operator of theirs.
+        refuses: why candidates of a method cannot be written, by method.
+        refuses_operators: why graphs with an operator cannot be written, by operator.
         annotate: says in that folder's files what made them and from what; called with texts by name.
         code: imports, an empty line, and Python that runs the file named ``file`` with nothing but numpy and the
             runtime, from ``inputs``, a list of arrays, to ``outputs``, a sequence of arrays; empty where a class is
@@ -67,6 +68,7 @@ class Format:
     profile: Callable[[Path, Sequence[Tensor], int | None], Sequence[Duration]] | None = None
     rebuild: Callable[[Path, Factory], nn.Module] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
+    refuses_operators: Mapping[str, str] = field(default_factory=dict)
     annotate: Callable[[Path, Mapping[str, str]], None] | None = None
     code: str = ""
     never_saturates: bool = False
@@ -102,7 +104,7 @@ FORMATS: Mapping[str, Format] = {
         kernels=openvino.kernels,
         profile=openvino.profile,
         code=openvino.CODE,
-        refuses=openvino.REFUSES,
+        refuses_operators=openvino.REFUSES,
     ),
     "pt2": Format(
         "torch",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from lq_plugin.artifacts.onnx_values import in_place_of
+from lq_plugin.artifacts.onnx_values import constant, in_place_of
 from lq_plugin.errors import require
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def keep_weights_apart(model: ir.Model) -> None:
     ir = require("onnx_ir", "onnx", "formats: 'openvino'")
     for reader in [node for node in model.graph if node.op_type == "ConvTranspose"]:
         weight, name = reader.inputs[1], f"{reader.name}_weight"
-        if weight is not None and weight.const_value is not None and len(weight.uses()) > 1:
-            numbers = weight.const_value.numpy().copy()
+        if weight is not None and (known := constant(weight)) is not None and len(weight.uses()) > 1:
+            numbers = known.copy()
             numbers.flat[0] = numpy.nextafter(numbers.flat[0], numpy.inf)
             own = ir.val(name, const_value=ir.tensor(numbers, name=name))
             model.graph.register_initializer(own)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,10 @@ def export_one(candidate: Candidate, path: Path, format_name: str, threads: int 
 
 def _recall(candidate: Any, path: Path) -> None:
     """Reuse what was measured for the artifact that is replaced, so that the same candidate gives the same bytes."""
-    if candidate.scheme.method != "dynamic":
-        return
-    try:
-        earlier = read(path).measured
-    except ArtifactError:  # there is none, or none that can be read
-        return
-    for digest, decision in earlier.items():
-        candidate.measured.setdefault(digest, decision)
+    if candidate.scheme.method == "dynamic":
+        with suppress(ArtifactError):  # there is none, or none that can be read
+            for digest, decision in read(path).measured.items():
+                candidate.measured.setdefault(digest, decision)
 
 
 def _written(candidate: Candidate, folder: Path, format_name: str, threads: int | None) -> Coverage:
@@ -113,8 +110,8 @@ def _write(candidate: Any, folder: Path, chosen: Format, threads: int | None) ->
     if write is not None:
         return write(candidate, folder, threads)
     assert chosen.export is not None
-    if refused := candidate.graph.operators & chosen.refuses.keys():
-        raise UnsupportedError(chosen.refuses[min(refused)])
+    if refused := candidate.graph.operators & chosen.refuses_operators.keys():
+        raise UnsupportedError(chosen.refuses_operators[min(refused)])
     placement = candidate.placed(chosen.runtime)
     chosen.export(candidate.converted(chosen.runtime), folder)
     return Coverage(tuple(placement.quantized.values()), placement.float_ops)

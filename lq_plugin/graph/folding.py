@@ -95,16 +95,17 @@ def fold_constants(module: fx.GraphModule) -> None:
 def fold_batch_norm(module: fx.GraphModule) -> None:
     """Remove every BatchNorm from the graph: into the layer before it, where that layer's result has no other use."""
     for node in list(module.graph.nodes):
-        layer, *statistics = arguments(node)[:5] or (None,)
-        if node.target is not _BATCH_NORM or not all(map(_is_fixed, statistics)):
+        if node.target is not _BATCH_NORM:
             continue
-        scale, shift = _affine(module, node)
+        layer, *statistics = arguments(node)[:5]
         with module.graph.inserting_before(node):
-            if _absorbs(layer, node):
-                _absorb(module, layer, scale, shift)
+            if not all(map(_is_fixed, statistics)):
+                result = _written_out(module, node)
+            elif _absorbs(layer, node):
+                _absorb(module, layer, *_affine(module, node))
                 result = layer
             else:
-                result = _multiplied_and_added(module, node, scale, shift)
+                result = _multiplied_and_added(module, node, *_affine(module, node))
         for user in list(node.users):  # one reads the result, others the unused statistics
             if arguments(user)[1] == 0:
                 user.replace_all_uses_with(result)
@@ -234,6 +235,26 @@ def _multiplied_and_added(module: fx.GraphModule, node: fx.Node, scale: Tensor, 
         result = module.graph.call_function(target, (result, factor))
         result.meta = {**node.meta, "val": value}
     return result
+
+
+def _written_out(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The formula of a BatchNorm whose statistics or weights the forward computes."""
+    value, weight, bias, mean, variance, _, epsilon = arguments(node)
+    shape = [-1, *(1,) * (value.meta["val"].dim() - 2)]
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        made = module.graph.call_function(target, args)
+        made.meta = {**node.meta, "val": target(*fx.map_arg(args, lambda given: given.meta["val"]))}
+        return made
+
+    def by_channel(given: fx.Node) -> fx.Node:
+        return call(aten.reshape.default, given, shape)
+
+    spread = call(aten.rsqrt.default, call(aten.add.Tensor, by_channel(variance), epsilon))
+    result = call(aten.mul.Tensor, call(aten.sub.Tensor, value, by_channel(mean)), spread)
+    if weight is not None:
+        result = call(aten.mul.Tensor, result, by_channel(weight))
+    return result if bias is None else call(aten.add.Tensor, result, by_channel(bias))
 
 
 def _clean(module: fx.GraphModule) -> None:

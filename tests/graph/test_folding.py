@@ -110,6 +110,25 @@ def test_batch_norm_over_steps_stays_as_a_product_and_a_sum() -> None:
     assert operators(graph) == ["linear", "transpose", "mul", "add"]
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 9), (2, 4, 5, 5)])
+@pytest.mark.parametrize("is_affine", [True, False])
+def test_batch_norm_with_computed_statistics_is_written_out(is_affine: bool, shape: tuple[int, ...]) -> None:
+    class Instant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = (nn.Conv1d if len(shape) == 3 else nn.Conv2d)(4, 6, 3)
+            self.weight = nn.Parameter(torch.rand(6)) if is_affine else None
+            self.bias = nn.Parameter(torch.rand(6)) if is_affine else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x)
+            variance, mean = torch.var_mean(x, [0, *range(2, x.dim())])
+            return F.batch_norm(x, mean, variance, self.weight, self.bias)
+
+    graph = folded(Instant(), torch.randn(shape))
+    assert not {name for name in operators(graph) if "batch_norm" in name}
+
+
 def test_weights_computed_from_weights_become_plain_weights() -> None:
     module = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     graph = folded(module.eval(), torch.randn(2, 3, 8, 8))

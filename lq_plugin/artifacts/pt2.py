@@ -6,6 +6,7 @@ import functools
 import io
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from lq_plugin.artifacts import pt2_lowered
 from lq_plugin.artifacts.pt2_archive import checked
+from lq_plugin.artifacts.pt2_conv1d import over_two_dimensions
 from lq_plugin.artifacts.pt2_rounding import rounding_at_once
 from lq_plugin.errors import ArtifactError, ExportError
 from lq_plugin.graph.graph import Graph
@@ -55,7 +57,7 @@ def export(graph: Graph, folder: Path) -> None:
     """
     content = io.BytesIO()  # given the name of a file, torch's C++ code ends the whole process when the disk is full
     with muted():
-        torch.export.save(program_of(graph), content)
+        torch.export.save(program_of(replace(graph, module=over_two_dimensions(graph.module))), content)
     (folder / FILE).write_bytes(content.getbuffer())
     try:
         checked(folder / FILE)

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks.command_line import markdown_table
 from benchmarks.comparing import BOUND, Comparison, compare, geometric_mean, settings, spread
 from benchmarks.lanes import LANES
+from benchmarks.preparations import THREADS
 from benchmarks.reference_models import CALIBRATION_SAMPLES, HELD_OUT_SAMPLES, MODELS
 from lq_plugin import cpu
 
@@ -55,7 +56,7 @@ def markdown(reports: Sequence[Result], plots: Sequence[str]) -> str:
             "",
             f"## {name(report)}",
             "",
-            conditions(report),
+            conditions(report) + absent(report),
             "",
             f"![times as shares of FP32 eager's]({plot})",
             "",
@@ -82,6 +83,18 @@ def conditions(report: Result) -> str:
         f"{facts['cpu']} with {', '.join(facts['isa'])}; {facts['cores']} cores; {report['rounds']} rounds of "
         f"{report['seconds_per_turn']:g} s, fewer for lanes that are far behind; {versions}."
     )
+
+
+def absent(report: Result) -> str:
+    """The models, lanes and settings that this run left out, as a sentence; a table does not show what it lacks."""
+    cells = report["cells"]
+    timed = {lane for model in cells.values() for cell in model.values() for lane in cell["lanes"]}
+    missing = [
+        *(MODELS[model].label for model in MODELS if model not in cells),
+        *(LANES[lane].label for lane in LANES if lane not in timed),
+        *(f"{threads} threads" for threads in THREADS[1:] if threads not in {one[1] for one in settings(cells)}),
+    ]
+    return f" Not measured: {'; '.join(missing)}." if missing else ""
 
 
 def side_by_side(reports: Sequence[Result]) -> list[str]:

@@ -51,6 +51,12 @@ def test_where_others_have_no_int8_their_fp32_counts() -> None:
     assert found.peer == "fp32_ort"
 
 
+def test_what_was_not_measured_is_named() -> None:
+    (told,) = [line for line in markdown([report(LANES)], ["a.svg"]).splitlines() if "Not measured: " in line]
+    assert "; MobileNetV2, 224²; " in told
+    assert "ResNet-18" not in told
+
+
 def test_what_was_chosen_by_noise_is_judged_by_other_rounds() -> None:
     found = comparing.compare({"fp32_ort": lane(4, 4, 4), "ours_onnx": lane(3, 6, 3)})
     assert (found.selected, found.selected_ratio) == ("ours_onnx", 1.5)

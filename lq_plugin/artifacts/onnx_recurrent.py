@@ -115,7 +115,8 @@ class _Layers(nn.Module):
             y, *ends = torch.ops.lq_plugin.onnx_layer(
                 x, w, r, b, lengths, hidden, cell, self.kind, self.size, self.nonlinearity
             )
-            x = y.permute(0, 2, 1, 3).flatten(2)
+            # One direction needs no copy of the whole sequence.
+            x = y.squeeze(1) if self.directions == 1 else y.permute(0, 2, 1, 3).flatten(2)
             last.append(ends)
         output = x.transpose(0, 1) if self.batch_first else x
         return output, torch.cat([hidden for hidden, _ in last]), torch.cat([cell for _, cell in last])

@@ -34,11 +34,6 @@ takes any batch size (torchao's are made for each). Whatever is not INT8 runs in
   optimized graph. Build: CPU seconds from the FP32 model to the file, on one thread. Memory: the peak of the process
   that times, with torch imported in each, and that of the process that builds.
 """
-OLDER = (
-    "There is no run of this benchmark on a CPU without VNNI yet. "
-    "[An older one](../benchmarks/results/static_latency.md), of two models and of an earlier version of ours, cannot "
-    "be compared with these tables."
-)
 
 
 def markdown(reports: Sequence[Result], plots: Sequence[str]) -> str:
@@ -49,8 +44,6 @@ def markdown(reports: Sequence[Result], plots: Sequence[str]) -> str:
         plots: the file of each one's plot, relative to the document.
     """
     lines = [INTRODUCTION, *side_by_side(reports)]
-    if all(has_vnni(report) for report in reports):
-        lines += ["", OLDER]
     for report, plot in zip(reports, plots, strict=True):
         lines += [
             "",

@@ -7,11 +7,13 @@ kernel to be 1: the result has another shape than it expects. A residual sum or 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
+from lq_plugin.graph.folding import strip_unused
 from lq_plugin.graph.nodes import arguments, attribute, operator_type
 from lq_plugin.noise import muted
 
@@ -43,6 +45,7 @@ def over_two_dimensions(module: fx.GraphModule) -> fx.GraphModule:
                 wide = made.graph.call_function(node.target, (squeezed[node.args[0]], *node.args[1:]), node.kwargs)
                 squeezed |= _replaced(node, wide)
     made.graph.eliminate_dead_code()
+    strip_unused(made)  # the weights without the new dimension
     made.recompile()
     return made
 
@@ -72,14 +75,17 @@ def _over_two(module: fx.GraphModule, node: fx.Node, squeezed: dict[fx.Node, fx.
     for position, neutral in enumerate((1, 0, 1), start=1):
         if position < len(others) and not isinstance(others[position], str):
             others[position] = [neutral, *others[position]]
-    wide = squeezed.get(value) or _wide_pair(module.graph, value)
-    return module.graph.call_function(_CONVOLUTIONS[node.target], (wide, kernel, *others), node.kwargs)
+    if value not in squeezed:
+        squeezed |= _wide_pair(module.graph, value, squeezed)
+    return module.graph.call_function(_CONVOLUTIONS[node.target], (squeezed[value], kernel, *others), node.kwargs)
 
 
-def _wide_pair(graph: fx.Graph, dequantized: Any) -> fx.Node:
-    """The same pair, of the value before it with the new dimension."""
+def _wide_pair(graph: fx.Graph, dequantized: Any, squeezed: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """The same pair, of the value before it with the new dimension; several pairs may share their integers."""
     quantized = dequantized.args[0]
-    wide = graph.call_function(aten.unsqueeze.default, (quantized.args[0], _NEW))
-    for node in (quantized, dequantized):
-        wide = graph.call_function(node.target, (wide, *node.args[1:]), node.kwargs)
-    return wide
+    integers = squeezed.get(quantized)
+    if integers is None:
+        wide = graph.call_function(aten.unsqueeze.default, (quantized.args[0], _NEW))
+        integers = graph.call_function(quantized.target, (wide, *quantized.args[1:]), quantized.kwargs)
+    floats = graph.call_function(dequantized.target, (integers, *dequantized.args[1:]), dequantized.kwargs)
+    return {quantized: integers, dequantized: floats}

@@ -42,12 +42,28 @@ class Unbatched(nn.Module):
         return self.second(x), x.softmax(-1)
 
 
+class Branches(nn.Module):
+    """Two convolutions of one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x)
+
+
 def candidate(module: nn.Module) -> lq_plugin.StaticCandidate:
     return lq_plugin.quantize(module, [torch.randn(3, 4, 20)] * 2, Scheme(algorithms=[]))
 
 
 def operators(graph: Graph) -> list[str]:
     return [operator_type(node) for node in graph.module.graph.nodes]
+
+
+def integers(module: nn.Module) -> int:
+    """How many integers its weights are."""
+    return sum(tensor.numel() for tensor in module.state_dict().values() if tensor.dtype == torch.int8)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +74,9 @@ def operators(graph: Graph) -> list[str]:
         Residual(padding=1, groups=8),
         nn.Sequential(nn.Conv1d(4, 6, 2), nn.SiLU(), nn.Conv1d(6, 6, 2, stride=2), nn.Hardswish()),
         Unbatched(),
+        Branches(),
     ],
-    ids=["residual", "same", "depthwise", "chain", "unbatched"],
+    ids=["residual", "same", "depthwise", "chain", "unbatched", "branches"],
 )
 def test_the_numbers_are_the_same(module: nn.Module) -> None:
     graph = candidate(module).converted("torch")
@@ -67,7 +84,8 @@ def test_the_numbers_are_the_same(module: nn.Module) -> None:
     names = [operator_type(node) for node in made.graph.nodes]
     assert "conv1d" in operators(graph)
     assert "conv1d" not in names
-    assert names.count("quantize_per_tensor") <= operators(graph).count("quantize_per_tensor") + 1
+    assert names.count("quantize_per_tensor") == operators(graph).count("quantize_per_tensor")
+    assert integers(made) == integers(graph.module)
     with torch.no_grad():
         torch.testing.assert_close(made(given), graph.module(given))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from lq_plugin.graph.graph import Graph, duplicate
-from lq_plugin.graph.nodes import arguments, attribute, constant, is_inserted, operator_type
+from lq_plugin.graph.nodes import arguments, attribute, call, constant, is_inserted, operator_type
 from lq_plugin.graph.resampling import resample_as_torch
 from lq_plugin.identity import graph_digest
 from lq_plugin.noise import muted
@@ -232,8 +232,7 @@ def _multiplied_and_added(module: fx.GraphModule, node: fx.Node, scale: Tensor, 
     shape = (-1, *(1,) * (value.dim() - 2))
     for target, name, tensor in ((aten.mul.Tensor, "scale", scale), (aten.add.Tensor, "shift", shift)):
         factor = constant(module, f"folded_{node.name}_{name}", tensor.view(shape).to(value.dtype), node)
-        result = module.graph.call_function(target, (result, factor))
-        result.meta = {**node.meta, "val": value}
+        result = call(module.graph, target, (result, factor), node)
     return result
 
 
@@ -242,19 +241,17 @@ def _written_out(module: fx.GraphModule, node: fx.Node) -> fx.Node:
     value, weight, bias, mean, variance, _, epsilon = arguments(node)
     shape = [-1, *(1,) * (value.meta["val"].dim() - 2)]
 
-    def call(target: Any, *args: Any) -> fx.Node:
-        made = module.graph.call_function(target, args)
-        made.meta = {**node.meta, "val": target(*fx.map_arg(args, lambda given: given.meta["val"]))}
-        return made
+    def made(target: Any, *args: Any) -> fx.Node:
+        return call(module.graph, target, args, node)
 
     def by_channel(given: fx.Node) -> fx.Node:
-        return call(aten.reshape.default, given, shape)
+        return made(aten.reshape.default, given, shape)
 
-    spread = call(aten.rsqrt.default, call(aten.add.Tensor, by_channel(variance), epsilon))
-    result = call(aten.mul.Tensor, call(aten.sub.Tensor, value, by_channel(mean)), spread)
+    spread = made(aten.rsqrt.default, made(aten.add.Tensor, by_channel(variance), epsilon))
+    result = made(aten.mul.Tensor, made(aten.sub.Tensor, value, by_channel(mean)), spread)
     if weight is not None:
-        result = call(aten.mul.Tensor, result, by_channel(weight))
-    return result if bias is None else call(aten.add.Tensor, result, by_channel(bias))
+        result = made(aten.mul.Tensor, result, by_channel(weight))
+    return result if bias is None else made(aten.add.Tensor, result, by_channel(bias))
 
 
 def _clean(module: fx.GraphModule) -> None:

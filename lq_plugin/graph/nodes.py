@@ -62,6 +62,13 @@ def constant(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node, no
     return node
 
 
+def call(graph: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+    """Insert a call of an operator, described like the node it stands in for or follows, with its own result."""
+    node = graph.call_function(target, args)
+    node.meta = {**like.meta, "val": target(*fx.map_arg(args, lambda given: given.meta["val"]))}
+    return node
+
+
 def is_inserted(node: fx.Node) -> bool:
     """Whether a node was inserted after preparation."""
     return node.name.startswith(_INSERTED)

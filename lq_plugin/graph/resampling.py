@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lq_plugin.graph.nodes import arguments, constant
+from lq_plugin.graph.nodes import arguments, call, constant
 
 aten = torch.ops.aten
 _AVERAGES: dict[Any, int] = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
@@ -78,12 +78,10 @@ def _average_values(module: fx.GraphModule, node: fx.Node, dims: int) -> None:
         return
     operator: Any = node.target
     shares = operator(torch.ones(1, *sizes, dtype=made.dtype), *given)
-    with module.graph.inserting_after(node):
-        product = module.graph.call_function(aten.mul.Tensor)
-    product.meta = dict(node.meta)
-    node.replace_all_uses_with(product)
-    with module.graph.inserting_before(product):
-        product.args = (node, constant(module, f"folded_{node.name}_shares", shares, product))
+    with module.graph.inserting_before(node.next):
+        factor = constant(module, f"folded_{node.name}_shares", shares, node)
+        product = call(module.graph, aten.mul.Tensor, (node, factor), node)
+    node.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
 
 
 def _select_pixels(module: fx.GraphModule, node: fx.Node) -> None:
@@ -94,7 +92,7 @@ def _select_pixels(module: fx.GraphModule, node: fx.Node) -> None:
     (3 dB).
     """
     value, new, *_ = arguments(node)
-    shape = list(value.meta["val"].shape)
+    shape = value.meta["val"].shape
     if new is None or not all(isinstance(size, int) for size in (*shape[2:], *new)):
         return
     if all(torch.equal(_by_torch(*sizes), _by_onnx(*sizes)) for sizes in zip(shape[2:], new, strict=True)):
@@ -102,9 +100,7 @@ def _select_pixels(module: fx.GraphModule, node: fx.Node) -> None:
     with module.graph.inserting_before(node):
         for dim, size in enumerate(new, start=2):
             index = constant(module, f"folded_{node.name}_pixels_{dim}", _by_torch(shape[dim], size), node)
-            value = module.graph.call_function(aten.index_select.default, (value, dim, index))
-            shape[dim] = size
-            value.meta = {**node.meta, "val": node.meta["val"].new_empty(shape)}
+            value = call(module.graph, aten.index_select.default, (value, dim, index), node)
     node.replace_all_uses_with(value)
     module.graph.erase_node(node)
 

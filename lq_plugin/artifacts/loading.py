@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from lq_plugin import cpu
 from lq_plugin.artifacts import signing
@@ -34,6 +35,14 @@ class ArtifactModule(nn.Module):
         self.artifact = artifact
         self.signature = signature
         self.run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call :meth:`forward`, past torch's own call where there are no hooks.
+
+        That takes 3 microseconds after a runtime has used the CPU's caches, and a small model takes 70.
+        """
+        is_hooked = self._forward_pre_hooks or self._forward_hooks or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        return super().__call__(*args, **kwargs) if is_hooked else self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the artifact.

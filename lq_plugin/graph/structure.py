@@ -145,9 +145,9 @@ def flatten_as(structure: Structure, value: Any, where: str) -> Iterator[Tensor]
 
 def unflatten(structure: Structure, tensors: Sequence[Any]) -> Any:
     """Return the value that a structure describes, with ``tensors`` in their places."""
+    if (index := structure.get("tensor")) is not None:  # first, as most models return one
+        return tensors[index]
     ((kind, content), *_) = structure.items()
-    if kind == "tensor":
-        return tensors[content]
     if kind == "int":
         return int(tensors[content])
     if kind in OF_CONSTANTS:

@@ -201,6 +201,13 @@ class FormatContract:
         ):
             assert torch.equal(result["logits"], expected)
 
+    def test_hooks_see_a_call(self, artifact: Artifact) -> None:
+        module, seen = self.load(artifact.path), list[str]()
+        module.register_forward_pre_hook(lambda *_: seen.append("before"))
+        module.register_forward_hook(lambda *_: seen.append("after"))
+        module(inputs(4))
+        assert seen == ["before", "after"]
+
     def test_a_changed_file_is_refused(self, artifact: Artifact, copied: Path) -> None:
         for name in artifact.files:
             original = (copied / name).read_bytes()

@@ -94,7 +94,7 @@ def expected(plan: Plan, only_prepare: bool) -> str:
         "cell": [cells.cell_file(model, size, n, plan) for model, n, size in timing if not only_prepare],
     }
     names = {kind: [file.relative_to(plan.keep).as_posix() for file in each] for kind, each in files.items()}
-    return durations.told(names, durations.known(plan.keep, reports.earlier()))
+    return durations.told(names, durations.known(plan.keep, reports.earlier().values()))
 
 
 def say(text: str) -> None:

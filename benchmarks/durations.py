@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 TYPICAL = {"prepare": 20.0, "compile": 60.0, "cell": 90.0}  # seconds on two cores, where nothing is known
 PATTERNS = {"prepare": "*/*.json", "compile": "*/compiled/*.json", "cell": "*/cells/*.json"}
@@ -11,11 +12,11 @@ PATTERNS = {"prepare": "*/*.json", "compile": "*/compiled/*.json", "cell": "*/ce
 Seconds = dict[str, dict[str, float]]  # by kind of step, then by its file below the folder that is kept
 
 
-def known(keep: Path, reports: Iterable[Path]) -> Seconds:
+def known(keep: Path, reports: Iterable[Mapping[str, Any]]) -> Seconds:
     """What steps took: those kept in the folder, else those of reports."""
     found: Seconds = {kind: {} for kind in PATTERNS}
     for report in reports:
-        for kind, seconds in json.loads(report.read_text())["seconds"].items():
+        for kind, seconds in report["seconds"].items():
             found[kind] |= seconds
     for kind, pattern in PATTERNS.items():
         for file in keep.glob(pattern):

@@ -114,10 +114,10 @@ def markdown(reports: Sequence[Result], accuracy: Result) -> str:
     """The document.
 
     Args:
-        reports: of latency, one for each CPU.
+        reports: of latency, one for each CPU, in the order of the columns.
         accuracy: the report of ``benchmarks.accuracy``.
     """
-    models, reports = accuracy["models"], sorted(reports, key=has_vnni, reverse=True)
+    models = accuracy["models"]
     ups = (f"speed-up {'with' if has_vnni(report) else 'without'} VNNI" for report in reports)
     columns = ("model", "method", *ups, "SQNR dB", "why")
     lines = [INTRODUCTION, *markdown_table(columns, summary(reports, models), texts=len(columns))]
@@ -203,8 +203,7 @@ def _figures(cells: Result, lane: str, runtime: str) -> Result | None:
 
 def page() -> str:
     """The document as the results in the repository give it."""
-    reports = [json.loads(file.read_text()) for file in earlier()]
-    return markdown(reports, json.loads((RESULTS / "accuracy.json").read_text()))
+    return markdown(list(earlier().values()), json.loads((RESULTS / "accuracy.json").read_text()))
 
 
 if __name__ == "__main__":

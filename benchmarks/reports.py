@@ -11,7 +11,7 @@ from benchmarks import cells, durations
 from benchmarks.cells import Plan
 from benchmarks.command_line import RESULTS
 from benchmarks.comparing import compare, settings, times
-from benchmarks.latency_tables import markdown, name, told
+from benchmarks.latency_tables import has_vnni, markdown, name, told
 from benchmarks.preparations import BATCHES, PREPARATIONS, THREADS
 from benchmarks.reference_models import MODELS
 from benchmarks.workers import ROOT
@@ -31,9 +31,10 @@ def report_of_this_cpu() -> Path:
     return RESULTS / f"latency_{cpu.isa()[-1] if cpu.isa() else platform.machine()}.json"
 
 
-def earlier() -> list[Path]:
-    """The reports of full runs, one for each CPU."""
-    return sorted(RESULTS.glob("latency_*.json"))
+def earlier() -> dict[Path, Result]:
+    """The reports of full runs, one for each CPU, those with VNNI first."""
+    found = {file: json.loads(file.read_text()) for file in sorted(RESULTS.glob("latency_*.json"))}
+    return dict(sorted(found.items(), key=lambda each: has_vnni(each[1]), reverse=True))
 
 
 def collected(plan: Plan) -> Result:
@@ -73,14 +74,14 @@ def write(plan: Plan, out: Path | None) -> list[Path]:
     """
     report, is_public = out or report_of_this_cpu(), out is None
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(collected(plan), indent=1) + "\n")
+    content = collected(plan)
+    report.write_text(json.dumps(content, indent=1) + "\n")
     document = DOCUMENT if is_public else report.with_suffix(".md")
-    reports = [json.loads(file.read_text()) for file in (earlier() if is_public else [report])]
-    plots = []
-    for each, file in zip(reports, earlier() if is_public else [report], strict=True):
-        plots.append(document.parent / f"{file.stem}.svg")
-        plots[-1].write_text(plot(each))
-    document.write_text(markdown(reports, [file.name for file in plots]))
+    reports = earlier() if is_public else {report: content}
+    plots = {document.parent / f"{file.stem}.svg": each for file, each in reports.items()}
+    for file, each in plots.items():
+        file.write_text(plot(each))
+    document.write_text(markdown(list(reports.values()), [file.name for file in plots]))
     return [report, document, *plots]
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sys
@@ -17,7 +18,11 @@ from lightning.pytorch.callbacks import Callback
 from tiny import CLASSES, Images, Tiny, fit
 from torch import nn
 
+import lq_plugin
 from lq_plugin import ArtifactExport, DynamicQuantization, Int8Evaluation, Latency, StaticQuantization
+from lq_plugin.report import readme, run_page
+
+DOCUMENTS = (readme.FILE, readme.SCRIPT, run_page.FILE)  # each is written where there is room
 
 
 class Wide(Tiny):
@@ -58,6 +63,34 @@ def limit(kind: int, value: int) -> None:
 LIMITS: Mapping[str, Callable[[int, Path], None]] = {
     each.__name__: each for each in (descriptors, memory, file_size, disk, no_folder)
 }
+
+
+def outcomes(folder: Path, named: tuple[str, ...], stderr: str) -> list[str]:
+    """The outcome of each artifact: all that is on disk is listed and whole, or it is said that nothing can be.
+
+    Args:
+        folder: that the fit wrote to.
+        named: what the system says of the limit.
+        stderr: of the fit.
+    """
+    place = folder / "quantized" / "manifest.json"
+    files = {path for path in folder.rglob("*") if path.is_file() and path.name not in ("filling", *DOCUMENTS)}
+    if not place.exists():
+        assert any(name in stderr for name in named), stderr
+        return ["none"]
+    entries = json.loads(place.read_text())["artifacts"]
+    made = [entry for entry in entries if entry["path"] is not None]
+    assert files == {
+        place,
+        *(place.parent / entry["path"] / name for entry in made for name in (*entry["sha256"], "artifact.json")),
+    }
+    for entry in made:
+        if entry["format"] == "pt2":
+            assert lq_plugin.load(place.parent / entry["path"])
+    for entry in entries:
+        told = entry["status"] not in ("failed", "not_evaluated") or any(name in entry["error"] for name in named)
+        assert told, entry["error"]
+    return [entry["status"] for entry in entries]
 
 
 class Limiting(Callback):

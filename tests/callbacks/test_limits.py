@@ -12,6 +12,7 @@ from subprocess import CompletedProcess
 
 import commands
 import pytest
+from limited import outcomes
 
 import lq_plugin
 
@@ -37,7 +38,8 @@ def test_without_a_folder_all_is_told_and_nothing_is_left(tmp_path: Path) -> Non
 
 
 def test_with_few_descriptors_all_is_made_but_what_needs_more(tmp_path: Path) -> None:
-    run("descriptors", 4, tmp_path)
+    done = run("descriptors", 4, tmp_path)
+    assert len(outcomes(tmp_path, ("Too many open files",), done.stderr)) == 3
     static, _, dynamic = json.loads((tmp_path / "quantized" / "manifest.json").read_text())["artifacts"]
     assert {static["status"], dynamic["status"]} <= {"ok", "over_budget"}
     assert static["error"] == "the worker process could not be started: [Errno 24] Too many open files"

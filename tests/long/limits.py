@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,8 +14,7 @@ from pathlib import Path
 
 import commands
 import pytest
-
-import lq_plugin
+from limited import outcomes
 
 MEBIBYTE = 1 << 20
 SIZE = 16  # MiB of the small disk
@@ -30,28 +28,6 @@ DISK_FULL = "No space left on device"
 CRASHED = (-6, -11)  # torch's own code, where the system gives it no memory
 
 
-def check(folder: Path, named: tuple[str, ...], stderr: str) -> list[str]:
-    """The outcome of each artifact: all that is on disk is listed and whole, or it is said that nothing can be."""
-    place = folder / "quantized" / "manifest.json"
-    files = {path for path in folder.rglob("*") if path.is_file() and path.name != "filling"}
-    if not place.exists():
-        assert any(name in stderr for name in named), stderr
-        return ["none"]
-    entries = json.loads(place.read_text())["artifacts"]
-    made = [entry for entry in entries if entry["path"] is not None]
-    assert files == {
-        place,
-        *(place.parent / entry["path"] / name for entry in made for name in (*entry["sha256"], "artifact.json")),
-    }
-    for entry in made:
-        if entry["format"] == "pt2":
-            assert lq_plugin.load(place.parent / entry["path"])
-    for entry in entries:
-        told = entry["status"] not in ("failed", "not_evaluated") or any(name in entry["error"] for name in named)
-        assert told, entry["error"]
-    return [entry["status"] for entry in entries]
-
-
 @pytest.mark.parametrize(("what", "room"), [(what, room) for what, rooms in ROOMS.items() for room in rooms])
 def test_whatever_ends_is_named(what: str, room: int, tmp_path: Path) -> None:
     done = commands.run("limited.py", what, str(room), str(tmp_path), cwd=Path(__file__).parents[1])
@@ -60,10 +36,10 @@ def test_whatever_ends_is_named(what: str, room: int, tmp_path: Path) -> None:
         again = commands.run("limited.py", "nothing", "0", str(tmp_path), cwd=Path(__file__).parents[1])
         assert again.returncode == 0, again.stderr
         shutil.rmtree(tmp_path / ".lq_plugin", ignore_errors=True)  # with little memory it may have taken another way
-        assert check(tmp_path, (), again.stderr)
+        assert outcomes(tmp_path, (), again.stderr)
         return
     assert done.returncode == 0, done.stderr
-    print(f"\n{what} {room}: {check(tmp_path, NAMED, done.stderr)}")
+    print(f"\n{what} {room}: {outcomes(tmp_path, NAMED, done.stderr)}")
 
 
 @pytest.fixture
@@ -82,7 +58,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_named(room: int, small_disk: Path) -> None:
     done = commands.run("limited.py", "disk", str(room), str(small_disk), cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
-    print(f"\ndisk {room}: {check(small_disk, (DISK_FULL,), done.stderr)}")
+    print(f"\ndisk {room}: {outcomes(small_disk, (DISK_FULL,), done.stderr)}")
     with suppress(FileNotFoundError):
         os.unlink(small_disk / "filling")
     again = commands.run("limited.py", "nothing", "0", str(small_disk), cwd=Path(__file__).parents[1])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lq_plugin.artifacts.layout import place
+from lq_plugin.artifacts.onnx_attention import with_heads
 from lq_plugin.artifacts.onnx_passes import PASSES
 from lq_plugin.artifacts.onnx_recurrent import translations, with_onnx_layers
 from lq_plugin.artifacts.pt2 import program_of
@@ -37,6 +38,7 @@ import onnxruntime
 session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 outputs = session.run(None, {given.name: value for given, value in zip(session.get_inputs(), inputs, strict=True)})
 """
+_RECURRENT = (b"LSTM", b"GRU", b"RNN", b"Scan")  # operators; weights may contain the words by chance
 _ORIGIN = "origin"
 _OUTPUT = "output"
 _SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime appends to the name of a node that it replaces
@@ -85,7 +87,7 @@ def annotate(folder: Path, properties: Mapping[str, str]) -> None:
 def exported(graph: Graph, runtime: str = "onnxruntime") -> torch.onnx.ONNXProgram:
     """Return a graph in ONNX, rewritten for the runtime that will execute it."""
     names = [name.replace(".", "_") for name, _ in graph.signature.tensors()]
-    source = program_of(with_onnx_layers(graph))
+    source = program_of(with_onnx_layers(with_heads(graph)))
     for node in source.graph.nodes:
         node.meta["custom"] = {_ORIGIN: node.name}  # the exporter renames nodes, and keeps this
     with muted(), onnx_functions_parsed_once(), operators_found_once():
@@ -147,9 +149,12 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
         ArtifactError: its weights are in a file that export does not write.
     """
     session = _session(folder, threads)
+    is_recurrent = any(_holds(place(folder, FILE), word) for word in _RECURRENT)
     names, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+        if is_recurrent and not all(map(torch.numel, tensors)):  # onnxruntime (1.32) would end the whole process
+            raise ArtifactError("call: a tensor is empty, and onnxruntime computes no recurrent layer of nothing.")
         results = session.run(outputs, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
         return [torch.from_numpy(result) for result in results]
 

@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from lq_plugin.artifacts.onnx_values import constant, in_place_of
+from lq_plugin.artifacts.onnx_values import (
+    constant,
+    in_place_of,
+    is_dequantized,
+    is_initializer,
+    is_quantized,
+    producer,
+)
 from lq_plugin.errors import require
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+_CHANNELS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}  # the dimension that has a scale for each
+_NOTHING = 1e-30  # added to a value, it changes none; OpenVINO would remove a zero
 
 
 def average_floats(model: ir.Model) -> None:
@@ -46,6 +56,43 @@ def keep_extremes_apart(model: ir.Model) -> None:
         kind = extreme.op_type.removeprefix("Reduce")
         again = ir.Node("", kind, [result, result], outputs=[both], name=f"{extreme.name}_twice")
         model.graph.insert_after(extreme, again)
+
+
+def keep_scales_in_place(model: ir.Model) -> None:
+    """Add a bias to quantized convolutions and products that have none, where the result is not quantized at once.
+
+    OpenVINO (2026.4) multiplies a sum of integers with the scale of its channel after what follows: after a
+    normalization over several channels too, whose result this changes (3 dB where torch has 34 for a residual block of
+    GroupNorm and convolutions without bias), and after a gather along two axes, which it then does not compile. It
+    moves no scale past a bias, and adds that in the kernel.
+    """
+    ir = require("onnx_ir", "onnx", "formats: 'openvino'")
+    for node in [node for node in model.graph if node.op_type in _CHANNELS and is_dequantized(node.inputs[0])]:
+        (result,) = node.outputs
+        weight = producer(node.inputs[1], "DequantizeLinear")
+        is_stored = weight is not None and is_initializer(weight.inputs[0])
+        if not is_stored or _has_bias(node) or is_quantized(result) or not result.consumers() or result.shape is None:
+            continue
+        size, name = result.shape[_CHANNELS[node.op_type]], f"{node.name}_nothing"
+        if not isinstance(size, int):
+            continue
+        bias = ir.val(name, const_value=ir.tensor(numpy.full(size, _NOTHING, numpy.float32), name=name))
+        model.graph.register_initializer(bias)
+        if node.op_type in ("Gemm", "MatMul"):
+            total = in_place_of(result, "product")
+            model.graph.insert_after(
+                node, ir.Node("", "Add", [result, bias], outputs=[total], name=f"{node.name}_bias")
+            )
+        else:
+            node.resize_inputs(3)
+            node.replace_input_with(2, bias)
+
+
+def _has_bias(node: ir.Node) -> bool:
+    """Whether a constant is added to what a node computes, in it or after it."""
+    readers = node.outputs[0].consumers()
+    added = len(readers) == 1 and readers[0].op_type == "Add" and any(map(is_initializer, readers[0].inputs))
+    return added or (len(node.inputs) > 2 and node.inputs[2] is not None)
 
 
 def keep_weights_apart(model: ir.Model) -> None:

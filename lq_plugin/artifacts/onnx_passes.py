@@ -9,8 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lq_plugin.artifacts.onnx_corrections import average_floats, keep_extremes_apart, keep_weights_apart
-from lq_plugin.artifacts.onnx_values import constant, in_place_of, is_initializer, producer
+from lq_plugin.artifacts.onnx_corrections import (
+    average_floats,
+    keep_extremes_apart,
+    keep_scales_in_place,
+    keep_weights_apart,
+)
+from lq_plugin.artifacts.onnx_values import (
+    constant,
+    in_place_of,
+    is_dequantized,
+    is_initializer,
+    is_quantized,
+    producer,
+)
 from lq_plugin.errors import require
 
 if TYPE_CHECKING:
@@ -29,7 +41,7 @@ def split_biased_gemm(model: ir.Model) -> None:
     for gemm in [node for node in model.graph if node.op_type == "Gemm" and len(node.inputs) == 3]:
         (result,) = gemm.outputs
         scaled = gemm.attributes.get_float("beta", 1.0) != 1.0
-        if scaled or not _is_dequantized(gemm.inputs[0]) or _is_quantized(result):
+        if scaled or not is_dequantized(gemm.inputs[0]) or is_quantized(result):
             continue
         total, bias = in_place_of(result, "product"), gemm.inputs[2]
         gemm.resize_inputs(2)
@@ -105,7 +117,7 @@ def average_globally(model: ir.Model) -> None:
     ir = require("onnx_ir", "onnx", "formats: 'onnx'")
     for mean in [node for node in model.graph if node.op_type == "ReduceMean" and len(node.inputs) == 2]:
         value, axes = mean.inputs
-        if not _is_dequantized(value) or not _are_all_positions(axes, value):
+        if not is_dequantized(value) or not _are_all_positions(axes, value):
             continue
         averaged = in_place_of(mean.outputs[0], "mean")
         if mean.attributes.get_int("keepdims", 1):
@@ -306,10 +318,6 @@ def _is_padding(node: ir.Node) -> bool:
     return node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
-def _is_dequantized(value: ir.Value | None) -> bool:
-    return producer(value, "DequantizeLinear") is not None
-
-
 def _is_residual(add: ir.Node) -> bool:
     """Whether an ``Add`` of two computed values is read by one ``LayerNormalization`` alone."""
     readers = [(use.node.op_type, use.idx) for use in add.outputs[0].uses()]
@@ -318,15 +326,7 @@ def _is_residual(add: ir.Node) -> bool:
 
 def _is_integer_product(value: ir.Value | None) -> bool:
     product = producer(value, "MatMul")
-    return product is not None and _is_dequantized(product.inputs[0])
-
-
-def _is_quantized(value: ir.Value) -> bool:
-    """Whether every reader of a value quantizes it, after an activation that is computed with the product."""
-    readers = value.consumers()
-    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
-        readers = readers[0].outputs[0].consumers()
-    return bool(readers) and all(node.op_type == "QuantizeLinear" for node in readers)
+    return product is not None and is_dequantized(product.inputs[0])
 
 
 # In the order in which they are applied, by the runtime that executes the model. OpenVINO splits every Gemm itself; the
@@ -347,6 +347,7 @@ PASSES: Mapping[str, tuple[Pass, ...]] = {
         transpose_keys,
         average_floats,
         keep_extremes_apart,
+        keep_scales_in_place,
         omit_zero_points,
         share_equal_constants,
         keep_weights_apart,

@@ -26,6 +26,19 @@ def producer(value: ir.Value | None, kind: str) -> ir.Node | None:
     return node if node is not None and node.op_type == kind else None
 
 
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a value is made of integers."""
+    return producer(value, "DequantizeLinear") is not None
+
+
+def is_quantized(value: ir.Value) -> bool:
+    """Whether every reader of a value quantizes it, after an activation that is computed with the product."""
+    readers = value.consumers()
+    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        readers = readers[0].outputs[0].consumers()
+    return bool(readers) and all(node.op_type == "QuantizeLinear" for node in readers)
+
+
 def in_place_of(result: ir.Value, label: str) -> ir.Value:
     """Return a new value that takes a result's name and readers; the result is kept as ``<name>_<label>``.
 

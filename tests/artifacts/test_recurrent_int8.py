@@ -18,13 +18,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from zoo.recurrent import Configuration, Recurrent, covering
+from zoo.recurrent import HIDDEN, INPUTS, Configuration, Recurrent, covering
 
 import lq_plugin
 from lq_plugin.artifacts import onnx_gru
 from lq_plugin.artifacts.writing import export_one
 from lq_plugin.coverage import QuantizedOp
-from lq_plugin.errors import ConfigError, UnsupportedError
+from lq_plugin.errors import ArtifactError, ConfigError, UnsupportedError
 from lq_plugin.evaluation.fidelity import SignalToQuantizationNoise
 from lq_plugin.evaluation.kernels import counted as with_kernels
 from lq_plugin.qparams import QuantSpec
@@ -52,6 +52,25 @@ def integer_grus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the INT8 form of a GRU, however fast it is."""
     monkeypatch.setattr(onnx_gru, "LEAST_SPEEDUP", 0.0)
     monkeypatch.setattr(onnx_gru, "_SECONDS", 0.0)
+
+
+class Tagging(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = Recurrent(Configuration(kind, 1, False, True, False, False, True))
+        self.last = nn.Linear(HIDDEN, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x)[0])
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_nothing_is_refused_where_the_runtime_would_end_the_process(kind: str, method: str, tmp_path: Path) -> None:
+    candidate = lq_plugin.quantize(Tagging(kind), [torch.randn(4, 6, INPUTS)], lq_plugin.Scheme(method, algorithms=[]))
+    loaded = lq_plugin.load(lq_plugin.export(candidate, tmp_path, ["onnx"])["onnx"].path)
+    with pytest.raises(ArtifactError, match="a tensor is empty"):
+        loaded(torch.randn(0, 6, INPUTS))
 
 
 @pytest.mark.parametrize("configuration", covering(3, ("lstm", "gru")), ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,10 +103,12 @@ def _float_lstms(graph: Graph) -> dict[str, Tensor]:
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """Compile the model for the CPU; see :func:`_compiled`."""
     compiled = _compiled(folder, threads)
-    request = compiled.create_infer_request()
+    requests = threading.local()  # one for each thread: it holds the inputs and outputs of a call
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
-        results = request.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        results = requests.own.infer([tensor.numpy() for tensor in tensors], share_inputs=True)
         return [torch.from_numpy(result) for result in results.to_tuple()]  # copies, in the order of the outputs
 
     return run

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,14 @@ class FormatContract:
             module(batch, bias=None),
         ):
             assert torch.equal(result["logits"], expected)
+
+    def test_several_threads_may_call_it_at_once(self, artifact: Artifact) -> None:
+        module, batches = self.load(artifact.path, threads=1), [inputs(size, size) for size in range(1, 5)]
+        expected = [module(batch)["logits"].clone() for batch in batches]
+        with ThreadPoolExecutor(len(batches)) as pool:
+            turns = [turn % len(batches) for turn in range(200)]
+            results = pool.map(lambda turn: module(batches[turn])["logits"], turns)
+            assert all(torch.equal(result, expected[turn]) for turn, result in zip(turns, results, strict=True))
 
     def test_hooks_see_a_call(self, artifact: Artifact) -> None:
         module, seen = self.load(artifact.path), list[str]()

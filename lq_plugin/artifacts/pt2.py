@@ -57,7 +57,9 @@ def export(graph: Graph, folder: Path) -> None:
     """
     content = io.BytesIO()  # given the name of a file, torch's C++ code ends the whole process when the disk is full
     with muted():
-        torch.export.save(program_of(replace(graph, module=over_two_dimensions(graph.module))), content)
+        torch.export.save(
+            program_of(replace(graph, module=_without_writes(over_two_dimensions(graph.module)))), content
+        )
     (folder / FILE).write_bytes(content.getbuffer())
     try:
         checked(folder / FILE)
@@ -66,6 +68,19 @@ def export(graph: Graph, folder: Path) -> None:
             f"formats: 'pt2' cannot be made from this graph: it {error}. load would refuse such a file, because it "
             "could run code, change files or exhaust memory. The other formats are not affected."
         ) from error
+
+
+def _without_writes(module: fx.GraphModule) -> fx.GraphModule:
+    """Let a graph leave its inputs and buffers as they are, as it does in other formats; it is changed in place.
+
+    What a forward changes in place, torch computes apart and copies back after all else.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and not node.users:
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
 
 
 def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:

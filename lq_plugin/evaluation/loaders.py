@@ -27,8 +27,9 @@ _SEQUENTIAL = "sequential"  # what Lightning makes of loaders that the user did 
 
 def data_of(trainer: Any) -> Data:
     """Return where a running Trainer's batches come from."""
-    combined = _combined(trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop)
-    loaders = {} if combined is None else {"validate": _unsharded(combined)}
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    combined = _combined(loop, trainer.validate_loop)
+    loaders = _not_yet_combined(loop) if combined is None else {"validate": _unsharded(combined)}
     limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
     return Data(trainer.datamodule, loaders, limits, str(trainer.precision))
 
@@ -84,6 +85,12 @@ def chosen_batches(
 
 def _combined(*loops: Any) -> Any:
     return next((loop._combined_loader for loop in loops if loop._combined_loader is not None), None)
+
+
+def _not_yet_combined(loop: Any) -> dict[str, Any]:
+    """The loaders that ``fit`` was given, where no validation has run; those of modules are asked for later."""
+    source = loop._data_source
+    return {} if source.instance is None or source.is_module() else {"validate": source.instance}
 
 
 def _unsharded(combined: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from tiny import CLASSES, Images, Tiny, fit, images
+from tiny import CLASSES, Images, Tiny, fit, images, trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -246,3 +246,12 @@ def test_the_manifest_of_an_earlier_run_is_gone_before_anything_new_is_made(
     with pytest.raises(SystemExit, match="killed"):
         fit(tmp_path, Tiny(), DynamicQuantization(), ArtifactExport(["pt2"]), enable_checkpointing=False)
     assert [path.name for path in (tmp_path / "quantized").iterdir()] == ["dynamic"]
+
+
+def test_loaders_that_no_validation_has_used_are_used_afterwards(tmp_path: Path) -> None:
+    callbacks = [StaticQuantization(algorithms=()), ArtifactExport(["pt2"]), Int8Evaluation(latency=None)]
+    made = trainer(tmp_path, *callbacks, num_sanity_val_steps=0, check_val_every_n_epoch=3, enable_checkpointing=False)
+    made.fit(Tiny(), DataLoader(images(24, 1), 8), DataLoader(images(16, 2), 8))
+    (artifact,) = manifest(tmp_path)["artifacts"]
+    assert artifact["status"] in ("ok", "over_budget")
+    assert artifact["metrics"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lq_plugin import cpu
 from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.observers import OBSERVERS, Observer
+from lq_plugin.options import check_type, check_types
 from lq_plugin.qparams import QuantSpec
 
 DEFAULT_OBSERVER = "histogram"
@@ -101,6 +102,7 @@ class Scheme:
     algorithm_time_limit: float | None = 120.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field, allowed in (
             ("method", METHODS),
             ("activation_dtype", ACTIVATION_DTYPES),
@@ -121,6 +123,7 @@ class Scheme:
         for field in ("skip", "only"):
             object.__setattr__(self, field, _patterns(field, getattr(self, field)))
         given = AUTO if self.algorithms is None else self.algorithms
+        check_type("algorithms", given, str, Sequence)
         object.__setattr__(self, "algorithms", _algorithms(given, self.method))
         _check_limits(self)
 
@@ -183,7 +186,11 @@ def _check_limits(scheme: Scheme) -> None:
 
 
 def _patterns(field: str, given: Any) -> tuple[str, ...]:
-    if isinstance(given, str) or not all(isinstance(pattern, str) and pattern for pattern in given):
+    if (
+        isinstance(given, str)
+        or not isinstance(given, Iterable)
+        or not all(isinstance(pattern, str) and pattern for pattern in given)
+    ):
         raise ConfigError(
             f"{field}: {given!r} is not a list of patterns. Write for example {field}=['head', 'op:add']."
         )

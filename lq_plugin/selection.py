@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lq_plugin.errors import ConfigError, unknown_name
+from lq_plugin.options import check_types
 from lq_plugin.renamed import refuse_old
 
 MODES = ("max", "min")
@@ -35,8 +36,9 @@ class Budget:
     mode: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_drop < 0:
-            raise ConfigError(f"max_drop: {self.max_drop} is negative. Allowed: 0 or more.")
+        check_types(self)
+        if not self.max_drop >= 0:
+            raise ConfigError(f"max_drop: {self.max_drop} is not allowed. Allowed: 0 or more.")
         if self.mode is not None and self.mode not in MODES:
             raise unknown_name("mode", self.mode, MODES)
 

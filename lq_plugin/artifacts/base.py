@@ -137,7 +137,7 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
         ConfigError: an unknown format, with the nearest valid names, or none at all.
         MissingExtraError: naming the extra to install.
     """
-    if isinstance(formats, str) or not formats:
+    if isinstance(formats, str) or not isinstance(formats, Sequence) or not formats:
         raise ConfigError(f"formats: {formats!r} is not a list of formats. Allowed: {', '.join(map(repr, FORMATS))}.")
     for name in formats:
         if name not in FORMATS:

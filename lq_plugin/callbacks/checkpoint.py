@@ -18,7 +18,7 @@ def check_choice(choice: str) -> str:
     Raises:
         ConfigError: anything else.
     """
-    if choice not in CHOICES and not choice.startswith("best:"):
+    if choice not in CHOICES and not (choice.startswith("best:") and choice != "best:"):
         raise unknown_name("checkpoint", choice, (*CHOICES, "best:<monitored metric>"))
     return choice
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from types import NoneType
 from typing import Any
 
 from torchmetrics import Metric
@@ -18,6 +19,7 @@ from lq_plugin.errors import ConfigError, unknown_name
 from lq_plugin.evaluation.compare import Protocol
 from lq_plugin.evaluation.latency import Latency
 from lq_plugin.evaluation.loop import SPLITS
+from lq_plugin.options import check_type
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.printing import counted
 from lq_plugin.report import manifest, table
@@ -54,8 +56,8 @@ class Int8Evaluation(FinishingCallback):
         error: the user error or failure that kept every artifact from being evaluated or judged, if any.
 
     Raises:
-        ConfigError: an unknown split, a budget where validation is not among the splits, or no
-            :class:`ArtifactExport` beside this callback.
+        ConfigError: an option has another type, an unknown split or none, a budget where validation is not among the
+            splits, or no :class:`ArtifactExport` beside this callback.
     """
 
     def __init__(
@@ -67,7 +69,16 @@ class Int8Evaluation(FinishingCallback):
         latency: Latency | None = Latency(),
         search: Search | None = None,
     ) -> None:
+        check_type("budget", budget, Budget)
+        check_type("latency", latency, Latency, NoneType)
+        check_type("search", search, Search, NoneType)
+        check_type("metrics", metrics, Mapping, NoneType)
+        for name, metric in (metrics or {}).items():
+            check_type(f"metrics: {name!r}", metric, Metric)
+        check_type("splits", splits, str, Sequence)
         splits = (splits,) if isinstance(splits, str) else tuple(splits)
+        if not splits:
+            raise ConfigError(f"splits: there is none. Allowed: {', '.join(map(repr, SPLITS))}.")
         for split in splits:
             if split not in SPLITS:
                 raise unknown_name("splits", split, SPLITS)

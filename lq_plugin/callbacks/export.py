@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from lq_plugin.artifacts.base import DEFAULT_FORMATS, FORMATS, check_formats, formats_of
@@ -17,6 +18,7 @@ from lq_plugin.callbacks.quantizing import quantizing
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation.placing import check_placement
 from lq_plugin.hub import check_installed
+from lq_plugin.options import check_type
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.report.manifest import Manifest
 
@@ -59,6 +61,8 @@ class ArtifactExport(FinishingCallback):
         layout: str = PLAIN,
         sign: str | None = None,
     ) -> None:
+        check_type("output_dir", output_dir, str, os.PathLike, NoneType)
+        check_type("sign", sign, str, os.PathLike, NoneType)
         self.formats = check_formats(formats)
         self.output_dir = output_dir
         self.placement = check_placement(placement)

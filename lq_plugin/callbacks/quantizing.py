@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 from lq_plugin import patterns
@@ -22,6 +23,7 @@ from lq_plugin.graph.copying import module_names
 from lq_plugin.graph.signature import check_inputs
 from lq_plugin.jobs import Job
 from lq_plugin.names import check_distinct, check_name
+from lq_plugin.options import check_type
 from lq_plugin.plan import Finished, Plan
 from lq_plugin.progress import begin_run
 from lq_plugin.scheme import AUTO, Scheme, as_dict
@@ -56,6 +58,12 @@ class QuantizingCallback(FinishingCallback):
         dynamic_dims: Mapping[str, Sequence[int]] | None,
         scheme: Scheme,
     ) -> None:
+        check_type("target", target, str, NoneType)
+        check_type("checkpoint", checkpoint, str)
+        check_type("dynamic_dims", dynamic_dims, Mapping, NoneType)
+        for given, dims in (dynamic_dims or {}).items():
+            check_type("dynamic_dims", given, str)
+            check_type(f"dynamic_dims: {given!r}", dims, Sequence)
         self.name = check_name(name)
         self.target = target
         self.checkpoint = checkpoints.check_choice(checkpoint)

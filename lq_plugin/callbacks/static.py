@@ -21,6 +21,7 @@ from lq_plugin.graph.prepare import TrackedTarget
 from lq_plugin.graph.repeats import repeats_in
 from lq_plugin.jobs import StaticJob, calibration_in
 from lq_plugin.observers import Observer
+from lq_plugin.options import check_type
 from lq_plugin.scheme import AUTO, DEFAULT_OBSERVER, Scheme
 from lq_plugin.source import Source
 from lq_plugin.targets import never_called, resolve_target
@@ -101,6 +102,8 @@ class StaticQuantization(QuantizingCallback):
             algorithm_time_limit=algorithm_time_limit,
         )
         super().__init__(name, target, checkpoint, dynamic_dims, scheme)
+        check_type("samples", samples, int)
+        check_type("seed", seed, int)
         if samples < 1:
             raise ConfigError(f"samples: {samples} is too small. Allowed: 1 or more.")
         self.samples = samples

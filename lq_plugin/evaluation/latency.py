@@ -21,6 +21,7 @@ from lq_plugin import torch_file
 from lq_plugin.errors import ConfigError
 from lq_plugin.evaluation.latency_process import Deadlines, Worker, command
 from lq_plugin.evaluation.latency_worker import timed
+from lq_plugin.options import check_types
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Latency:
     seconds: float = 0.2
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in ("batch_size", "rounds"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}: {getattr(self, field)} is too small. Allowed: 1 or more.")

@@ -189,7 +189,9 @@ def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:
         raise ArtifactError(f"argument {where}: expected a tensor, got {type(value).__name__}.")
     shape, dtype = structure["shape"], structure["dtype"]
     fits = len(shape) == value.dim() and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
-    if not fits or str(value.dtype) != f"torch.{dtype}":
+    if fits and str(value.dtype) != f"torch.{dtype}":
+        raise ArtifactError(f"argument {where}: expected {dtype}, got {str(value.dtype).removeprefix('torch.')}.")
+    if not fits:
         wanted = ["any" if size is None else size for size in shape]
         raise ArtifactError(
             f"argument {where}: expected {dtype} of shape {wanted}, got {str(value.dtype).removeprefix('torch.')} of "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from lq_plugin.errors import ConfigError
+from lq_plugin.options import check_types
 
 _MOST_TRIALS = 500  # more are not read from a manifest
 
@@ -32,6 +33,7 @@ class Search:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 1 <= self.max_trials <= _MOST_TRIALS:
             raise ConfigError(f"max_trials: {self.max_trials} is not allowed. Allowed: 1 to {_MOST_TRIALS}.")
         if self.time_limit is not None and not self.time_limit >= 0:

@@ -20,7 +20,7 @@ from torch import nn
 import lq_plugin
 from lq_plugin.artifacts import onnx as onnx_format
 from lq_plugin.artifacts.base import FORMATS
-from lq_plugin.errors import ArtifactError
+from lq_plugin.errors import ArtifactError, ConfigError
 from lq_plugin.graph.signature import Signature
 
 
@@ -72,6 +72,12 @@ def test_no_file_is_a_pipe_a_device_a_link_or_a_folder(change: Callable[[Path], 
         shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
         file.write_bytes(saved)
     assert load(folder)(batch()).shape == (2, 3)
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, "2"])
+def test_threads_are_a_number_above_zero(threads: Any, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^threads: "):
+        lq_plugin.load(folder, threads=threads)
 
 
 def test_the_folder_may_be_a_link(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_metric_that_is_not_logged_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_drop": -0.1}, "max_drop: -0.1 is negative. Allowed: 0 or more"),
+        ({"max_drop": -0.1}, "max_drop: -0.1 is not allowed. Allowed: 0 or more"),
         ({"mode": "maxi"}, r"mode: 'maxi' is unknown. Did you mean 'max'"),
     ],
 )

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from types import NoneType
 from typing import Any
 
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lq_plugin import selection
 from lq_plugin.callbacks import bars
@@ -72,7 +72,7 @@ class Int8Evaluation(FinishingCallback):
         check_type("budget", budget, Budget)
         check_type("latency", latency, Latency, NoneType)
         check_type("search", search, Search, NoneType)
-        check_type("metrics", metrics, Mapping, NoneType)
+        check_type("metrics", metrics, Mapping, MetricCollection, NoneType)
         for name, metric in (metrics or {}).items():
             check_type(f"metrics: {name!r}", metric, Metric)
         check_type("splits", splits, str, Sequence)

@@ -189,13 +189,12 @@ def _checked_tensor(structure: Structure, value: Any, where: str) -> Tensor:
         raise ArtifactError(f"argument {where}: expected a tensor, got {type(value).__name__}.")
     shape, dtype = structure["shape"], structure["dtype"]
     fits = len(shape) == value.dim() and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
-    if fits and str(value.dtype) != f"torch.{dtype}":
-        raise ArtifactError(f"argument {where}: expected {dtype}, got {str(value.dtype).removeprefix('torch.')}.")
-    if not fits:
+    if not fits or str(value.dtype) != f"torch.{dtype}":
         wanted = ["any" if size is None else size for size in shape]
+        hint = "" if fits else " Dimensions become free with dynamic_dims when the target is captured."
         raise ArtifactError(
             f"argument {where}: expected {dtype} of shape {wanted}, got {str(value.dtype).removeprefix('torch.')} of "
-            f"shape {list(value.shape)}. Dimensions become free with dynamic_dims when the target is captured."
+            f"shape {list(value.shape)}.{hint}"
         )
     return value
 

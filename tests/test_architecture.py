@@ -40,7 +40,7 @@ LAYERS = (
     "scheme selection",
     "observers",
     "coverage identity kept learning names progress qparams renamed torch_file",
-    "checksums cpu durable errors noise printing untrusted",
+    "checksums cpu durable errors noise options printing untrusted",
 )
 LONGEST_MODULE = 400  # lines
 LONGEST_FUNCTION = 40  # lines without the docstring, the signature counted as one

@@ -42,6 +42,17 @@ def check_type(name: str, given: Any, *kinds: type) -> None:
         raise ConfigError(f"{name}: {given!r} is not allowed. Give {allowed}.")
 
 
+def check_threads(threads: Any) -> None:
+    """Check the number of a runtime's threads, ``None`` for its own choice.
+
+    Raises:
+        ConfigError: it is no number, or too small.
+    """
+    check_type("threads", threads, int, NoneType)
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: {threads} is too small. Allowed: 1 or more, or None for the runtime's choice.")
+
+
 def _is(given: Any, kind: type) -> bool:
     if kind in (int, float) and isinstance(given, bool):
         return False

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -19,7 +18,7 @@ from lq_plugin.artifacts.base import FORMATS, Factory, Run
 from lq_plugin.artifacts.description import Artifact, read
 from lq_plugin.errors import ArtifactError, ConfigError, LqError
 from lq_plugin.graph.signature import Signature
-from lq_plugin.options import check_type
+from lq_plugin.options import check_threads, check_type
 from lq_plugin.printing import line
 
 logger = logging.getLogger("lq_plugin")
@@ -90,9 +89,7 @@ def load(
         MissingExtraError: its runtime is not installed, or what checks signatures.
     """
     check_type("path", path, str, os.PathLike)
-    check_type("threads", threads, int, NoneType)
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads: {threads} is too small. Allowed: 1 or more, or None for the runtime's choice.")
+    check_threads(threads)
     artifact = read(path) if verify is None else read(signing.check(path, verify), signed=True)
     _warn_of_saturation(artifact)
     chosen = FORMATS[artifact.format]

@@ -38,7 +38,7 @@ import onnxruntime
 session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 outputs = session.run(None, {given.name: value for given, value in zip(session.get_inputs(), inputs, strict=True)})
 """
-_RECURRENT = (b"LSTM", b"GRU", b"RNN", b"Scan")  # operators; weights may contain the words by chance
+_RECURRENT = ("LSTM", "DynamicQuantizeLSTM", "GRU", "RNN", "Scan")
 _ORIGIN = "origin"
 _OUTPUT = "output"
 _SUFFIX = re.compile(r"(/|_token_\d).*")  # what onnxruntime appends to the name of a node that it replaces
@@ -149,16 +149,21 @@ def load(folder: Path, threads: int | None) -> Callable[[Sequence[Tensor]], list
         ArtifactError: its weights are in a file that export does not write.
     """
     session = _session(folder, threads)
-    is_recurrent = any(_holds(place(folder, FILE), word) for word in _RECURRENT)
     names, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
-        if is_recurrent and not all(map(torch.numel, tensors)):  # onnxruntime (1.32) would end the whole process
+        if not all(map(torch.numel, tensors)) and _is_recurrent(folder):  # onnxruntime (1.32) would end the process
             raise ArtifactError("call: a tensor is empty, and onnxruntime computes no recurrent layer of nothing.")
         results = session.run(outputs, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
         return [torch.from_numpy(result) for result in results]
 
     return run
+
+
+def _is_recurrent(folder: Path) -> bool:
+    library = require("onnx", "onnx", "load: an ONNX artifact")
+    model = library.load(place(folder, FILE), load_external_data=False)
+    return any(node.op_type in _RECURRENT for node in model.graph.node)
 
 
 def kernels(folder: Path) -> list[Kernel]:

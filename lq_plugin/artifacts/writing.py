@@ -15,7 +15,8 @@ from lq_plugin.artifacts.base import FORMATS, Format
 from lq_plugin.artifacts.description import Artifact, read
 from lq_plugin.coverage import Coverage
 from lq_plugin.durable import put_in_place
-from lq_plugin.errors import ArtifactError, ConfigError, ExportError, LqError, UnsupportedError
+from lq_plugin.errors import ArtifactError, ExportError, LqError, UnsupportedError
+from lq_plugin.options import check_threads
 from lq_plugin.scheme import as_dict
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def export_one(candidate: Candidate, path: Path, format_name: str, threads: int 
         ConfigError: too few threads.
         UnsupportedError: the format does not exist for candidates of this method, or for this one.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads: {threads} is too small. Allowed: 1 or more, or None for the runtime's choice.")
+    check_threads(threads)
     if candidate.scheme.method in FORMATS[format_name].refuses:
         raise UnsupportedError(FORMATS[format_name].refuses[candidate.scheme.method])
     path.parent.mkdir(parents=True, exist_ok=True)
